@@ -1,0 +1,70 @@
+# switchyard_library(FOLDER SOURCES a.cpp ... LINKS switchyard_core ...): one static library a folder, named switchyard_FOLDER.
+# switchyard_test(FOLDER SOURCES ...): one GoogleTest program a folder, each test registered with ctest under its own name.
+option(SWITCHYARD_PRECOMPILED_HEADER "Share one precompiled header" ON)
+
+add_library(switchyard_options INTERFACE)
+add_library(switchyard::options ALIAS switchyard_options)
+set_target_properties(switchyard_options PROPERTIES EXPORT_NAME options)
+target_compile_features(switchyard_options INTERFACE cxx_std_20)
+# Without -fopenmp in our own files at::parallel_for is silently serial.
+target_link_libraries(switchyard_options INTERFACE ${TORCH_LIBRARIES} OpenMP::OpenMP_CXX)
+target_include_directories(switchyard_options INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:include>)
+
+add_library(switchyard_warnings INTERFACE)
+if(SWITCHYARD_DEVELOPER_MODE)
+  target_compile_options(switchyard_warnings INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
+  # g++ 12 at -O3 warns of plain "literal" + std::string (its bugs 105329 and 105651, fixed in 13).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(switchyard_warnings INTERFACE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds)
+  endif()
+endif()
+if(SWITCHYARD_SANITIZER)
+  target_compile_options(switchyard_options INTERFACE -fsanitize=${SWITCHYARD_SANITIZER} -fno-omit-frame-pointer)
+  target_link_options(switchyard_options INTERFACE -fsanitize=${SWITCHYARD_SANITIZER})
+endif()
+
+function(switchyard_precompile target)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  if(NOT SWITCHYARD_PRECOMPILED_HEADER)
+    return()
+  endif()
+  if(target STREQUAL "switchyard_core")
+    target_precompile_headers(${target} PRIVATE "${PROJECT_SOURCE_DIR}/cmake/precompiled.hpp")
+  else()
+    target_precompile_headers(${target} REUSE_FROM switchyard_core)
+  endif()
+endfunction()
+
+function(switchyard_library folder)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
+  set(target switchyard_${folder})
+  add_library(${target} STATIC ${arg_SOURCES})
+  add_library(switchyard::${folder} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${folder})
+  target_link_libraries(${target} PUBLIC switchyard_options ${arg_LINKS}
+    PRIVATE $<BUILD_INTERFACE:switchyard_warnings> ${arg_PRIVATE_LINKS})
+  switchyard_precompile(${target})
+  set_property(GLOBAL APPEND PROPERTY SWITCHYARD_LIBRARIES ${target})
+endfunction()
+
+function(switchyard_program name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINKS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE switchyard_warnings ${arg_LINKS})
+  # -fPIC in place of CMake's -fPIE: a precompiled header is refused under other flags than its own.
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${name} PRIVATE -fPIC)
+  switchyard_precompile(${name})
+endfunction()
+
+function(switchyard_test folder)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINKS" ${ARGN})
+  set(name ${folder}_test)
+  switchyard_program(${name} SOURCES ${arg_SOURCES}
+    LINKS switchyard_${folder} ${arg_LINKS} GTest::gmock GTest::gtest_main ${RAPIDCHECK_LIBRARY})
+  target_include_directories(${name} SYSTEM PRIVATE ${RAPIDCHECK_INCLUDE})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "unit;${folder}" TIMEOUT 600
+    ENVIRONMENT "OMP_NUM_THREADS=1;RC_PARAMS=seed=1")
+endfunction()

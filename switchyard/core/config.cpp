@@ -1,0 +1,311 @@
+#include "switchyard/core/config.hpp"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
+
+namespace switchyard {
+
+// The source of each node (file or override, line) is kept by toml++ in the node itself.
+struct ConfigNode::Impl {
+  std::shared_ptr<const toml::table> root;  // keeps `table` alive
+  const toml::table* table = nullptr;
+  std::string name;  // the file
+  std::string path;  // "balance", "arms[1]", empty at the root
+};
+
+namespace {
+
+std::string join_path(const std::string& path, std::string_view key) {
+  if (path.empty() || key.empty()) return path + std::string(key);
+  return path + "." + std::string(key);
+}
+
+std::string place(const std::string& name, const toml::node& node, const std::string& path) {
+  const toml::source_region& source = node.source();
+  std::string text = source.path == nullptr ? name : *source.path;
+  if (text == name && !path.empty() && source.begin.line > 0) text += ":" + std::to_string(source.begin.line);
+  return path.empty() ? text : text + ": " + path;
+}
+
+std::string describe(const toml::node& node) {
+  switch (node.type()) {
+    case toml::node_type::string: return join_text("string ", toml_value(node.ref<std::string>()));
+    case toml::node_type::integer: return join_text("integer ", node.ref<int64_t>());
+    case toml::node_type::floating_point: return join_text("float ", toml_value(node.ref<double>()));
+    case toml::node_type::boolean: return node.ref<bool>() ? "boolean true" : "boolean false";
+    case toml::node_type::array: return "an array";
+    case toml::node_type::table: return "a table";
+    default: return "a date or time";
+  }
+}
+
+[[noreturn]] void throw_wrong_type(const std::string& where, const toml::node& node, std::string_view expected) {
+  throw ConfigError(join_text(where, ": expected ", expected, ", given ", describe(node)));
+}
+
+void convert(const toml::node& node, const std::string& where, bool& value) {
+  if (!node.is_boolean()) throw_wrong_type(where, node, "true or false");
+  value = node.ref<bool>();
+}
+
+void convert(const toml::node& node, const std::string& where, int64_t& value) {
+  if (!node.is_integer()) throw_wrong_type(where, node, "an integer");
+  value = node.ref<int64_t>();
+}
+
+void convert(const toml::node& node, const std::string& where, double& value) {
+  if (node.is_floating_point()) {
+    value = node.ref<double>();
+    return;
+  }
+  if (!node.is_integer()) throw_wrong_type(where, node, "a number");
+  constexpr int64_t kLargestExact = int64_t{1} << std::numeric_limits<double>::digits;
+  const int64_t integer = node.ref<int64_t>();
+  if (integer > kLargestExact || integer < -kLargestExact) {
+    throw_wrong_type(where, node, "a number that a double holds exactly");
+  }
+  value = static_cast<double>(integer);
+}
+
+void convert(const toml::node& node, const std::string& where, std::string& value) {
+  if (!node.is_string()) throw_wrong_type(where, node, "a string (in quotes)");
+  value = node.ref<std::string>();
+}
+
+template <typename T>
+void convert(const toml::node& node, const std::string& where, std::vector<T>& value) {
+  const toml::array* array = node.as_array();
+  if (array == nullptr) throw_wrong_type(where, node, "an array");
+  value.clear();
+  for (const toml::node& item : *array) {
+    convert(item, join_text(where, "[", value.size(), "]"), value.emplace_back());
+  }
+}
+
+void convert(const toml::node& node, const std::string& where, std::map<std::string, double>& value) {
+  const toml::table* table = node.as_table();
+  if (table == nullptr) throw_wrong_type(where, node, "a table of numbers");
+  value.clear();
+  for (const auto& [key, item] : *table) {
+    convert(item, where + "." + std::string(key.str()), value[std::string(key.str())]);
+  }
+}
+
+toml::table parse_toml(std::string_view text, std::string_view name) {
+  try {
+    return toml::parse(text, name);
+  } catch (const toml::parse_error& error) {
+    throw ConfigError(join_text(name, ":", error.source().begin.line, ": not valid TOML: ", error.description()));
+  }
+}
+
+struct Override {
+  std::vector<std::string> keys;
+  toml::table document;  // nested tables along `keys`, the value innermost
+};
+
+std::vector<std::string> override_keys(std::string_view key, const std::string& name) {
+  std::vector<std::string> keys;
+  const toml::table document = parse_toml(join_text(key, " = 0"), name);
+  for (const toml::table* table = &document; table != nullptr && !table->empty();) {
+    const auto& [step, node] = *table->begin();
+    keys.emplace_back(step.str());
+    table = node.as_table();
+  }
+  return keys;
+}
+
+Override parse_override(const std::string& text) {
+  const std::string name = "--set " + text;
+  const size_t equals = text.find('=');
+  SWITCHYARD_CHECK(equals != std::string::npos && equals > 0, ConfigError, name, ": expected key=value");
+  SWITCHYARD_CHECK(text.find('\n') == std::string::npos, ConfigError, name, ": expected a single line");
+  const std::string key = text.substr(0, equals);
+  std::string value = text.substr(equals + 1);
+  Override result;
+  result.keys = override_keys(key, name);
+  SWITCHYARD_CHECK(!result.keys.empty(), ConfigError, name, ": expected key=value");
+  const size_t start = value.find_first_not_of(" \t");
+  const bool must_be_toml = start != std::string::npos && std::string_view("\"'[{").find(value[start]) != std::string::npos;
+  try {
+    result.document = toml::parse(join_text(key, " = ", value), name);
+  } catch (const toml::parse_error& error) {
+    SWITCHYARD_CHECK(!must_be_toml, ConfigError, name, ": not a TOML value: ", error.description());
+    result.document = parse_toml(join_text(key, " = ", toml_value(value)), name);
+  }
+  return result;
+}
+
+// Nodes are moved, not copied: toml++ drops the source of a copy.
+void apply_override(toml::table& root, const std::string& text) {
+  Override change = parse_override(text);
+  toml::table* to = &root;
+  toml::table* from = &change.document;
+  for (size_t depth = 0;; ++depth) {
+    const std::string& key = change.keys[depth];
+    toml::node* old = to->get(key);
+    if (old == nullptr || depth + 1 == change.keys.size()) {
+      to->insert_or_assign(key, std::move(*from->get(key)));
+      return;
+    }
+    SWITCHYARD_CHECK(old->is_table(), ConfigError, "--set ", text, ": '", key, "' is ", describe(*old),
+                     ", which has no keys; set it whole");
+    to = old->as_table();
+    from = from->get(key)->as_table();
+  }
+}
+
+std::string quote(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char letter : text) {
+    switch (letter) {
+      case '"': quoted += "\\\""; break;
+      case '\\': quoted += "\\\\"; break;
+      case '\n': quoted += "\\n"; break;
+      case '\t': quoted += "\\t"; break;
+      case '\r': quoted += "\\r"; break;
+      default: {
+        const auto code = static_cast<unsigned char>(letter);
+        constexpr std::string_view kDigits = "0123456789ABCDEF";
+        if (code >= 0x20 && code != 0x7F) {
+          quoted += letter;
+        } else {
+          quoted += std::string("\\u00") + kDigits[code >> 4] + kDigits[code & 15];
+        }
+      }
+    }
+  }
+  return quoted + "\"";
+}
+
+template <typename T>
+std::string array_text(const std::vector<T>& items) {
+  std::vector<std::string> texts;
+  for (const T& item : items) texts.push_back(toml_value(item));
+  return "[" + comma_list(texts) + "]";
+}
+
+template <typename T>
+void get_value(const ConfigNode& node, const toml::table& table, std::string_view key, T& value) {
+  const toml::node* found = table.get(key);
+  SWITCHYARD_CHECK(found != nullptr, ConfigError, node.where(key), ": not given");
+  T converted{};
+  convert(*found, node.where(key), converted);
+  value = std::move(converted);
+}
+
+}  // namespace
+
+ConfigNode parse_config_file(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  std::string text;
+  try {
+    text = read_file(path);
+  } catch (const DataError& error) {
+    throw ConfigError(error.what());
+  }
+  return parse_config_text(text, path.string(), overrides);
+}
+
+ConfigNode parse_config_text(std::string_view text, std::string_view name, const std::vector<std::string>& overrides) {
+  auto root = std::make_shared<toml::table>(parse_toml(text, name));
+  for (const std::string& change : overrides) apply_override(*root, change);
+  const toml::table* table = root.get();
+  return ConfigNode(std::make_shared<ConfigNode::Impl>(ConfigNode::Impl{std::move(root), table, std::string(name), ""}));
+}
+
+bool ConfigNode::has(std::string_view key) const { return impl_->table->contains(key); }
+
+std::string ConfigNode::where(std::string_view key) const {
+  const toml::node* node = key.empty() ? nullptr : impl_->table->get(key);
+  return place(impl_->name, node == nullptr ? *impl_->table : *node, join_path(impl_->path, key));
+}
+
+ConfigNode ConfigNode::child(std::string_view key) const {
+  const toml::node* node = impl_->table->get(key);
+  SWITCHYARD_CHECK(node != nullptr, ConfigError, where(key), ": not given");
+  if (!node->is_table()) throw_wrong_type(where(key), *node, join_text("a table, [", join_path(impl_->path, key), "]"));
+  return ConfigNode(std::make_shared<Impl>(Impl{impl_->root, node->as_table(), impl_->name, join_path(impl_->path, key)}));
+}
+
+std::vector<ConfigNode> ConfigNode::children(std::string_view key) const {
+  const toml::node* node = impl_->table->get(key);
+  SWITCHYARD_CHECK(node != nullptr, ConfigError, where(key), ": not given");
+  const std::string path = join_path(impl_->path, key);
+  const std::string expected = join_text("an array of tables, [[", path, "]]");
+  if (!node->is_array()) throw_wrong_type(where(key), *node, expected);
+  std::vector<ConfigNode> items;
+  for (const toml::node& item : *node->as_array()) {
+    const std::string item_path = join_text(path, "[", items.size(), "]");
+    if (!item.is_table()) throw_wrong_type(place(impl_->name, item, item_path), item, expected);
+    items.emplace_back(std::make_shared<Impl>(Impl{impl_->root, item.as_table(), impl_->name, item_path}));
+  }
+  return items;
+}
+
+std::vector<std::string> ConfigNode::keys() const {
+  std::vector<std::string> names;
+  for (const auto& [key, node] : *impl_->table) names.emplace_back(key.str());
+  return names;
+}
+
+void ConfigNode::get(std::string_view key, bool& value) const { get_value(*this, *impl_->table, key, value); }
+void ConfigNode::get(std::string_view key, int64_t& value) const { get_value(*this, *impl_->table, key, value); }
+void ConfigNode::get(std::string_view key, double& value) const { get_value(*this, *impl_->table, key, value); }
+void ConfigNode::get(std::string_view key, std::string& value) const { get_value(*this, *impl_->table, key, value); }
+void ConfigNode::get(std::string_view key, std::vector<std::string>& value) const {
+  get_value(*this, *impl_->table, key, value);
+}
+void ConfigNode::get(std::string_view key, std::vector<int64_t>& value) const {
+  get_value(*this, *impl_->table, key, value);
+}
+void ConfigNode::get(std::string_view key, std::vector<double>& value) const {
+  get_value(*this, *impl_->table, key, value);
+}
+void ConfigNode::get(std::string_view key, std::map<std::string, double>& value) const {
+  get_value(*this, *impl_->table, key, value);
+}
+
+void reject_unknown_keys(const ConfigNode& node, const std::vector<std::string>& valid) {
+  std::string message;
+  for (const std::string& key : node.keys()) {
+    if (std::find(valid.begin(), valid.end(), key) != valid.end()) continue;
+    if (!message.empty()) message += "\n";
+    message += node.where(key) + ": " + unknown_name("key", key, valid);
+  }
+  if (!message.empty()) throw ConfigError(message);
+}
+
+std::string toml_value(bool value) { return value ? "true" : "false"; }
+
+std::string toml_value(int64_t value) { return std::to_string(value); }
+
+std::string toml_value(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0.0 ? "inf" : "-inf";
+  char buffer[32];
+  const auto result = std::to_chars(buffer, buffer + sizeof(buffer), value);
+  std::string text(buffer, result.ptr);
+  // Without a point TOML would read an integer.
+  if (text.find_first_of(".e") == std::string::npos) text += ".0";
+  return text;
+}
+
+std::string toml_value(const std::string& value) { return quote(value); }
+std::string toml_value(const std::vector<std::string>& value) { return array_text(value); }
+std::string toml_value(const std::vector<int64_t>& value) { return array_text(value); }
+std::string toml_value(const std::vector<double>& value) { return array_text(value); }
+
+std::string toml_value(const std::map<std::string, double>& value) {
+  std::vector<std::string> items;
+  for (const auto& [key, number] : value) items.push_back(quote(key) + " = " + toml_value(number));
+  return items.empty() ? "{}" : "{ " + comma_list(items) + " }";
+}
+
+}  // namespace switchyard

@@ -1,0 +1,48 @@
+#pragma once
+// Files that are either whole or not there.
+
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <ostream>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace switchyard {
+
+/// Writes aside in the same folder, syncs, renames. On any failure (disk full, no right) the final name is untouched, the
+/// part file is removed, and DataError names the file and the reason. The folder must exist; a symbolic link is followed;
+/// anything that is not a regular file (/dev/null) is refused. The stream is binary and knows tellp() but cannot seek.
+void write_file_atomically(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write);
+void write_file_atomically(const std::filesystem::path& path, std::string_view content);
+
+/// A folder built aside and renamed into place by commit(); removed by the destructor otherwise.
+class StagedFolder {
+ public:
+  /// Creates missing parents. The staging folder is `.<name>.part-<pid>` beside the target; only one at a time per process
+  /// and target.
+  /// @throws DataError if `target` exists already
+  explicit StagedFolder(std::filesystem::path target);
+  ~StagedFolder();
+  StagedFolder(const StagedFolder&) = delete;
+  StagedFolder& operator=(const StagedFolder&) = delete;
+
+  /// Where the content lies: the staging folder, after commit() the target.
+  [[nodiscard]] const std::filesystem::path& path() const { return staging_; }
+  /// Syncs every file and folder inside, then renames. Once only.
+  void commit();
+
+ private:
+  std::filesystem::path target_;
+  std::filesystem::path staging_;
+};
+
+/// Whole file as bytes. Throws DataError that names it.
+[[nodiscard]] std::string read_file(const std::filesystem::path& path);
+
+/// SHA-256 in lower-case hex.
+[[nodiscard]] std::string sha256_hex(std::string_view bytes);
+[[nodiscard]] std::string sha256_file(const std::filesystem::path& path);
+
+}  // namespace switchyard

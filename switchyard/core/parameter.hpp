@@ -1,0 +1,25 @@
+#pragma once
+// A named weight: fp32 master, the copy that computes, and the fp32 gradient of the step.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+namespace switchyard {
+
+enum class Decay { No, Yes };          // weight decay
+enum class Training { Frozen, Trained };
+
+struct Parameter {
+  std::string name;    // Hugging Face name, "model.layers.0.mlp.gate.weight"
+  at::Tensor master;   // fp32, no autograd
+  at::Tensor compute;  // leaf that the forward reads: bf16 copy, or the same storage as master; refreshed once a step
+  at::Tensor grad;     // fp32, summed over the micro-batches of the step; undefined until the first backward
+  Decay decay = Decay::Yes;
+  Training training = Training::Trained;
+};
+
+using ParameterRefs = std::vector<Parameter*>;
+
+}  // namespace switchyard

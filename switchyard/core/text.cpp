@@ -1,0 +1,63 @@
+#include "switchyard/core/text.hpp"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+// Edit distance with swaps of neighbours (optimal string alignment): "tpo_k" is one step from "top_k".
+size_t edit_distance(std::string_view left, std::string_view right) {
+  std::vector<size_t> before_last(right.size() + 1);
+  std::vector<size_t> last(right.size() + 1);
+  std::vector<size_t> current(right.size() + 1);
+  for (size_t j = 0; j <= right.size(); ++j) last[j] = j;
+  for (size_t i = 1; i <= left.size(); ++i) {
+    current[0] = i;
+    for (size_t j = 1; j <= right.size(); ++j) {
+      const size_t replace = last[j - 1] + (left[i - 1] == right[j - 1] ? 0 : 1);
+      current[j] = std::min({last[j] + 1, current[j - 1] + 1, replace});
+      const bool swapped = i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1];
+      if (swapped) current[j] = std::min(current[j], before_last[j - 2] + 1);
+    }
+    std::swap(before_last, last);
+    std::swap(last, current);
+  }
+  return last[right.size()];
+}
+
+}  // namespace
+
+std::string nearest_name(std::string_view given, std::span<const std::string> candidates) {
+  const size_t limit = std::max<size_t>(2, given.size() / 3);
+  std::string nearest;
+  size_t smallest = limit + 1;
+  for (const std::string& candidate : candidates) {
+    const size_t distance = edit_distance(given, candidate);
+    // A distance as long as the longer name means that nothing of it was kept.
+    if (distance < smallest && distance < std::max(given.size(), candidate.size())) {
+      smallest = distance;
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
+std::string comma_list(std::span<const std::string> items) {
+  std::string list;
+  for (const std::string& item : items) {
+    if (!list.empty()) list += ", ";
+    list += item;
+  }
+  return list;
+}
+
+std::string unknown_name(std::string_view what, std::string_view given, std::span<const std::string> known) {
+  const std::string nearest = nearest_name(given, known);
+  const std::string hint = nearest.empty() ? "" : join_text(" (did you mean '", nearest, "'?)");
+  return join_text("unknown ", what, " '", given, "'", hint, "; known: ", comma_list(known));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,20 @@
+#pragma once
+// Small text helpers that messages need.
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace switchyard {
+
+/// The candidate with the smallest edit distance to `given`; empty if there is none within a third of its length (at least 2).
+[[nodiscard]] std::string nearest_name(std::string_view given, std::span<const std::string> candidates);
+
+/// "a, b, c".
+[[nodiscard]] std::string comma_list(std::span<const std::string> items);
+
+/// The message for an unknown name: "unknown router 'topkk' (did you mean 'top_k'?); known: top_k, random".
+[[nodiscard]] std::string unknown_name(std::string_view what, std::string_view given, std::span<const std::string> known);
+
+}  // namespace switchyard

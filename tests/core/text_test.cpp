@@ -1,0 +1,48 @@
+#include "switchyard/core/text.hpp"
+
+#include <gtest/gtest.h>
+
+namespace switchyard {
+namespace {
+
+const std::vector<std::string> kRouters = {"top_k", "random", "expert_choice"};
+
+TEST(NearestName, FindsOneEditOfEachKind) {
+  EXPECT_EQ(nearest_name("topk", kRouters), "top_k");           // left out
+  EXPECT_EQ(nearest_name("top__k", kRouters), "top_k");         // put in
+  EXPECT_EQ(nearest_name("top-k", kRouters), "top_k");          // replaced
+  EXPECT_EQ(nearest_name("tpo_k", kRouters), "top_k");          // swapped
+  EXPECT_EQ(nearest_name("expert_choise", kRouters), "expert_choice");
+}
+
+TEST(NearestName, CountsASwapAsOneEdit) {
+  const std::vector<std::string> names = {"abxx", "abdc"};
+  EXPECT_EQ(nearest_name("abcd", names), "abdc");
+}
+
+TEST(NearestName, TakesTheFirstOfEquallyNearOnes) {
+  const std::vector<std::string> names = {"abcx", "abcy"};
+  EXPECT_EQ(nearest_name("abcz", names), "abcx");
+}
+
+TEST(NearestName, IsEmptyWhenNothingIsNear) {
+  EXPECT_EQ(nearest_name("gate", kRouters), "");
+  EXPECT_EQ(nearest_name("", kRouters), "");
+  EXPECT_EQ(nearest_name("top_k", std::vector<std::string>{}), "");
+  EXPECT_EQ(nearest_name("x", std::vector<std::string>{"ab"}), "");
+}
+
+TEST(CommaList, JoinsWithCommas) {
+  EXPECT_EQ(comma_list(std::vector<std::string>{}), "");
+  EXPECT_EQ(comma_list(std::vector<std::string>{"a"}), "a");
+  EXPECT_EQ(comma_list(std::vector<std::string>{"a", "b", "c"}), "a, b, c");
+}
+
+TEST(UnknownName, SaysWhatWasMeantAndWhatIsKnown) {
+  EXPECT_EQ(unknown_name("router", "topkk", kRouters),
+            "unknown router 'topkk' (did you mean 'top_k'?); known: top_k, random, expert_choice");
+  EXPECT_EQ(unknown_name("router", "gate", kRouters), "unknown router 'gate'; known: top_k, random, expert_choice");
+}
+
+}  // namespace
+}  // namespace switchyard
