@@ -1,0 +1,83 @@
+#include "switchyard/balance/inject.hpp"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kCellKey = "cell";
+
+CellPtr cell_of(AutogradContext* context) {
+  return c10::static_intrusive_pointer_cast<CoefficientCell>(context->saved_data[kCellKey].toCapsule());
+}
+
+// Adds the loss's gradient to that of an identity.
+struct InjectCoefficients : torch::autograd::Function<InjectCoefficients> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+    context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
+    context->save_for_backward({segment_T});
+    return probs_TE;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const at::Tensor segment_T = context->get_saved_variables()[0];
+    const at::Tensor& grad_TE = grads[0];
+    return {grad_TE.add(cell_of(context)->of_tokens(segment_T, grad_TE.scalar_type())), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct InjectZLoss : torch::autograd::Function<InjectZLoss> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+    context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
+    context->save_for_backward({segment_T, logits_TE});
+    return logits_TE;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor logits_TE = saved[1].detach();
+    const at::Tensor scale_T1 = cell_of(context)->of_tokens(saved[0], logits_TE.scalar_type());
+    const at::Tensor lse_T1 = at::logsumexp(logits_TE, {-1}, /*keepdim=*/true);
+    // A padding row may hold anything, infinities included; zero times that would still be NaN.
+    const at::Tensor z_grad_TE = at::where(scale_T1.eq(0), 0.0, at::softmax(logits_TE, -1).mul(scale_T1.mul(lse_T1).mul(2.0)));
+    return {grads[0].add(z_grad_TE.to(grads[0].scalar_type())), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+void CoefficientCell::fill(const at::Tensor& coefficients_SE) {
+  rows_ = at::cat({coefficients_SE, at::zeros({1, coefficients_SE.size(1)}, coefficients_SE.options())});
+}
+
+at::Tensor CoefficientCell::coefficients_SE() const {
+  SWITCHYARD_CHECK(filled(), StateError, where_, ": the balancing coefficients are not known yet. Call close_forward() after its last ",
+                   "layer and, for scopes that need the whole step, close_counting() after the last forward, before backward");
+  return rows_.narrow(0, 0, rows_.size(0) - 1);
+}
+
+at::Tensor CoefficientCell::of_tokens(const at::Tensor& segment_T, at::ScalarType type) const {
+  const int64_t num_segments = coefficients_SE().size(0);
+  return rows_.to(segment_T.device(), type).index_select(0, at::where(segment_T.lt(0), num_segments, segment_T));
+}
+
+at::Tensor inject_coefficients(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+  return InjectCoefficients::apply(probs_TE, segment_T, cell);
+}
+
+at::Tensor inject_z_loss(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+  return InjectZLoss::apply(logits_TE, segment_T, cell);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,111 @@
+#include "switchyard/balance/ledger.hpp"
+
+#include <ATen/ops/zeros.h>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+// Sums rows [begin, end) of one layer of values_LSE.
+template <typename Number>
+std::vector<Number> sum_rows(const at::Tensor& values_LSE, int64_t layer, const SegmentRange& range) {
+  const int64_t num_experts = values_LSE.size(2);
+  std::vector<Number> sums_E(static_cast<size_t>(num_experts), Number{0});
+  const Number* row = values_LSE.const_data_ptr<Number>() + (layer * values_LSE.size(1) + range.begin) * num_experts;
+  for (int64_t segment = range.begin; segment < range.end; ++segment) {
+    for (Number& sum : sums_E) sum += *row++;
+  }
+  return sums_E;
+}
+
+}  // namespace
+
+StepLedger::StepLedger(StepPlan plan, int64_t num_layers, int64_t num_experts)
+    : plan_(std::move(plan)), num_layers_(num_layers), num_experts_(num_experts) {
+  const int64_t num_segments = plan_.num_segments();
+  counts_LSE_ = at::zeros({num_layers, num_segments, num_experts}, at::kLong);
+  prob_sums_LSE_ = at::zeros({num_layers, num_segments, num_experts}, at::kDouble);
+  lse_LS_ = at::zeros({num_layers, num_segments}, at::kDouble);
+  seen_.assign(static_cast<size_t>(plan_.num_forwards() * num_layers), false);
+  scores_L_.resize(static_cast<size_t>(num_layers));
+}
+
+void StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics& statistics) {
+  const at::Tensor& counts_SE = statistics.counts.counts_GE;
+  SWITCHYARD_CHECK(counts_SE.dim() == 2 && counts_SE.size(0) == plan_.forward_segments(forward) && counts_SE.size(1) == num_experts_,
+                   ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer, ": counts have shape ", counts_SE.sizes(),
+                   "; expected [", plan_.forward_segments(forward), ", ", num_experts_, "], segments of the forward and experts");
+  check_tokens(forward, layer, statistics.counts.tokens_G);
+  if (has(forward, layer)) {
+    check_same_counts(forward, layer, counts_SE);
+    return;
+  }
+  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  const int64_t num_segments = counts_SE.size(0);
+  counts_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(counts_SE);
+  LayerScores& scores = scores_L_[static_cast<size_t>(layer)];
+  if (statistics.prob_sums_SE.defined()) {
+    prob_sums_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.prob_sums_SE);
+  } else {
+    scores.probs = false;
+  }
+  if (statistics.squared_lse_S.defined()) {
+    lse_LS_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.squared_lse_S);
+  } else {
+    scores.squared_lse = false;
+  }
+  seen_[static_cast<size_t>(forward * num_layers_ + layer)] = true;
+}
+
+void StepLedger::check_tokens(int64_t forward, int64_t layer, const at::Tensor& tokens_S) const {
+  const at::Tensor host_tokens_S = tokens_S.contiguous();
+  const int64_t* tokens = host_tokens_S.const_data_ptr<int64_t>();
+  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  for (int64_t segment = 0; segment < tokens_S.size(0); ++segment) {
+    const int64_t planned = plan_.segment_tokens[static_cast<size_t>(begin + segment)];
+    SWITCHYARD_CHECK(tokens[segment] == planned, ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer,
+                     ": segment ", segment, " has ", tokens[segment], " valid tokens; the plan says ", planned,
+                     ". Build the plan from the batch that is run");
+  }
+}
+
+void StepLedger::check_same_counts(int64_t forward, int64_t layer, const at::Tensor& counts_SE) const {
+  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  const at::Tensor host_SE = counts_SE.contiguous();
+  const int64_t* now = host_SE.const_data_ptr<int64_t>();
+  const int64_t* first = counts_LSE_.const_data_ptr<int64_t>() + (layer * plan_.num_segments() + begin) * num_experts_;
+  for (int64_t index = 0; index < host_SE.numel(); ++index) {
+    SWITCHYARD_CHECK(now[index] == first[index], StateError, "step ", plan_.step, ", forward ", forward, ", layer ", layer,
+                     ": the second run sent ", now[index], " slots of segment ", index / num_experts_, " to expert ",
+                     index % num_experts_, ", the first ", first[index],
+                     ". The routing does not replay: run both with the same weights, inputs, random streams and kernels, or "
+                     "replay the recorded choices");
+  }
+}
+
+bool StepLedger::has(int64_t forward, int64_t layer) const { return seen_[static_cast<size_t>(forward * num_layers_ + layer)]; }
+bool StepLedger::has_probs(int64_t layer) const { return scores_L_[static_cast<size_t>(layer)].probs; }
+bool StepLedger::has_squared_lse(int64_t layer) const { return scores_L_[static_cast<size_t>(layer)].squared_lse; }
+
+std::vector<int64_t> StepLedger::counts_E(int64_t layer, const SegmentRange& range) const {
+  return sum_rows<int64_t>(counts_LSE_, layer, range);
+}
+
+std::vector<double> StepLedger::prob_sums_E(int64_t layer, const SegmentRange& range) const {
+  return sum_rows<double>(prob_sums_LSE_, layer, range);
+}
+
+double StepLedger::squared_lse(int64_t layer) const { return lse_LS_.select(0, layer).sum().item<double>(); }
+
+at::Tensor StepLedger::step_counts_LE() const { return counts_LSE_.sum(1); }
+
+at::Tensor StepLedger::micro_batch_counts_MLE() const {
+  at::Tensor counts_MLE = at::zeros({plan_.micro_batch_count(), num_layers_, num_experts_}, at::kLong);
+  for (int64_t segment = 0; segment < plan_.num_segments(); ++segment) {
+    counts_MLE.select(0, plan_.segment_micro_batch[static_cast<size_t>(segment)]).add_(counts_LSE_.select(1, segment));
+  }
+  return counts_MLE;
+}
+
+}  // namespace switchyard

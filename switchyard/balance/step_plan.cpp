@@ -1,0 +1,88 @@
+#include "switchyard/balance/step_plan.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+void check_segments(const StepPlan& plan) {
+  const size_t num_segments = plan.segment_tokens.size();
+  SWITCHYARD_CHECK(plan.segment_micro_batch.size() == num_segments, UsageError, "step ", plan.step, ": ", num_segments,
+                   " segment_tokens and ", plan.segment_micro_batch.size(), " segment_micro_batch; expected one of each per segment");
+  int64_t last_micro_batch = 0;
+  for (size_t segment = 0; segment < num_segments; ++segment) {
+    SWITCHYARD_CHECK(plan.segment_tokens[segment] >= 0, UsageError, "step ", plan.step, ": segment ", segment, " has ",
+                     plan.segment_tokens[segment], " tokens; expected 0 or more");
+    SWITCHYARD_CHECK(plan.segment_micro_batch[segment] >= last_micro_batch, UsageError, "step ", plan.step, ": segment ", segment,
+                     " is of micro-batch ", plan.segment_micro_batch[segment], " after one of ", last_micro_batch,
+                     "; segments must come in the order of their micro-batches, which start at 0");
+    last_micro_batch = plan.segment_micro_batch[segment];
+  }
+}
+
+void check_forwards(const StepPlan& plan) {
+  const std::vector<int64_t>& begin = plan.forward_begin;
+  SWITCHYARD_CHECK(begin.size() >= 2 && begin.front() == 0 && begin.back() == plan.num_segments() &&
+                       std::is_sorted(begin.begin(), begin.end()),
+                   UsageError, "step ", plan.step, ": forward_begin must rise from 0 to the number of segments, ",
+                   plan.num_segments(), ", with one more entry than there are forwards");
+  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
+    const auto first = static_cast<size_t>(begin[static_cast<size_t>(forward)]);
+    const auto end = static_cast<size_t>(begin[static_cast<size_t>(forward) + 1]);
+    if (first == end) continue;
+    SWITCHYARD_CHECK(first == 0 || plan.segment_micro_batch[first - 1] != plan.segment_micro_batch[first], UsageError, "step ",
+                     plan.step, ": micro-batch ", plan.segment_micro_batch[first], " is split before forward ", forward,
+                     "; a forward must hold whole micro-batches");
+    SWITCHYARD_CHECK(plan.contract.micro_batches != Averaging::ByTokens ||
+                         plan.segment_micro_batch[first] == plan.segment_micro_batch[end - 1],
+                     UsageError, "step ", plan.step, ": forward ", forward, " holds micro-batches ", plan.segment_micro_batch[first],
+                     " to ", plan.segment_micro_batch[end - 1],
+                     ", so their gradients cannot be weighed by tokens one by one; use the contract Sum or Mean, or one forward each");
+  }
+}
+
+}  // namespace
+
+int64_t StepPlan::micro_batch_count() const {
+  const int64_t seen = segment_micro_batch.empty() ? 0 : segment_micro_batch.back() + 1;
+  return num_micro_batches == 0 ? seen : num_micro_batches;
+}
+
+int64_t StepPlan::step_tokens() const {
+  return std::accumulate(segment_tokens.begin(), segment_tokens.end(), int64_t{0});
+}
+
+int64_t StepPlan::forward_segments(int64_t forward) const {
+  return forward_begin[static_cast<size_t>(forward) + 1] - forward_begin[static_cast<size_t>(forward)];
+}
+
+void check_plan(const StepPlan& plan) {
+  check_segments(plan);
+  check_forwards(plan);
+  SWITCHYARD_CHECK(plan.segment_micro_batch.empty() || plan.micro_batch_count() > plan.segment_micro_batch.back(), UsageError,
+                   "step ", plan.step, ": num_micro_batches is ", plan.num_micro_batches, " but a segment is of micro-batch ",
+                   plan.segment_micro_batch.back(), "; micro-batches are numbered from 0");
+}
+
+std::vector<double> contract_factors(const StepPlan& plan) {
+  std::vector<double> factors(plan.segment_tokens.size(), 1.0);
+  if (plan.contract.micro_batches == Averaging::Mean) {
+    std::fill(factors.begin(), factors.end(), static_cast<double>(plan.micro_batch_count()));
+  } else if (plan.contract.micro_batches == Averaging::ByTokens) {
+    std::vector<int64_t> tokens_M(static_cast<size_t>(plan.micro_batch_count()), 0);
+    for (size_t segment = 0; segment < factors.size(); ++segment) {
+      tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])] += plan.segment_tokens[segment];
+    }
+    const auto step_tokens = static_cast<double>(plan.step_tokens());
+    for (size_t segment = 0; segment < factors.size(); ++segment) {
+      const int64_t tokens = tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])];
+      if (tokens > 0) factors[segment] = step_tokens / static_cast<double>(tokens);
+    }
+  }
+  return factors;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,45 @@
+#pragma once
+// What is known about an optimizer step before its first forward. A segment is a sequence or a packed document; segments are
+// numbered in step order (micro-batch, rank, row, document). S segments, F forwards, M micro-batches.
+
+#include <cstdint>
+#include <vector>
+
+namespace switchyard {
+
+enum class Averaging { Sum, Mean, ByTokens };  // who the caller lets divide, see GradientContract
+
+/// What the caller does with the gradients of the micro-batches (and ranks) after their backward. Declared, never guessed.
+/// Sum: adds them up. Mean: divides the sum by their number. ByTokens: weights each by its valid tokens over those of the step.
+struct GradientContract {
+  Averaging micro_batches = Averaging::Sum;
+  Averaging ranks = Averaging::Sum;
+};
+
+/// Everything about a step that is known before its first forward. Forwards hold whole micro-batches.
+struct StepPlan {
+  int64_t step = 0;
+  std::vector<int64_t> segment_tokens;       // valid tokens, in step order over all forwards
+  std::vector<int64_t> segment_micro_batch;  // non-decreasing
+  std::vector<int64_t> forward_begin;        // F + 1 offsets into the segments
+  GradientContract contract;
+  /// M as the caller counts it when it averages, micro-batches without a valid token included. 0: one more than the last
+  /// entry of segment_micro_batch, which misses only empty micro-batches at the end.
+  int64_t num_micro_batches = 0;
+
+  [[nodiscard]] int64_t num_forwards() const { return static_cast<int64_t>(forward_begin.size()) - 1; }
+  [[nodiscard]] int64_t num_segments() const { return static_cast<int64_t>(segment_tokens.size()); }
+  [[nodiscard]] int64_t micro_batch_count() const;  // M
+  [[nodiscard]] int64_t step_tokens() const;        // T_step, valid tokens of the step
+  [[nodiscard]] int64_t forward_segments(int64_t forward) const;
+};
+
+/// Throws UsageError where the parts of a plan contradict each other: lengths, order, a micro-batch split over two forwards,
+/// or ByTokens with several micro-batches in one forward (their gradients arrive added up, so nobody can weigh them).
+void check_plan(const StepPlan& plan);
+
+/// s of each segment: the factor by which an injected gradient must be enlarged so that what the caller does afterwards
+/// leaves the gradient of the loss. 1 for Sum, M for Mean, T_step / T_m for ByTokens (1 in micro-batches without tokens).
+[[nodiscard]] std::vector<double> contract_factors(const StepPlan& plan);
+
+}  // namespace switchyard
