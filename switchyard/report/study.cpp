@@ -1,0 +1,221 @@
+#include "switchyard/report/study.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
+
+namespace switchyard {
+namespace {
+
+auto group_key(const StartRecord& start) {
+  return std::tuple(start.domains, start.num_layers, start.num_experts, start.num_chosen, start.data_hash);
+}
+
+auto setting_key(const StartRecord& start) {
+  return std::tuple(start.arm, start.scope, start.method, start.coefficient, start.router);
+}
+
+RunState state_of(const RunLog& log) {
+  if (!log.end) return RunState::Open;
+  return log.end->reason == "done" ? RunState::Done : RunState::Interrupted;
+}
+
+template <typename Row>
+bool is_table(const std::vector<Row>& rows, std::size_t num_rows, std::size_t num_columns) {
+  return rows.size() == num_rows &&
+         std::all_of(rows.begin(), rows.end(), [&](const Row& row) { return row.size() == num_columns; });
+}
+
+void check_evaluation(const RunInput& run, const EvaluationRecord& evaluation) {
+  const StartRecord& start = run.log.start;
+  const std::size_t num_domains = start.domains.size();
+  const auto num_experts = static_cast<std::size_t>(start.num_experts);
+  const std::string where = join_text("run '", run.name, "', evaluation after step ", evaluation.step, ": ");
+  SWITCHYARD_CHECK(evaluation.domains.size() == num_domains, DataError, where, evaluation.domains.size(),
+                   " domains have a loss, but the run starts with ", num_domains, "; the log is damaged or edited");
+  SWITCHYARD_CHECK(static_cast<int64_t>(evaluation.layers.size()) == start.num_layers, DataError, where,
+                   evaluation.layers.size(), " layers were measured, but the model has ", start.num_layers, " MoE layers");
+  for (const LayerEvaluation& layer : evaluation.layers) {
+    SWITCHYARD_CHECK(is_table(layer.counts_NE, num_domains, num_experts), DataError, where, "counts_NE of layer ", layer.layer,
+                     " is not ", num_domains, " domains x ", num_experts, " experts");
+    SWITCHYARD_CHECK(layer.jensen_shannon_NN.empty() || is_table(layer.jensen_shannon_NN, num_domains, num_domains), DataError,
+                     where, "jensen_shannon_NN of layer ", layer.layer, " is not ", num_domains, " x ", num_domains);
+  }
+}
+
+std::string describe_group(const StartRecord& start) {
+  return join_text(start.domains.size(), start.domains.size() == 1 ? " domain, " : " domains, ", start.num_experts, " experts of which ",
+                   start.num_chosen, " are chosen, ", start.num_layers, start.num_layers == 1 ? " MoE layer" : " MoE layers");
+}
+
+const ArmInfo* find_info(const ReportOptions& options, const std::string& arm) {
+  const auto found =
+      std::find_if(options.arms.begin(), options.arms.end(), [&](const ArmInfo& info) { return info.name == arm; });
+  return found == options.arms.end() ? nullptr : &*found;
+}
+
+/// Runs of one arm: the same setting, every seed once. A repeated seed means that the runs are not one arm.
+struct ArmDraft {
+  StudyArm arm;
+  std::string name;
+  std::size_t rank = 0;  // place in the options
+};
+
+std::vector<ArmDraft> draft_arms(const std::vector<StudyRun>& runs, const ReportOptions& options) {
+  std::map<std::string, std::set<decltype(setting_key(StartRecord{}))>> settings_of_name;
+  std::map<decltype(setting_key(StartRecord{})), std::map<int64_t, int>> seeds_of_setting;
+  for (const StudyRun& run : runs) {
+    const StartRecord& start = run.input.log.start;
+    settings_of_name[start.arm].insert(setting_key(start));
+    ++seeds_of_setting[setting_key(start)][start.seed];
+  }
+  std::vector<ArmDraft> drafts;
+  std::map<std::string, std::size_t> draft_of_label;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const StartRecord& start = runs[i].input.log.start;
+    const auto& seeds = seeds_of_setting[setting_key(start)];
+    std::string label = start.arm;
+    if (settings_of_name[start.arm].size() > 1) {
+      label = join_text(start.arm, " (", start.router, ", ", start.scope, ", ", start.method, " ", start.coefficient, ")");
+    }
+    if (std::any_of(seeds.begin(), seeds.end(), [](const auto& seed) { return seed.second > 1; })) {
+      label = join_text(label, " [", runs[i].input.name, "]");
+    }
+    const auto [place, is_new] = draft_of_label.try_emplace(label, drafts.size());
+    if (is_new) {
+      const ArmInfo* info = find_info(options, start.arm);
+      ArmDraft draft;
+      draft.name = start.arm;
+      draft.arm.label = label;
+      draft.arm.kind = info != nullptr && info->kind ? *info->kind : infer_arm_kind(start.router);
+      draft.arm.description = info != nullptr ? info->description : "";
+      draft.rank = info != nullptr ? static_cast<std::size_t>(info - options.arms.data()) : options.arms.size();
+      drafts.push_back(draft);
+    }
+    drafts[place->second].arm.runs.push_back(i);
+  }
+  std::stable_sort(drafts.begin(), drafts.end(), [](const ArmDraft& a, const ArmDraft& b) {
+    return std::pair(a.arm.kind, a.rank) < std::pair(b.arm.kind, b.rank);
+  });
+  return drafts;
+}
+
+void choose_counted(StudyArm& arm, const std::vector<StudyRun>& runs) {
+  const auto take = [&](RunState state) {
+    for (const std::size_t run : arm.runs) {
+      if (runs[run].evaluation() != nullptr && (runs[run].state == RunState::Done) == (state == RunState::Done)) {
+        arm.counted.push_back(run);
+      }
+    }
+  };
+  take(RunState::Done);
+  if (!arm.counted.empty()) return;
+  take(RunState::Open);
+  arm.is_partial = !arm.counted.empty();
+}
+
+template <typename Value>
+void warn_if_different(StudyGroup& group, const std::string& what, Value (*value_of)(const StudyRun&)) {
+  std::set<Value> values;
+  for (const StudyRun& run : group.runs) values.insert(value_of(run));
+  if (values.size() < 2) return;
+  std::string list;
+  for (const Value& value : values) list += (list.empty() ? "" : ", ") + join_text(value);
+  group.warnings.push_back(join_text("The runs differ in ", what, ": ", list, "."));
+}
+
+void add_warnings(StudyGroup& group) {
+  for (const StudyRun& run : group.runs) {
+    if (run.state == RunState::Done) continue;
+    group.warnings.push_back(join_text(
+        "Run ", run.input.name, " is not finished (", to_string(run.state), " after step ", run.steps_done(), " of ",
+        run.input.log.start.total_steps, "). Summaries leave it out unless its arm has nothing else, and then say so."));
+  }
+  warn_if_different<int64_t>(group, "planned steps", [](const StudyRun& run) { return run.input.log.start.total_steps; });
+  warn_if_different<int64_t>(group, "held-out sequences", [](const StudyRun& run) {
+    return run.evaluation() == nullptr ? int64_t{0} : run.evaluation()->sequences;
+  });
+  warn_if_different<int64_t>(group, "label permutations behind the null", [](const StudyRun& run) {
+    return run.evaluation() == nullptr ? int64_t{0} : run.evaluation()->permutations;
+  });
+  warn_if_different<int64_t>(group, "number of parameters", [](const StudyRun& run) { return run.input.log.start.parameters; });
+  warn_if_different<std::string>(group, "compute type", [](const StudyRun& run) { return run.input.log.start.compute_type; });
+  warn_if_different<std::string>(group, "commit", [](const StudyRun& run) { return run.input.log.start.commit; });
+}
+
+std::size_t choose_baseline(const StudyGroup& group, const std::string& name) {
+  for (std::size_t i = 0; i < group.arms.size(); ++i) {
+    const StudyArm& arm = group.arms[i];
+    if (!name.empty() && group.runs[arm.runs.front()].input.log.start.arm == name) return i;
+  }
+  return 0;
+}
+
+void finish_group(StudyGroup& group, const ReportOptions& options) {
+  const StartRecord& start = group.runs.front().input.log.start;
+  group.label = describe_group(start);
+  group.domains = start.domains;
+  group.num_layers = start.num_layers;
+  group.num_experts = start.num_experts;
+  group.num_chosen = start.num_chosen;
+  group.data_hash = start.data_hash;
+  for (const ArmDraft& draft : draft_arms(group.runs, options)) group.arms.push_back(draft.arm);
+  for (std::size_t i = 0; i < group.arms.size(); ++i) {
+    StudyArm& arm = group.arms[i];
+    std::stable_sort(arm.runs.begin(), arm.runs.end(), [&](std::size_t a, std::size_t b) {
+      return group.runs[a].input.log.start.seed < group.runs[b].input.log.start.seed;
+    });
+    for (const std::size_t run : arm.runs) group.runs[run].arm = i;
+    choose_counted(arm, group.runs);
+  }
+  group.baseline = choose_baseline(group, options.baseline);
+  add_warnings(group);
+}
+
+}  // namespace
+
+std::string to_string(RunState state) {
+  switch (state) {
+    case RunState::Done: return "done";
+    case RunState::Interrupted: return "interrupted";
+    case RunState::Open: break;
+  }
+  return "no end in the log";
+}
+
+int64_t StudyRun::steps_done() const {
+  if (input.log.end) return input.log.end->step;
+  return input.log.steps.empty() ? input.log.start.step : input.log.steps.back().step;
+}
+
+const EvaluationRecord* StudyRun::evaluation() const {
+  return input.log.evaluations.empty() ? nullptr : &input.log.evaluations.back();
+}
+
+std::vector<StudyGroup> make_groups(const std::vector<RunInput>& runs, const ReportOptions& options) {
+  SWITCHYARD_CHECK(!runs.empty(), UsageError, "a report needs at least one run, none was given");
+  std::set<std::string> names;
+  std::set<std::string> arms;
+  std::vector<StudyGroup> groups;
+  std::map<decltype(group_key(StartRecord{})), std::size_t> group_of;
+  for (const RunInput& run : runs) {
+    SWITCHYARD_CHECK(names.insert(run.name).second, UsageError, "two runs are named '", run.name,
+                     "'; a report needs distinct names, so give each run folder once");
+    for (const EvaluationRecord& evaluation : run.log.evaluations) check_evaluation(run, evaluation);
+    arms.insert(run.log.start.arm);
+    const auto [place, is_new] = group_of.try_emplace(group_key(run.log.start), groups.size());
+    if (is_new) groups.emplace_back();
+    groups[place->second].runs.push_back({.input = run, .state = state_of(run.log)});
+  }
+  const std::vector<std::string> known(arms.begin(), arms.end());
+  SWITCHYARD_CHECK(options.baseline.empty() || arms.contains(options.baseline), UsageError,
+                   unknown_name("baseline arm", options.baseline, known));
+  for (StudyGroup& group : groups) finish_group(group, options);
+  return groups;
+}
+
+}  // namespace switchyard
