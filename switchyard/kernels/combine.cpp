@@ -1,0 +1,78 @@
+#include "switchyard/kernels/combine.hpp"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <vector>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/kernels/types.hpp"
+
+namespace switchyard {
+namespace {
+
+// The slots of each token: those of t are slot[begin[t]] to slot[begin[t + 1] - 1], rising.
+struct TokenSlots {
+  std::vector<int64_t> begin;
+  std::vector<int64_t> slot;
+};
+
+TokenSlots slots_by_token(const at::Tensor& token_A, int64_t num_tokens) {
+  const at::Tensor host_A = token_A.contiguous();
+  const int64_t* tokens = host_A.const_data_ptr<int64_t>();
+  const int64_t num_slots = host_A.numel();
+  TokenSlots result{std::vector<int64_t>(static_cast<size_t>(num_tokens) + 1, 0),
+                    std::vector<int64_t>(static_cast<size_t>(num_slots))};
+  for (int64_t a = 0; a < num_slots; ++a) {
+    SWITCHYARD_CHECK(tokens[a] >= 0 && tokens[a] < num_tokens, ShapeError, "slot ", a, " has token ", tokens[a],
+                     "; expected 0 to ", num_tokens - 1);
+    ++result.begin[static_cast<size_t>(tokens[a]) + 1];
+  }
+  for (size_t t = 1; t < result.begin.size(); ++t) result.begin[t] += result.begin[t - 1];
+  std::vector<int64_t> next(result.begin.begin(), result.begin.end() - 1);
+  for (int64_t a = 0; a < num_slots; ++a) {
+    result.slot[static_cast<size_t>(next[static_cast<size_t>(tokens[a])]++)] = a;
+  }
+  return result;
+}
+
+template <typename Value, typename Wide>
+void combine(const Value* rows, const Wide* weights, const TokenSlots& slots, Value* out, int64_t num_tokens,
+             int64_t width) {
+  constexpr int64_t kTokensPerTask = 64;
+  at::parallel_for(0, num_tokens, kTokensPerTask, [&](int64_t first, int64_t last) {
+    std::vector<Wide> sum(static_cast<size_t>(width));
+    for (int64_t token = first; token < last; ++token) {
+      std::fill(sum.begin(), sum.end(), Wide(0));
+      const auto t = static_cast<size_t>(token);
+      for (int64_t i = slots.begin[t]; i < slots.begin[t + 1]; ++i) {
+        const int64_t slot = slots.slot[static_cast<size_t>(i)];
+        const Wide weight = weights ? weights[slot] : Wide(1);
+        const Value* row = rows + slot * width;
+        for (int64_t d = 0; d < width; ++d) sum[static_cast<size_t>(d)] += weight * static_cast<Wide>(row[d]);
+      }
+      Value* target = out + token * width;
+      for (int64_t d = 0; d < width; ++d) target[d] = static_cast<Value>(sum[static_cast<size_t>(d)]);
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor combine_rows(const at::Tensor& rows_AD, const at::Tensor& weight_A, const at::Tensor& token_A,
+                        int64_t num_tokens) {
+  const at::Tensor rows = rows_AD.contiguous();
+  const at::Tensor weights = weight_A.defined() ? weight_A.contiguous() : weight_A;
+  const TokenSlots slots = slots_by_token(token_A, num_tokens);
+  const int64_t width = rows.size(1);
+  at::Tensor out_TD = at::empty({num_tokens, width}, rows.options());
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, rows.scalar_type(), "combine_rows", [&] {
+    using Wide = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    combine(rows.const_data_ptr<scalar_t>(), weights.defined() ? weights.const_data_ptr<Wide>() : nullptr, slots,
+            out_TD.mutable_data_ptr<scalar_t>(), num_tokens, width);
+  });
+  return out_TD;
+}
+
+}  // namespace switchyard

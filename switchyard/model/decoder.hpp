@@ -1,0 +1,81 @@
+#pragma once
+// The Qwen3-MoE decoder: embedding, layers of attention and experts, final norm, head. B rows, S positions, T = B * S,
+// D width, V vocabulary.
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/data/batch.hpp"
+#include "switchyard/model/config.hpp"
+
+namespace switchyard {
+
+/// A weight under its Hugging Face name; the tensor may be a part of a larger parameter.
+struct NamedTensor {
+  std::string name;
+  at::Tensor tensor;
+};
+
+/// What a forward needs beside tokens and weights.
+struct ForwardContext {
+  RoutingPhase phase = RoutingPhase::Train;
+  uint64_t seed = 0;
+  int64_t step = 0;
+  int64_t forward = 0;             // index within the step, key of the ledger
+  int64_t first_token = 0;         // of this forward within the step
+  Recompute recompute = Recompute::None;
+  StepBalance* balance = nullptr;  // null: neither loss nor counts
+  /// Called once per MoE layer with what the router did; under recomputation only in the first run. May be empty.
+  std::function<void(int64_t moe_layer, const Routing& routing)> observe;
+  /// Choices to use instead of new ones, one ids_TK per MoE layer; empty: choose.
+  std::vector<at::Tensor> replay_ids_LTK;
+};
+
+class Decoder {
+ public:
+  /// Weights are drawn from the streams of `seed`; `compute` must not be Auto (see resolve_compute_type()).
+  Decoder(const ModelConfig& config, ComputeType compute, int64_t num_domains, uint64_t seed);
+  ~Decoder();
+  Decoder(Decoder&&) noexcept;
+
+  /// @return final normed hidden states [T, D] in the compute type, with autograd unless grad mode is off
+  [[nodiscard]] at::Tensor forward(const Batch& batch, const ForwardContext& context);
+
+  /// Sum over scored targets of the cross-entropy in nats, fp32 (double for Float64), never materialising full logits.
+  [[nodiscard]] at::Tensor loss_sum(const at::Tensor& hidden_TD, const at::Tensor& targets_T);
+  /// Cross-entropy of each token in nats, [T], 0 where the target is ignored; no autograd.
+  [[nodiscard]] at::Tensor token_losses(const at::Tensor& hidden_TD, const at::Tensor& targets_T);
+  /// fp32 logits [T, V]; for tests and export checks.
+  [[nodiscard]] at::Tensor logits_TV(const at::Tensor& hidden_TD);
+
+  [[nodiscard]] const ModelConfig& config() const;
+  [[nodiscard]] ComputeType compute_type() const;
+  [[nodiscard]] int64_t num_moe_layers() const;
+
+  /// All weights in a fixed order; frozen router weights included. Stacked ones have a name of their own
+  /// ("...mlp.experts.gate_up_proj" [E, 2F, D], "...mlp.experts.down_proj" [E, D, F], "...self_attn.qkv_proj.weight").
+  /// Masters are changed in place only: where the types agree the compute copy is the same storage.
+  [[nodiscard]] ParameterRefs parameters();
+  /// Views of the masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken
+  /// apart. Writing to a view writes the master; call refresh_compute_weights() afterwards.
+  [[nodiscard]] std::vector<NamedTensor> named_weights() const;
+  /// Casts masters into the compute copies. Call once after each optimizer step (and after loading).
+  void refresh_compute_weights();
+  /// Adds the compute copies' gradients into Parameter::grad in fp32 and clears them. Call after each backward.
+  void collect_gradients();
+  void clear_gradients();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Auto becomes BFloat16 where the processor multiplies bf16 natively (AVX512-BF16 or AMX), else Float32.
+[[nodiscard]] ComputeType resolve_compute_type(ComputeType asked);
+
+}  // namespace switchyard

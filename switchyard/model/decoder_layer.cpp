@@ -1,0 +1,51 @@
+#include "switchyard/model/decoder_layer.hpp"
+
+#include "switchyard/kernels/rms_norm.hpp"
+
+namespace switchyard {
+namespace {
+
+std::variant<FeedForward, MoeLayer> make_feed_forward(const ModelConfig& config, std::optional<int64_t> moe_layer,
+                                                      int64_t num_domains, const std::string& prefix,
+                                                      const WeightSource& source) {
+  if (moe_layer) return MoeLayer(config, *moe_layer, num_domains, prefix, source);
+  return FeedForward(config.width, config.dense_width, prefix, source);
+}
+
+}  // namespace
+
+DecoderLayer::DecoderLayer(const ModelConfig& config, std::optional<int64_t> moe_layer, int64_t num_domains,
+                           const std::string& prefix, const WeightSource& source)
+    : epsilon_(config.norm_epsilon),
+      attention_norm_(source.norm(prefix + "input_layernorm.weight", config.width)),
+      feed_forward_norm_(source.norm(prefix + "post_attention_layernorm.weight", config.width)),
+      attention_(config, prefix + "self_attn.", source),
+      feed_forward_(make_feed_forward(config, moe_layer, num_domains, prefix + "mlp.", source)) {}
+
+at::Tensor DecoderLayer::forward(const at::Tensor& hidden_TD, const LayerInput& input, LayerRun run) {
+  const at::Tensor attended_TD =
+      hidden_TD.add(attention_.forward(rms_norm(hidden_TD, attention_norm_.compute, epsilon_), input));
+  const at::Tensor normed_TD = rms_norm(attended_TD, feed_forward_norm_.compute, epsilon_);
+  if (MoeLayer* moe = std::get_if<MoeLayer>(&feed_forward_)) return attended_TD.add(moe->forward(normed_TD, input, run));
+  return attended_TD.add(std::get<FeedForward>(feed_forward_).forward(normed_TD));
+}
+
+ParameterRefs DecoderLayer::parameters() {
+  ParameterRefs all = {&attention_norm_};
+  const auto add = [&](const ParameterRefs& some) { all.insert(all.end(), some.begin(), some.end()); };
+  add(attention_.parameters());
+  all.push_back(&feed_forward_norm_);
+  add(std::visit([](auto& part) { return part.parameters(); }, feed_forward_));
+  return all;
+}
+
+std::vector<NamedTensor> DecoderLayer::named_weights() const {
+  std::vector<NamedTensor> all = {{attention_norm_.name, attention_norm_.master}};
+  const auto add = [&](const std::vector<NamedTensor>& some) { all.insert(all.end(), some.begin(), some.end()); };
+  add(attention_.named_weights());
+  all.push_back({feed_forward_norm_.name, feed_forward_norm_.master});
+  add(std::visit([](const auto& part) { return part.named_weights(); }, feed_forward_));
+  return all;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,36 @@
+#pragma once
+// A model as a Hugging Face folder: model.safetensors and config.json of Qwen3MoeForCausalLM (transformers 5.x).
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+#include "switchyard/model/decoder.hpp"
+
+namespace switchyard {
+
+/// What config.json states besides the sizes of the model.
+struct HfFacts {
+  int64_t max_positions = 32768;  // longest row a user should give it; the model itself has no limit
+  std::optional<int64_t> bos_id;
+  std::optional<int64_t> eos_id;
+  std::optional<int64_t> pad_id;
+};
+
+/// Writes both files, fp32 masters, into `folder`, made if missing.
+/// @throws UsageError for what Qwen3-MoE cannot hold: a shared expert, a router other than top_k
+void export_hf(const Decoder& model, const std::filesystem::path& folder, const HfFacts& facts = {});
+
+/// Throws the UsageError of export_hf if it would, before any work is done.
+void check_exportable(const ModelConfig& config);
+
+/// Reads config.json. Values that change the result and that this decoder does not have (attention bias, sliding window,
+/// scaled rotary embedding, another activation) are refused.
+/// @throws DataError naming file and key
+[[nodiscard]] ModelConfig read_hf_config(const std::filesystem::path& folder);
+
+/// Reads config and weights (model.safetensors, or the files of model.safetensors.index.json), in any floating type.
+/// @throws DataError for a missing, surplus or misshapen tensor
+[[nodiscard]] Decoder import_hf(const std::filesystem::path& folder, ComputeType compute);
+
+}  // namespace switchyard

@@ -1,0 +1,114 @@
+#include "switchyard/model/moe_layer.hpp"
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+#include "switchyard/kernels/experts.hpp"
+
+namespace switchyard {
+namespace {
+
+std::unique_ptr<Router> make_router(const ModelConfig& config, int64_t moe_layer, int64_t num_domains,
+                                    const std::string& prefix, const WeightSource& source) {
+  RouterShape shape;
+  shape.width = config.width;
+  shape.num_experts = config.num_experts;
+  shape.num_chosen = config.num_chosen;
+  shape.num_domains = num_domains;
+  shape.layer = moe_layer;
+  shape.name_prefix = prefix + "gate";
+  Rng init(source.seed, "init", {hash_text(shape.name_prefix)});
+  std::unique_ptr<Router> router = find_router(config.router.name).make(config.router, shape, init);
+  for (Parameter* parameter : router->parameters()) {
+    parameter->master = parameter->master.to(source.master_type);
+    attach_compute(*parameter, source.master_type);
+  }
+  return router;
+}
+
+// A dropped slot keeps its place in the sorted order and adds nothing.
+at::Tensor combine_weights(const Routing& routing, at::ScalarType type) {
+  const at::Tensor weight_A = routing.weight_A.to(type);
+  return routing.kept_A.defined() ? weight_A.mul(routing.kept_A) : weight_A;
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(const ModelConfig& config, int64_t moe_layer, int64_t num_domains, const std::string& prefix,
+                   const WeightSource& source)
+    : moe_layer_(moe_layer),
+      expert_prefix_(prefix + "experts."),
+      gate_up_parts_{{"gate_proj.weight", config.expert_width}, {"up_proj.weight", config.expert_width}},
+      down_parts_{{"down_proj.weight", config.width}},
+      router_(make_router(config, moe_layer, num_domains, prefix, source)),
+      gate_up_(source.expert_matrices(expert_prefix_ + "gate_up_proj", config.num_experts, config.width, expert_prefix_,
+                                      gate_up_parts_)),
+      down_(source.expert_matrices(expert_prefix_ + "down_proj", config.num_experts, config.expert_width, expert_prefix_,
+                                   down_parts_)) {
+  if (config.shared_expert_width > 0) {
+    shared_.emplace(config.width, config.shared_expert_width, prefix + "shared_expert.", source);
+  }
+}
+
+Routing MoeLayer::route(const at::Tensor& normed_TD, const LayerInput& input) {
+  const ForwardContext& context = input.context;
+  RouteContext route;
+  route.phase = context.phase;
+  route.seed = context.seed;
+  route.step = context.step;
+  route.layer = moe_layer_;
+  route.first_token = context.first_token;
+  route.token_T = input.token_T;
+  route.domain_T = input.domain_T;
+  route.document_T = input.document_T;
+  route.valid_T = input.valid_T;
+  if (StepBalance* balance = context.balance) {
+    route.through_logits = [&, balance](const at::Tensor& logits_TE) {
+      return balance->through_logits(context.forward, moe_layer_, logits_TE, input.segment_T);
+    };
+    route.through_probs = [&, balance](const at::Tensor& probs_TE) {
+      return balance->through_probs(context.forward, moe_layer_, probs_TE, input.segment_T);
+    };
+  }
+  if (!context.replay_ids_LTK.empty()) route.replay_ids_TK = context.replay_ids_LTK.at(static_cast<size_t>(moe_layer_));
+  return router_->route(normed_TD, route);
+}
+
+at::Tensor MoeLayer::forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run) {
+  const ForwardContext& context = input.context;
+  const Routing routing = route(normed_TD, input);
+  SWITCHYARD_CHECK(routing.num_tokens == normed_TD.size(0) && routing.num_experts == gate_up_.compute.size(0), ShapeError,
+                   "router of MoE layer ", moe_layer_, " returned a routing of ", routing.num_tokens, " tokens and ",
+                   routing.num_experts, " experts; expected ", normed_TD.size(0), " and ", gate_up_.compute.size(0));
+  if (context.balance) context.balance->record(context.forward, moe_layer_, routing, input.segment_T);
+  if (run == LayerRun::First && context.observe) context.observe(moe_layer_, routing);
+
+  const ExpertSlots slots{routing.token_A, combine_weights(routing, gate_up_.master.scalar_type()), routing.offsets_E};
+  const at::Tensor out_TD = grouped_experts(normed_TD, gate_up_.compute, down_.compute, slots);
+  return shared_ ? out_TD.add(shared_->forward(normed_TD)) : out_TD;
+}
+
+ParameterRefs MoeLayer::parameters() {
+  ParameterRefs parameters = router_->parameters();
+  parameters.insert(parameters.end(), {&gate_up_, &down_});
+  if (shared_) {
+    const ParameterRefs shared = shared_->parameters();
+    parameters.insert(parameters.end(), shared.begin(), shared.end());
+  }
+  return parameters;
+}
+
+std::vector<NamedTensor> MoeLayer::named_weights() const {
+  std::vector<NamedTensor> weights;
+  for (const Parameter* parameter : router_->parameters()) weights.push_back({parameter->name, parameter->master});
+  for (const auto& parts : {expert_parts(gate_up_.master, expert_prefix_, gate_up_parts_),
+                            expert_parts(down_.master, expert_prefix_, down_parts_)}) {
+    weights.insert(weights.end(), parts.begin(), parts.end());
+  }
+  if (shared_) {
+    const std::vector<NamedTensor> shared = shared_->named_weights();
+    weights.insert(weights.end(), shared.begin(), shared.end());
+  }
+  return weights;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,98 @@
+#include "switchyard/model/weights.hpp"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/GradMode.h>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+
+namespace switchyard {
+namespace {
+
+void draw(const WeightSource& source, const NamedTensor& part) {
+  Rng rng(source.seed, "init", {hash_text(part.name)});
+  part.tensor.copy_(rng.normal_tensor(part.tensor.sizes(), source.deviation));
+}
+
+Parameter with_master(const std::string& name, at::Tensor master) {
+  Parameter parameter;
+  parameter.name = name;
+  parameter.master = std::move(master);
+  return parameter;
+}
+
+}  // namespace
+
+Parameter WeightSource::matrix(const std::string& name, c10::IntArrayRef sizes, const std::vector<Part>& parts) const {
+  Parameter parameter = with_master(name, at::empty(sizes, master_type));
+  const std::vector<Part> named = parts.empty() ? std::vector<Part>{{name, sizes[0]}} : parts;
+  for (const NamedTensor& part : matrix_parts(parameter.master, named)) draw(*this, part);
+  attach_compute(parameter, compute_type);
+  return parameter;
+}
+
+Parameter WeightSource::expert_matrices(const std::string& name, int64_t num_experts, int64_t columns,
+                                        const std::string& prefix, const std::vector<Part>& parts) const {
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += part.rows;
+  Parameter parameter = with_master(name, at::empty({num_experts, rows, columns}, master_type));
+  for (const NamedTensor& part : expert_parts(parameter.master, prefix, parts)) draw(*this, part);
+  attach_compute(parameter, compute_type);
+  return parameter;
+}
+
+Parameter WeightSource::norm(const std::string& name, int64_t width) const {
+  Parameter parameter = with_master(name, at::ones({width}, master_type));
+  parameter.decay = Decay::No;
+  attach_compute(parameter, master_type);
+  return parameter;
+}
+
+std::vector<NamedTensor> matrix_parts(const at::Tensor& matrix, const std::vector<WeightSource::Part>& parts) {
+  std::vector<NamedTensor> views;
+  int64_t row = 0;
+  for (const WeightSource::Part& part : parts) {
+    views.push_back({part.name, matrix.narrow(0, row, part.rows)});
+    row += part.rows;
+  }
+  return views;
+}
+
+std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::string& prefix,
+                                      const std::vector<WeightSource::Part>& parts) {
+  std::vector<NamedTensor> views;
+  for (int64_t expert = 0; expert < matrices_E.size(0); ++expert) {
+    for (const NamedTensor& part : matrix_parts(matrices_E.select(0, expert), parts)) {
+      views.push_back({join_text(prefix, expert, ".", part.name), part.tensor});
+    }
+  }
+  return views;
+}
+
+void attach_compute(Parameter& parameter, at::ScalarType compute_type) {
+  const c10::NoGradGuard no_grad;
+  parameter.compute = parameter.master.scalar_type() == compute_type ? parameter.master.detach()
+                                                                     : parameter.master.to(compute_type);
+  parameter.compute.set_requires_grad(parameter.training == Training::Trained);
+}
+
+void refresh_compute(Parameter& parameter) {
+  if (parameter.compute.scalar_type() == parameter.master.scalar_type()) return;
+  const c10::NoGradGuard no_grad;
+  parameter.compute.copy_(parameter.master);
+}
+
+void collect_gradient(Parameter& parameter) {
+  const at::Tensor fresh = parameter.compute.grad();
+  if (!fresh.defined()) return;
+  const c10::NoGradGuard no_grad;
+  if (parameter.grad.defined()) {
+    parameter.grad.add_(fresh);
+  } else {
+    parameter.grad = fresh.to(parameter.master.scalar_type());
+  }
+  parameter.compute.mutable_grad().reset();
+}
+
+}  // namespace switchyard

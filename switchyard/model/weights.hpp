@@ -1,0 +1,49 @@
+#pragma once
+// How the parameters of the decoder are made, named and kept in step with their compute copies.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "switchyard/core/parameter.hpp"
+#include "switchyard/model/decoder.hpp"
+
+namespace switchyard {
+
+/// Makes parameters. Each named part is drawn from its own stream, so a part has the same values whatever else the model has.
+struct WeightSource {
+  uint64_t seed = 0;
+  double deviation = 0.02;
+  at::ScalarType master_type = at::kFloat;   // kDouble for exactness tests
+  at::ScalarType compute_type = at::kFloat;  // of matrices; vectors and the router compute in the master type
+
+  /// Drawn from N(0, deviation^2). `parts` name consecutive pieces along the first dimension with their sizes there; the
+  /// pieces are drawn one by one. Empty: the whole under its own name.
+  struct Part {
+    std::string name;
+    int64_t rows = 0;
+  };
+  [[nodiscard]] Parameter matrix(const std::string& name, c10::IntArrayRef sizes, const std::vector<Part>& parts = {}) const;
+  /// One matrix for each expert, [E, rows, columns]; `parts` divide the rows of each, their names are made from
+  /// `prefix` + expert + "." + part.
+  [[nodiscard]] Parameter expert_matrices(const std::string& name, int64_t num_experts, int64_t columns,
+                                          const std::string& prefix, const std::vector<Part>& parts) const;
+  /// Ones, without weight decay, computed in the master type.
+  [[nodiscard]] Parameter norm(const std::string& name, int64_t width) const;
+};
+
+/// Views of the parts of a stacked matrix, as WeightSource::matrix and ::expert_matrices divide it.
+[[nodiscard]] std::vector<NamedTensor> matrix_parts(const at::Tensor& matrix, const std::vector<WeightSource::Part>& parts);
+[[nodiscard]] std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::string& prefix,
+                                                    const std::vector<WeightSource::Part>& parts);
+
+/// Makes `compute` from `master`: the same storage where the types agree, else a cast copy; a leaf, with gradient if trained.
+void attach_compute(Parameter& parameter, at::ScalarType compute_type);
+/// Casts the master into an existing compute copy; nothing to do where they share storage.
+void refresh_compute(Parameter& parameter);
+/// Adds the compute copy's gradient into `grad`, in the master's type, and clears it.
+void collect_gradient(Parameter& parameter);
+
+}  // namespace switchyard

@@ -1,0 +1,190 @@
+#include "switchyard/model/weights_file.hpp"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+
+namespace switchyard {
+namespace {
+
+using Json = nlohmann::json;
+
+static_assert(std::endian::native == std::endian::little, "the file format is little-endian and written as memory lies");
+
+constexpr std::string_view kMetadataKey = "__metadata__";
+constexpr uint64_t kLargestHeader = 100'000'000;  // the limit of the reference implementation
+constexpr size_t kAlignment = 8;
+
+struct TypeName {
+  at::ScalarType type;
+  std::string_view name;
+};
+constexpr std::array kTypes = {TypeName{at::kDouble, "F64"}, TypeName{at::kFloat, "F32"}, TypeName{at::kHalf, "F16"},
+                               TypeName{at::kBFloat16, "BF16"}, TypeName{at::kLong, "I64"}, TypeName{at::kInt, "I32"},
+                               TypeName{at::kShort, "I16"}, TypeName{at::kChar, "I8"}, TypeName{at::kByte, "U8"},
+                               TypeName{at::kBool, "BOOL"}};
+
+std::string_view type_name(at::ScalarType type, const std::string& tensor) {
+  for (const TypeName& entry : kTypes) {
+    if (entry.type == type) return entry.name;
+  }
+  throw UsageError(join_text("tensor '", tensor, "' is ", type, ", which a safetensors file cannot hold; convert it first"));
+}
+
+// Large elements first, as the reference writer does: each tensor is aligned to its element size without gaps.
+std::vector<TensorMap::const_iterator> file_order(const TensorMap& tensors) {
+  std::vector<TensorMap::const_iterator> order;
+  for (auto entry = tensors.begin(); entry != tensors.end(); ++entry) order.push_back(entry);
+  std::stable_sort(order.begin(), order.end(), [](const auto& left, const auto& right) {
+    return left->second.element_size() > right->second.element_size();
+  });
+  return order;
+}
+
+std::string make_header(const std::vector<TensorMap::const_iterator>& order, const TensorMetadata& metadata) {
+  Json header = Json::object();
+  if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
+  uint64_t begin = 0;
+  for (const auto& entry : order) {
+    const auto& [name, tensor] = *entry;
+    SWITCHYARD_CHECK(name != kMetadataKey, UsageError, "a tensor cannot be called ", kMetadataKey);
+    SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
+    const uint64_t end = begin + tensor.nbytes();
+    header[name] = {{"dtype", type_name(tensor.scalar_type(), name)},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {begin, end}}};
+    begin = end;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + kAlignment - 1) / kAlignment * kAlignment, ' ');
+  return text;
+}
+
+struct StoredTensor {
+  std::string name;
+  at::ScalarType type;
+  std::vector<int64_t> shape;
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+
+at::ScalarType parse_type(const std::string& name, const std::string& where) {
+  for (const TypeName& entry : kTypes) {
+    if (entry.name == name) return entry.type;
+  }
+  throw DataError(join_text(where, ": unknown type '", name, "'"));
+}
+
+StoredTensor parse_tensor(const std::string& name, const Json& fields, const std::string& file) {
+  const std::string where = join_text(file, ": tensor '", name, "'");
+  StoredTensor stored;
+  stored.name = name;
+  try {
+    stored.type = parse_type(fields.at("dtype").get<std::string>(), where);
+    stored.shape = fields.at("shape").get<std::vector<int64_t>>();
+    const auto offsets = fields.at("data_offsets").get<std::array<uint64_t, 2>>();
+    stored.begin = offsets[0];
+    stored.end = offsets[1];
+  } catch (const Json::exception& error) {
+    throw DataError(join_text(where, " has a header entry that cannot be read: ", error.what()));
+  }
+  uint64_t bytes = c10::elementSize(stored.type);
+  for (const int64_t size : stored.shape) {
+    SWITCHYARD_CHECK(size >= 0, DataError, where, " has a negative size ", size);
+    SWITCHYARD_CHECK(!__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes), DataError, where,
+                     " has a shape that is too large");
+  }
+  SWITCHYARD_CHECK(stored.begin <= stored.end && stored.end - stored.begin == bytes, DataError, where, " lies at bytes ",
+                   stored.begin, " to ", stored.end, "; its shape ", c10::IntArrayRef(stored.shape), " takes ", bytes);
+  return stored;
+}
+
+void check_layout(std::vector<StoredTensor>& stored, uint64_t data_bytes, const std::string& file) {
+  std::sort(stored.begin(), stored.end(),
+            [](const auto& left, const auto& right) { return std::tie(left.begin, left.end) < std::tie(right.begin, right.end); });
+  uint64_t end = 0;
+  for (const StoredTensor& tensor : stored) {
+    SWITCHYARD_CHECK(tensor.begin == end, DataError, file, ": tensor '", tensor.name, "' begins at byte ", tensor.begin,
+                     " where the one before ends at ", end, "; tensors must neither overlap nor leave gaps");
+    end = tensor.end;
+  }
+  SWITCHYARD_CHECK(end == data_bytes, DataError, file, ": tensors take ", end, " bytes, the file holds ", data_bytes,
+                   "; it was cut short or appended to");
+}
+
+Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file) {
+  uint64_t header_bytes = 0;
+  SWITCHYARD_CHECK(file_bytes >= sizeof header_bytes, DataError, file, ": ", file_bytes,
+                   " bytes; not a safetensors file");
+  in.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes);
+  SWITCHYARD_CHECK(header_bytes <= kLargestHeader && header_bytes <= file_bytes - sizeof header_bytes, DataError, file,
+                   ": header of ", header_bytes, " bytes in a file of ", file_bytes,
+                   "; not a safetensors file, or cut short");
+  std::string text(header_bytes, '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  Json header = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  SWITCHYARD_CHECK(in.good() && header.is_object(), DataError, file, ": the header is not a JSON object; not a safetensors file");
+  return header;
+}
+
+}  // namespace
+
+void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata) {
+  for (const auto& [name, tensor] : tensors) SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
+  const std::vector<TensorMap::const_iterator> order = file_order(tensors);
+  const std::string header = make_header(order, metadata);
+  write_file_atomically(path, [&](std::ostream& out) {
+    const uint64_t header_bytes = header.size();
+    out.write(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
+    out.write(header.data(), static_cast<std::streamsize>(header.size()));
+    for (const auto& entry : order) {
+      const at::Tensor tensor = entry->second.detach().to(at::kCPU).contiguous();
+      out.write(static_cast<const char*>(tensor.const_data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
+    }
+  });
+}
+
+TensorFile load_tensors(const std::filesystem::path& path) {
+  const std::string file = path.string();
+  std::ifstream in(path, std::ios::binary);
+  SWITCHYARD_CHECK(in.good(), DataError, file, ": cannot be opened; does it exist?");
+  in.seekg(0, std::ios::end);
+  const std::streamoff file_bytes = in.tellg();
+  in.seekg(0);
+  SWITCHYARD_CHECK(in.good() && file_bytes >= 0, DataError, file, ": cannot be read");
+  const Json header = parse_header(in, static_cast<uint64_t>(file_bytes), file);
+  const std::streamoff data_begin = in.tellg();
+
+  TensorFile result;
+  std::vector<StoredTensor> stored;
+  for (const auto& [name, fields] : header.items()) {
+    if (name != kMetadataKey) {
+      stored.push_back(parse_tensor(name, fields, file));
+      continue;
+    }
+    try {
+      result.metadata = fields.get<TensorMetadata>();
+    } catch (const Json::exception& error) {
+      throw DataError(join_text(file, ": ", kMetadataKey, " is not a map of strings: ", error.what()));
+    }
+  }
+  check_layout(stored, static_cast<uint64_t>(file_bytes - data_begin), file);
+  for (const StoredTensor& tensor : stored) {  // in file order, so the stream stands at the right place
+    at::Tensor& target = result.tensors[tensor.name];
+    target = at::empty(tensor.shape, tensor.type);
+    in.read(static_cast<char*>(target.mutable_data_ptr()), static_cast<std::streamsize>(target.nbytes()));
+    SWITCHYARD_CHECK(in.good(), DataError, file, ": cannot read tensor '", tensor.name, "'");
+  }
+  return result;
+}
+
+}  // namespace switchyard

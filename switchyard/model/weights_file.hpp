@@ -1,0 +1,30 @@
+#pragma once
+// Tensors in a safetensors file: 8 bytes of header length, a JSON header, the raw data. Format: huggingface/safetensors
+// README, "Format".
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+namespace switchyard {
+
+using TensorMap = std::map<std::string, at::Tensor>;
+using TensorMetadata = std::map<std::string, std::string>;
+
+struct TensorFile {
+  TensorMap tensors;
+  TensorMetadata metadata;
+};
+
+/// Written aside and renamed. Types: double, fp32, fp16, bf16, int64 to int8, uint8, bool; strided tensors are made
+/// contiguous. The same tensors and metadata give the same bytes.
+/// @throws DataError when the file cannot be written, UsageError for a type the format has not or the name "__metadata__"
+void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata = {});
+
+/// @throws DataError naming the file and what is wrong: not a safetensors file, cut short, overlapping or missing bytes, a
+///     size that does not fit its shape, an unknown type
+[[nodiscard]] TensorFile load_tensors(const std::filesystem::path& path);
+
+}  // namespace switchyard
