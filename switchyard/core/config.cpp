@@ -30,8 +30,8 @@ std::string join_path(const std::string& path, std::string_view key) {
 std::string place(const std::string& name, const toml::node& node, const std::string& path) {
   const toml::source_region& source = node.source();
   std::string text = source.path == nullptr ? name : *source.path;
-  if (text == name && !path.empty() && source.begin.line > 0) text += ":" + std::to_string(source.begin.line);
-  return path.empty() ? text : text + ": " + path;
+  if (text == name && source.begin.line > 0) text += ":" + std::to_string(source.begin.line);
+  return text + ": " + path;
 }
 
 std::string describe(const toml::node& node) {
@@ -46,55 +46,62 @@ std::string describe(const toml::node& node) {
   }
 }
 
-[[noreturn]] void throw_wrong_type(const std::string& where, const toml::node& node, std::string_view expected) {
-  throw ConfigError(join_text(where, ": expected ", expected, ", given ", describe(node)));
+// What errors name besides the line, which each node knows itself.
+struct Position {
+  std::string name;
+  std::string path;
+};
+
+[[noreturn]] void throw_wrong_type(const Position& position, const toml::node& node, std::string_view expected) {
+  throw ConfigError(join_text(place(position.name, node, position.path), ": expected ", expected, ", given ", describe(node)));
 }
 
-void convert(const toml::node& node, const std::string& where, bool& value) {
-  if (!node.is_boolean()) throw_wrong_type(where, node, "true or false");
+void convert(const toml::node& node, const Position& position, bool& value) {
+  if (!node.is_boolean()) throw_wrong_type(position, node, "true or false");
   value = node.ref<bool>();
 }
 
-void convert(const toml::node& node, const std::string& where, int64_t& value) {
-  if (!node.is_integer()) throw_wrong_type(where, node, "an integer");
+void convert(const toml::node& node, const Position& position, int64_t& value) {
+  if (!node.is_integer()) throw_wrong_type(position, node, "an integer");
   value = node.ref<int64_t>();
 }
 
-void convert(const toml::node& node, const std::string& where, double& value) {
+void convert(const toml::node& node, const Position& position, double& value) {
   if (node.is_floating_point()) {
     value = node.ref<double>();
     return;
   }
-  if (!node.is_integer()) throw_wrong_type(where, node, "a number");
+  if (!node.is_integer()) throw_wrong_type(position, node, "a number");
   constexpr int64_t kLargestExact = int64_t{1} << std::numeric_limits<double>::digits;
   const int64_t integer = node.ref<int64_t>();
   if (integer > kLargestExact || integer < -kLargestExact) {
-    throw_wrong_type(where, node, "a number that a double holds exactly");
+    throw_wrong_type(position, node, "a number that a double holds exactly");
   }
   value = static_cast<double>(integer);
 }
 
-void convert(const toml::node& node, const std::string& where, std::string& value) {
-  if (!node.is_string()) throw_wrong_type(where, node, "a string (in quotes)");
+void convert(const toml::node& node, const Position& position, std::string& value) {
+  if (!node.is_string()) throw_wrong_type(position, node, "a string (in quotes)");
   value = node.ref<std::string>();
 }
 
 template <typename T>
-void convert(const toml::node& node, const std::string& where, std::vector<T>& value) {
+void convert(const toml::node& node, const Position& position, std::vector<T>& value) {
   const toml::array* array = node.as_array();
-  if (array == nullptr) throw_wrong_type(where, node, "an array");
+  if (array == nullptr) throw_wrong_type(position, node, "an array");
   value.clear();
   for (const toml::node& item : *array) {
-    convert(item, join_text(where, "[", value.size(), "]"), value.emplace_back());
+    const Position item_position{position.name, join_text(position.path, "[", value.size(), "]")};
+    convert(item, item_position, value.emplace_back());
   }
 }
 
-void convert(const toml::node& node, const std::string& where, std::map<std::string, double>& value) {
+void convert(const toml::node& node, const Position& position, std::map<std::string, double>& value) {
   const toml::table* table = node.as_table();
-  if (table == nullptr) throw_wrong_type(where, node, "a table of numbers");
+  if (table == nullptr) throw_wrong_type(position, node, "a table of numbers");
   value.clear();
   for (const auto& [key, item] : *table) {
-    convert(item, where + "." + std::string(key.str()), value[std::string(key.str())]);
+    convert(item, {position.name, join_path(position.path, key.str())}, value[std::string(key.str())]);
   }
 }
 
@@ -115,11 +122,17 @@ std::vector<std::string> override_keys(std::string_view key, const std::string& 
   std::vector<std::string> keys;
   const toml::table document = parse_toml(join_text(key, " = 0"), name);
   for (const toml::table* table = &document; table != nullptr && !table->empty();) {
-    const auto& [step, node] = *table->begin();
-    keys.emplace_back(step.str());
-    table = node.as_table();
+    const auto first = table->begin();  // kept: what it points to lives inside it
+    keys.emplace_back(first->first.str());
+    table = first->second.as_table();
   }
   return keys;
+}
+
+std::string trimmed(const std::string& text) {
+  const size_t start = text.find_first_not_of(" \t");
+  if (start == std::string::npos) return "";
+  return text.substr(start, text.find_last_not_of(" \t") - start + 1);
 }
 
 Override parse_override(const std::string& text) {
@@ -128,12 +141,11 @@ Override parse_override(const std::string& text) {
   SWITCHYARD_CHECK(equals != std::string::npos && equals > 0, ConfigError, name, ": expected key=value");
   SWITCHYARD_CHECK(text.find('\n') == std::string::npos, ConfigError, name, ": expected a single line");
   const std::string key = text.substr(0, equals);
-  std::string value = text.substr(equals + 1);
+  const std::string value = trimmed(text.substr(equals + 1));
   Override result;
   result.keys = override_keys(key, name);
   SWITCHYARD_CHECK(!result.keys.empty(), ConfigError, name, ": expected key=value");
-  const size_t start = value.find_first_not_of(" \t");
-  const bool must_be_toml = start != std::string::npos && std::string_view("\"'[{").find(value[start]) != std::string::npos;
+  const bool must_be_toml = !value.empty() && std::string_view("\"'[{").find(value[0]) != std::string::npos;
   try {
     result.document = toml::parse(join_text(key, " = ", value), name);
   } catch (const toml::parse_error& error) {
@@ -192,12 +204,17 @@ std::string array_text(const std::vector<T>& items) {
   return "[" + comma_list(texts) + "]";
 }
 
-template <typename T>
-void get_value(const ConfigNode& node, const toml::table& table, std::string_view key, T& value) {
+const toml::node& find(const ConfigNode& node, const toml::table& table, std::string_view key) {
   const toml::node* found = table.get(key);
   SWITCHYARD_CHECK(found != nullptr, ConfigError, node.where(key), ": not given");
+  return *found;
+}
+
+// The value is untouched when the conversion fails half way.
+template <typename T>
+void get_value(const toml::node& node, const Position& position, T& value) {
   T converted{};
-  convert(*found, node.where(key), converted);
+  convert(node, position, converted);
   value = std::move(converted);
 }
 
@@ -224,26 +241,26 @@ bool ConfigNode::has(std::string_view key) const { return impl_->table->contains
 
 std::string ConfigNode::where(std::string_view key) const {
   const toml::node* node = key.empty() ? nullptr : impl_->table->get(key);
+  if (node == nullptr && impl_->path.empty()) return key.empty() ? impl_->name : join_text(impl_->name, ": ", key);
   return place(impl_->name, node == nullptr ? *impl_->table : *node, join_path(impl_->path, key));
 }
 
 ConfigNode ConfigNode::child(std::string_view key) const {
-  const toml::node* node = impl_->table->get(key);
-  SWITCHYARD_CHECK(node != nullptr, ConfigError, where(key), ": not given");
-  if (!node->is_table()) throw_wrong_type(where(key), *node, join_text("a table, [", join_path(impl_->path, key), "]"));
-  return ConfigNode(std::make_shared<Impl>(Impl{impl_->root, node->as_table(), impl_->name, join_path(impl_->path, key)}));
+  const toml::node& node = find(*this, *impl_->table, key);
+  const std::string path = join_path(impl_->path, key);
+  if (!node.is_table()) throw_wrong_type({impl_->name, path}, node, join_text("a table, [", path, "]"));
+  return ConfigNode(std::make_shared<Impl>(Impl{impl_->root, node.as_table(), impl_->name, path}));
 }
 
 std::vector<ConfigNode> ConfigNode::children(std::string_view key) const {
-  const toml::node* node = impl_->table->get(key);
-  SWITCHYARD_CHECK(node != nullptr, ConfigError, where(key), ": not given");
+  const toml::node& node = find(*this, *impl_->table, key);
   const std::string path = join_path(impl_->path, key);
   const std::string expected = join_text("an array of tables, [[", path, "]]");
-  if (!node->is_array()) throw_wrong_type(where(key), *node, expected);
+  if (!node.is_array()) throw_wrong_type({impl_->name, path}, node, expected);
   std::vector<ConfigNode> items;
-  for (const toml::node& item : *node->as_array()) {
+  for (const toml::node& item : *node.as_array()) {
     const std::string item_path = join_text(path, "[", items.size(), "]");
-    if (!item.is_table()) throw_wrong_type(place(impl_->name, item, item_path), item, expected);
+    if (!item.is_table()) throw_wrong_type({impl_->name, item_path}, item, expected);
     items.emplace_back(std::make_shared<Impl>(Impl{impl_->root, item.as_table(), impl_->name, item_path}));
   }
   return items;
@@ -255,21 +272,29 @@ std::vector<std::string> ConfigNode::keys() const {
   return names;
 }
 
-void ConfigNode::get(std::string_view key, bool& value) const { get_value(*this, *impl_->table, key, value); }
-void ConfigNode::get(std::string_view key, int64_t& value) const { get_value(*this, *impl_->table, key, value); }
-void ConfigNode::get(std::string_view key, double& value) const { get_value(*this, *impl_->table, key, value); }
-void ConfigNode::get(std::string_view key, std::string& value) const { get_value(*this, *impl_->table, key, value); }
+void ConfigNode::get(std::string_view key, bool& value) const {
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
+}
+void ConfigNode::get(std::string_view key, int64_t& value) const {
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
+}
+void ConfigNode::get(std::string_view key, double& value) const {
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
+}
+void ConfigNode::get(std::string_view key, std::string& value) const {
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
+}
 void ConfigNode::get(std::string_view key, std::vector<std::string>& value) const {
-  get_value(*this, *impl_->table, key, value);
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
 }
 void ConfigNode::get(std::string_view key, std::vector<int64_t>& value) const {
-  get_value(*this, *impl_->table, key, value);
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
 }
 void ConfigNode::get(std::string_view key, std::vector<double>& value) const {
-  get_value(*this, *impl_->table, key, value);
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
 }
 void ConfigNode::get(std::string_view key, std::map<std::string, double>& value) const {
-  get_value(*this, *impl_->table, key, value);
+  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
 }
 
 void reject_unknown_keys(const ConfigNode& node, const std::vector<std::string>& valid) {
