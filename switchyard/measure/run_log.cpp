@@ -290,6 +290,8 @@ bool is_kept(const Line& line, int64_t keep_until_step) {
 RunLogWriter::RunLogWriter(const std::filesystem::path& path, int64_t keep_until_step) : path_(path) {
   std::error_code error;
   if (std::filesystem::exists(path_, error)) {
+    SWITCHYARD_CHECK(std::filesystem::is_regular_file(path_, error), DataError, "cannot write the run log ",
+                     path_.string(), ": not a regular file");
     std::string kept;
     for (const Line& line : read_lines(path_)) {
       if (is_kept(line, keep_until_step)) kept += line.text + "\n";

@@ -90,7 +90,7 @@ struct DocumentCounts {
 struct SpecializationShape {
   int64_t num_domains = 0;  // N
   int64_t num_chosen = 0;   // K
-  std::optional<Matrix<double>> reference_NE;  // see attainable(); rows of domains without slots are left out
+  std::optional<Matrix<double>> reference_NE = std::nullopt;  // see attainable(); rows of domains without slots are left out
 };
 
 /// Over requested slots, against attainable() of the domains that have slots.
