@@ -78,6 +78,7 @@ std::string manifest_to_json(const Manifest& manifest) {
   const Json json = {{"format", kFormat},
                      {"version", kDatasetVersion},
                      {"source", manifest.source},
+                     {"cap_bytes", manifest.cap_bytes},
                      {"vocab_size", manifest.vocab_size},
                      {"end_of_document", manifest.end_of_document},
                      {"tokenizer_sha256", manifest.tokenizer_sha256},
@@ -95,6 +96,7 @@ Manifest manifest_from_json(std::string_view text, std::string_view name) {
                      kDatasetVersion, "; build the data set again");
     Manifest manifest;
     json.at("source").get_to(manifest.source);
+    json.at("cap_bytes").get_to(manifest.cap_bytes);
     json.at("vocab_size").get_to(manifest.vocab_size);
     json.at("end_of_document").get_to(manifest.end_of_document);
     json.at("tokenizer_sha256").get_to(manifest.tokenizer_sha256);

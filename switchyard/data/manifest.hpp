@@ -49,6 +49,7 @@ struct DomainRecord {
 
 struct Manifest {
   std::string source;               // "mix8", "mix16" or "folder"
+  int64_t cap_bytes = 0;            // of each domain's text; 0: none
   int64_t vocab_size = 0;           // pieces of the tokenizer
   int64_t end_of_document = 0;      // token that ends each document
   std::string tokenizer_sha256;     // of tokenizer.model

