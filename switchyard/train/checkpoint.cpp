@@ -1,0 +1,246 @@
+#include "switchyard/train/checkpoint.hpp"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <iomanip>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/model/weights_file.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using NamedTensors = TensorMap;
+
+constexpr const char* kFolder = "checkpoints";
+constexpr const char* kPrefix = "step-";
+constexpr const char* kManifest = "manifest.json";
+constexpr const char* kConfig = "config.toml";
+constexpr const char* kState = "state.json";
+constexpr const char* kModel = "model.safetensors";
+constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kBalance = "balance.safetensors";
+constexpr const char* kPreviousCounts = "previous_counts_LE";
+constexpr const char* kEmaFractions = "ema_fractions_LE";
+
+std::string folder_name(int64_t step) {
+  std::ostringstream name;
+  name << kPrefix << std::setw(8) << std::setfill('0') << step;
+  return name.str();
+}
+
+json parse_json(const fs::path& path) {
+  try {
+    return json::parse(read_file(path));
+  } catch (const json::exception& error) {
+    throw DataError(join_text(path.string(), " is damaged: ", error.what()));
+  }
+}
+
+NamedTensors model_tensors(Decoder& model) {
+  NamedTensors tensors;
+  for (const Parameter* parameter : model.parameters()) tensors[parameter->name] = parameter->master;
+  return tensors;
+}
+
+NamedTensors balance_tensors(const BalanceState& state) {
+  NamedTensors tensors;
+  if (state.previous_counts_LE.defined()) tensors[kPreviousCounts] = state.previous_counts_LE;
+  if (state.ema_fractions_LE.defined()) tensors[kEmaFractions] = state.ema_fractions_LE;
+  return tensors;
+}
+
+void write_state(const fs::path& path, const CheckpointInfo& info, const AdamW& optimizer, const TrainingState& state) {
+  const json object = {{"step", state.step},
+                       {"tokens", state.tokens},
+                       {"optimizer_steps", optimizer.steps_done()},
+                       {"batcher", {{"step", state.batcher.step}, {"drawn", state.batcher.drawn_N}}},
+                       {"domains", info.domains},
+                       {"data_hash", info.data_hash}};
+  write_file_atomically(path, object.dump(2) + "\n");
+}
+
+/// Hashes of all files that are in the folder now.
+void write_manifest(const fs::path& folder, int64_t step) {
+  json files = json::object();
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = {{"bytes", entry.file_size()}, {"sha256", sha256_file(entry.path())}};
+  }
+  const json manifest = {{"format", kCheckpointFormat}, {"step", step}, {"files", files}};
+  write_file_atomically(folder / kManifest, manifest.dump(2) + "\n");
+}
+
+/// First out of the way by a rename, so that a kill leaves no half checkpoint under a name that is looked at.
+void remove_checkpoint(const fs::path& checkpoint) {
+  const fs::path trash = checkpoint.parent_path() / ("." + checkpoint.filename().string() + ".removed");
+  std::error_code error;
+  fs::remove_all(trash, error);
+  fs::rename(checkpoint, trash, error);
+  SWITCHYARD_CHECK(!error, DataError, "cannot remove the checkpoint ", checkpoint.string(), ": ", error.message());
+  fs::remove_all(trash, error);
+}
+
+void remove_old_checkpoints(const fs::path& run_folder, int64_t keep_last) {
+  const std::vector<fs::path> all = list_checkpoints(run_folder);
+  for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) remove_checkpoint(all[i]);
+}
+
+void check_file(const fs::path& path, const json& expected) {
+  SWITCHYARD_CHECK(fs::exists(path), DataError, path.string(), " is missing");
+  const auto bytes = expected.at("bytes").get<uintmax_t>();
+  SWITCHYARD_CHECK(fs::file_size(path) == bytes, DataError, path.string(), " is damaged: it has ", fs::file_size(path),
+                   " bytes, its manifest says ", bytes);
+  SWITCHYARD_CHECK(sha256_file(path) == expected.at("sha256").get<std::string>(), DataError, path.string(),
+                   " is damaged: its SHA-256 is not the one in its manifest");
+}
+
+void copy_weights(const NamedTensors& tensors, Decoder& model, const fs::path& path) {
+  const ParameterRefs parameters = model.parameters();
+  for (const Parameter* parameter : parameters) {
+    const auto found = tensors.find(parameter->name);
+    SWITCHYARD_CHECK(found != tensors.end(), DataError, path.string(), " has no tensor '", parameter->name, "'");
+    const at::Tensor& given = found->second;
+    SWITCHYARD_CHECK(given.sizes() == parameter->master.sizes(), DataError, path.string(), ": '", parameter->name, "' is ",
+                     given.sizes(), "; the model of this configuration expects ", parameter->master.sizes());
+  }
+  SWITCHYARD_CHECK(tensors.size() == parameters.size(), DataError, path.string(), " holds ", tensors.size(),
+                   " tensors; the model of this configuration has ", parameters.size());
+  const at::NoGradGuard no_grad;
+  for (Parameter* parameter : parameters) parameter->master.copy_(tensors.at(parameter->name));
+  model.refresh_compute_weights();
+}
+
+bool is_whole(const fs::path& checkpoint) {
+  try {
+    (void)verify_checkpoint(checkpoint);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+BalanceState load_balance(const fs::path& path) {
+  const NamedTensors tensors = load_tensors(path).tensors;
+  BalanceState state;
+  if (tensors.contains(kPreviousCounts)) state.previous_counts_LE = tensors.at(kPreviousCounts);
+  if (tensors.contains(kEmaFractions)) state.ema_fractions_LE = tensors.at(kEmaFractions);
+  return state;
+}
+
+}  // namespace
+
+std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(run_folder / kFolder, error)) {
+    if (entry.is_directory() && entry.path().filename().string().starts_with(kPrefix)) found.push_back(entry.path());
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
+                         const TrainingState& state) {
+  const fs::path target = run_folder / kFolder / folder_name(state.step);
+  if (fs::exists(target)) {
+    if (is_whole(target)) return target;  // training is a function of the step, so its content would be the same
+    remove_checkpoint(target);
+  }
+  StagedFolder folder(target);
+  save_tensors(folder.path() / kModel, model_tensors(model), {});
+  save_tensors(folder.path() / kOptimizer, optimizer.moments(), {});
+  save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
+  write_state(folder.path() / kState, info, optimizer, state);
+  write_file_atomically(folder.path() / kConfig, to_toml(info.config));
+  write_manifest(folder.path(), state.step);
+  folder.commit();
+  remove_old_checkpoints(run_folder, info.config.checkpoint.keep_last);
+  return target;
+}
+
+CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
+  const json manifest = parse_json(checkpoint / kManifest);
+  try {
+    const auto format = manifest.at("format").get<int64_t>();
+    SWITCHYARD_CHECK(format == kCheckpointFormat, DataError, (checkpoint / kManifest).string(), " has format ", format,
+                     "; this version reads format ", kCheckpointFormat);
+    for (const auto& [name, expected] : manifest.at("files").items()) check_file(checkpoint / name, expected);
+    for (const char* name : {kModel, kOptimizer, kBalance, kState, kConfig}) {
+      SWITCHYARD_CHECK(manifest.at("files").contains(name), DataError, (checkpoint / kManifest).string(),
+                       " does not list ", name);
+    }
+    CheckpointInfo info;
+    read_config(parse_config_file(checkpoint / kConfig), info.config);
+    const json state = parse_json(checkpoint / kState);
+    info.domains = state.at("domains").get<std::vector<std::string>>();
+    info.data_hash = state.at("data_hash").get<std::string>();
+    return info;
+  } catch (const json::exception& error) {
+    throw DataError(join_text((checkpoint / kManifest).string(), " is damaged: ", error.what()));
+  }
+}
+
+void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state) {
+  TrainingState loaded;
+  const json object = parse_json(checkpoint / kState);
+  try {
+    loaded.step = object.at("step").get<int64_t>();
+    loaded.tokens = object.at("tokens").get<int64_t>();
+    loaded.batcher.step = object.at("batcher").at("step").get<int64_t>();
+    loaded.batcher.drawn_N = object.at("batcher").at("drawn").get<std::vector<int64_t>>();
+    loaded.balance = load_balance(checkpoint / kBalance);
+    optimizer.restore(load_tensors(checkpoint / kOptimizer).tensors, object.at("optimizer_steps").get<int64_t>());
+  } catch (const json::exception& error) {
+    throw DataError(join_text((checkpoint / kState).string(), " is damaged: ", error.what()));
+  }
+  copy_weights(load_tensors(checkpoint / kModel).tensors, model, checkpoint / kModel);
+  state = std::move(loaded);
+}
+
+FoundCheckpoint find_checkpoint(const fs::path& run_folder) {
+  std::vector<fs::path> all = list_checkpoints(run_folder);
+  SWITCHYARD_CHECK(!all.empty(), DataError, run_folder.string(),
+                   " has no checkpoint to resume from; start the run anew in another folder, or remove this one");
+  std::vector<std::string> notices;
+  for (auto path = all.rbegin(); path != all.rend(); ++path) {
+    try {
+      return {*path, verify_checkpoint(*path), notices};
+    } catch (const DataError& error) {
+      notices.push_back(join_text("checkpoint ", path->filename().string(), " was passed over: ", error.what()));
+    }
+  }
+  std::string message = join_text("no checkpoint of ", run_folder.string(), " can be used");
+  for (const std::string& notice : notices) message += "\n  " + notice;
+  throw DataError(message);
+}
+
+std::vector<ConfigDifference> check_resume_config(const RunConfig& saved, const RunConfig& given) {
+  std::vector<ConfigDifference> allowed;
+  std::string refused;
+  for (const ConfigDifference& difference : compare(saved, given)) {
+    if (may_change_on_resume(difference.key)) {
+      allowed.push_back(difference);
+    } else {
+      refused += join_text("\n  ", difference.key, " was ", difference.before, ", now ", difference.after);
+    }
+  }
+  SWITCHYARD_CHECK(refused.empty(), ConfigError, "a resumed run cannot change what it is; given other values for:",
+                   refused, "\n  start a new run for another configuration");
+  return allowed;
+}
+
+Decoder load_checkpoint_model(const fs::path& checkpoint, ComputeType compute) {
+  const CheckpointInfo info = verify_checkpoint(checkpoint);
+  Decoder model(info.config.model, compute, static_cast<int64_t>(info.domains.size()),
+                static_cast<uint64_t>(info.config.seed));
+  copy_weights(load_tensors(checkpoint / kModel).tensors, model, checkpoint / kModel);
+  return model;
+}
+
+}  // namespace switchyard

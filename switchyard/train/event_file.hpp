@@ -1,0 +1,35 @@
+#pragma once
+// TensorBoard event files: scalars only. Format: TFRecord frames (length, masked CRC-32C of it, data, masked CRC-32C of it)
+// around protobuf messages tensorflow.Event; see docs/file-formats.md.
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace switchyard {
+
+/// CRC-32C (Castagnoli, reflected, as in RFC 3720 B.4) of `bytes`.
+[[nodiscard]] uint32_t crc32c(std::string_view bytes);
+
+using NamedScalar = std::pair<std::string, double>;
+
+/// Appends to its own new file; flushed after each event.
+class EventFileWriter {
+ public:
+  /// Creates `events.out.tfevents.<seconds>.<process>` in `folder`. TensorBoard forgets what other files of the folder hold
+  /// at steps >= first_step, so that a resumed run shows each step once.
+  /// @throws DataError when the file cannot be written
+  EventFileWriter(const std::filesystem::path& folder, int64_t first_step);
+  void add(int64_t step, std::span<const NamedScalar> scalars);
+
+ private:
+  void write_record(std::string_view event);
+  std::filesystem::path path_;
+  std::ofstream out_;
+};
+
+}  // namespace switchyard

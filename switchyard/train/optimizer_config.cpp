@@ -1,0 +1,31 @@
+#include "switchyard/train/optimizer_config.hpp"
+
+#include "switchyard/train/choice.hpp"
+
+namespace switchyard {
+namespace {
+
+const std::array<std::string, 3> kScheduleNames = {"constant", "cosine", "wsd"};
+
+}  // namespace
+
+std::string to_string(const ScheduleKind& value) { return kScheduleNames.at(static_cast<size_t>(value)); }
+
+void parse(std::string_view text, ScheduleKind& value) {
+  value = parse_choice<ScheduleKind>("schedule", kScheduleNames, text);
+}
+
+void OptimizerConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
+  check(learning_rate > 0.0, "learning_rate", learning_rate, "a number above 0");
+  check(beta1 >= 0.0 && beta1 < 1.0, "beta1", beta1, "a number in [0, 1)");
+  check(beta2 >= 0.0 && beta2 < 1.0, "beta2", beta2, "a number in [0, 1)");
+  check(epsilon > 0.0, "epsilon", epsilon, "a number above 0");
+  check(weight_decay >= 0.0, "weight_decay", weight_decay, "0 or more");
+  check(clip_norm >= 0.0, "clip_norm", clip_norm, "0 (no clipping) or more");
+  check(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more");
+  check(min_ratio >= 0.0 && min_ratio <= 1.0, "min_ratio", min_ratio, "a number in [0, 1]");
+  check(decay_fraction >= 0.0 && decay_fraction <= 1.0, "decay_fraction", decay_fraction, "a number in [0, 1]");
+}
+
+}  // namespace switchyard

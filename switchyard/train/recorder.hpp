@@ -1,0 +1,47 @@
+#pragma once
+// Everything that is told about a run, told in one place: run log, TensorBoard events, run store, progress.
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "switchyard/measure/run_log.hpp"
+#include "switchyard/train/event_file.hpp"
+#include "switchyard/train/run.hpp"
+#include "switchyard/train/run_folder.hpp"
+#include "switchyard/train/run_store.hpp"
+
+namespace switchyard {
+
+class RunRecorder {
+ public:
+  /// Enters the run into the store as running. Nothing is written to the log before start().
+  RunRecorder(const RunFolder& folder, const RunConfig& config, ProgressSink& progress);
+
+  /// Opens log and events; lines of steps after `steps_done` are cut off the log.
+  void start(const StartRecord& record, int64_t steps_done);
+  void step(const StepRecord& record);
+  void evaluation(const EvaluationRecord& record);
+  void notice(int64_t step, const std::string& text);
+  void checkpoint(const std::filesystem::path& path, int64_t step);
+  void end(const EndRecord& record);
+  /// Marks the run as failed in the store; never throws, because an error is under way.
+  void failed(const std::string& message) noexcept;
+
+  /// The last evaluation in the log, also of an earlier process.
+  [[nodiscard]] const std::optional<EvaluationRecord>& last_evaluation() const { return last_evaluation_; }
+
+ private:
+  void put_row(const std::string& status);
+
+  const RunFolder& folder_;
+  ProgressSink& progress_;
+  RunStore store_;
+  RunRow row_;
+  std::optional<RunLogWriter> log_;
+  std::optional<EventFileWriter> events_;
+  std::optional<EvaluationRecord> last_evaluation_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,51 @@
+#pragma once
+// One training run, from configuration to a run folder.
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "switchyard/measure/run_log.hpp"
+#include "switchyard/train/run_config.hpp"
+#include "switchyard/train/run_folder.hpp"
+
+namespace switchyard {
+
+/// Told what happens, in order; does nothing unless overridden. The library itself never prints.
+class ProgressSink {
+ public:
+  virtual ~ProgressSink() = default;
+  virtual void on_start(const StartRecord&) {}
+  virtual void on_step(const StepRecord&) {}
+  virtual void on_evaluation(const EvaluationRecord&) {}
+  virtual void on_notice(const NoticeRecord&) {}
+  virtual void on_checkpoint(const std::filesystem::path&) {}
+};
+
+struct RunOptions {
+  std::filesystem::path folder;  // of the run
+  Resume resume = Resume::No;
+  /// Set (by a signal handler) to end early: the step under way is finished, a checkpoint written. Null: never.
+  const std::atomic<bool>* stop = nullptr;
+  std::string command;           // as typed, for the log
+};
+
+enum class EndReason { Done, Interrupted };
+
+struct RunResult {
+  EndReason reason = EndReason::Done;
+  int64_t step = 0;  // optimizer steps done
+  std::optional<StepRecord> last_step;          // of this process
+  std::optional<EvaluationRecord> evaluation;   // the last of the run
+};
+
+/// Trains from the beginning, or under Resume::Yes from the newest whole checkpoint (from step 0 where the run was killed
+/// before its first), to `config.steps`. Sets the number of threads of ATen for the process. The same configuration, data set
+/// and number of threads give the same bits, however often the run was interrupted.
+/// Side effects: the run folder, and a row in store.sqlite beside it.
+/// @throws ConfigError, UsageError, DataError, StateError; the last checkpoint stays usable
+RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress);
+
+}  // namespace switchyard

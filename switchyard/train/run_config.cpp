@@ -1,0 +1,89 @@
+#include "switchyard/train/run_config.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "switchyard/train/choice.hpp"
+
+namespace switchyard {
+namespace {
+
+/// Collects leaves as (path, TOML value).
+class Flattener {
+ public:
+  Flattener(std::string prefix, std::map<std::string, std::string>& values)
+      : prefix_(std::move(prefix)), values_(values) {}
+
+  template <typename T>
+  void operator()(std::string_view key, T& value, std::string_view help) {
+    if constexpr (ConfigSection<T>) {
+      value.for_each_field(Flattener(prefix_ + std::string(key) + ".", values_));
+    } else {
+      ConfigWriter writer;
+      writer(key, value, help);
+      const std::string line = writer.text();
+      const size_t start = line.find('=') + 1;
+      const size_t first = line.find_first_not_of(' ', start);
+      values_[prefix_ + std::string(key)] = line.substr(first, line.find_last_not_of('\n') + 1 - first);
+    }
+  }
+
+ private:
+  std::string prefix_;
+  std::map<std::string, std::string>& values_;
+};
+
+}  // namespace
+
+void RunDataConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
+  check(!path.empty(), "path", "empty", "the folder of a data set");
+  batcher.validate(where);
+}
+
+void CheckpointConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
+  check(every >= 0, "every", every, "0 (only at the end) or more");
+  check(keep_last >= 1, "keep_last", keep_last, "1 or more");
+}
+
+void EvaluationConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
+  check(every >= 0, "every", every, "0 (only at the end) or more");
+  check(sequences_per_domain >= 1, "sequences_per_domain", sequences_per_domain, "1 or more");
+  check(permutations >= 1, "permutations", permutations, "1 or more (200 for numbers that are reported)");
+}
+
+void RunConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
+  check(!name.empty(), "name", "empty", "a name");
+  check(seed >= 0, "seed", seed, "0 or more");
+  check(steps >= 1, "steps", steps, "1 or more");
+}
+
+std::map<std::string, std::string> flatten(const RunConfig& config) {
+  std::map<std::string, std::string> values;
+  RunConfig copy = config;
+  copy.for_each_field(Flattener("", values));
+  return values;
+}
+
+std::vector<ConfigDifference> compare(const RunConfig& before, const RunConfig& after) {
+  std::vector<ConfigDifference> differences;
+  const auto new_values = flatten(after);
+  for (const auto& [key, value] : flatten(before)) {
+    const std::string& other = new_values.at(key);
+    if (value != other) differences.push_back({key, value, other});
+  }
+  return differences;
+}
+
+bool may_change_on_resume(const std::string& key) {
+  constexpr std::array<std::string_view, 4> kKeys = {"name", "arm", "steps", "data.path"};
+  constexpr std::array<std::string_view, 3> kSections = {"checkpoint.", "evaluation.", "execution."};
+  if (key == "execution.dtype") return false;
+  return std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end() ||
+         std::any_of(kSections.begin(), kSections.end(), [&](std::string_view section) { return key.starts_with(section); });
+}
+
+}  // namespace switchyard

@@ -1,0 +1,88 @@
+#include "switchyard/train/run_folder.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/train/run_store.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfigName = "config.toml";
+constexpr const char* kLockName = ".lock";
+
+fs::path absolute_folder(const fs::path& path) {
+  SWITCHYARD_CHECK(!path.empty(), UsageError, "the run folder is empty; expected a path");
+  fs::path result = fs::absolute(path).lexically_normal();
+  return result.has_filename() ? result : result.parent_path();
+}
+
+void make_folder(const fs::path& path) {
+  std::error_code error;
+  SWITCHYARD_CHECK(!fs::exists(path, error) || (fs::is_directory(path, error) && fs::is_empty(path, error)), UsageError,
+                   "the run folder ", path.string(), " exists already and is not an empty folder; resume that run with "
+                   "--resume, or give another folder");
+  fs::create_directories(path, error);
+  SWITCHYARD_CHECK(!error, DataError, "cannot make the run folder ", path.string(), ": ", error.message());
+}
+
+/// Names with a leading point in checkpoints/ are unfinished or being removed.
+void remove_leftovers(const fs::path& checkpoints) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
+    if (entry.path().filename().string().starts_with(".")) fs::remove_all(entry.path(), error);
+  }
+}
+
+}  // namespace
+
+RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folder(path)) {
+  if (resume == Resume::No) {
+    make_folder(path_);
+  } else {
+    SWITCHYARD_CHECK(fs::exists(path_ / kConfigName), UsageError, path_.string(), " is no run folder: it has no ",
+                     kConfigName, "; to start a run there, leave --resume out");
+  }
+  lock_ = ::open((path_ / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  SWITCHYARD_CHECK(lock_ >= 0, DataError, "cannot write in the run folder ", path_.string(), ": ", std::strerror(errno));
+  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    const int reason = errno;
+    ::close(lock_);
+    throw UsageError(join_text("the run folder ", path_.string(), " is in use by another process (",
+                               std::strerror(reason), "); wait for it or end it"));
+  }
+  if (resume == Resume::Yes) remove_leftovers(path_ / "checkpoints");
+}
+
+RunFolder::~RunFolder() {
+  // A run that could not start leaves no folder. Else the lock file stays: removing it could let two processes in.
+  std::error_code ignored;
+  if (!fs::exists(path_ / kConfigName, ignored)) {
+    fs::remove(path_ / kLockName, ignored);
+    fs::remove(path_, ignored);  // only if it is empty
+  }
+  ::close(lock_);
+}
+
+fs::path RunFolder::store_path() const { return path_.parent_path() / kRunStoreName; }
+
+RunConfig RunFolder::read_config_file() const {
+  RunConfig config;
+  read_config(parse_config_file(path_ / kConfigName), config);
+  return config;
+}
+
+void RunFolder::write_config_file(const RunConfig& config) const {
+  write_file_atomically(path_ / kConfigName, to_toml(config));
+}
+
+}  // namespace switchyard

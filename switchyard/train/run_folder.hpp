@@ -1,0 +1,35 @@
+#pragma once
+// The folder of a run: config.toml, log.jsonl, TensorBoard events, checkpoints/. One process works on it at a time.
+
+#include <filesystem>
+
+#include "switchyard/train/run_config.hpp"
+
+namespace switchyard {
+
+enum class Resume { No, Yes };
+
+class RunFolder {
+ public:
+  /// Resume::No makes the folder; it must not exist or be empty. Resume::Yes opens one that holds a run, and removes what a
+  /// killed process left half written.
+  /// @throws UsageError naming the folder, and what to do; also when another process works on it
+  RunFolder(const std::filesystem::path& path, Resume resume);
+  ~RunFolder();  // removes a new folder to which no config.toml was written
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }  // absolute
+  [[nodiscard]] std::filesystem::path log_path() const { return path_ / "log.jsonl"; }
+  [[nodiscard]] std::filesystem::path store_path() const;  // beside the folder
+
+  /// @throws ConfigError or DataError when config.toml cannot be read
+  [[nodiscard]] RunConfig read_config_file() const;
+  void write_config_file(const RunConfig& config) const;
+
+ private:
+  std::filesystem::path path_;
+  int lock_ = -1;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,55 @@
+#pragma once
+// Forwards and backwards of one optimizer step, in the order that the balancing scope needs. The gradient contract is Sum:
+// the loss is the sum of cross-entropies over all scored targets of the step, divided by their number, so each token weighs
+// the same however the step is cut into micro-batches. M micro-batches, L MoE layers, E experts.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/data/batch.hpp"
+#include "switchyard/model/decoder.hpp"
+#include "switchyard/train/execution_config.hpp"
+
+namespace switchyard {
+
+struct StepOptions {
+  ExactOrder exact = ExactOrder::Retain;
+  Recompute recompute = Recompute::None;
+  ForwardPacking forward = ForwardPacking::Together;
+  OnReplayMismatch on_replay_mismatch = OnReplayMismatch::Error;
+  /// Called before each forward of the model; may be empty. Tests use it to break what must be detected.
+  std::function<void(RoutingPhase phase, int64_t forward)> before_forward;
+};
+
+struct StepResult {
+  double loss = 0.0;        // cross-entropy, nats per scored target of the step; balancing excluded
+  int64_t tokens = 0;       // valid tokens
+  int64_t targets = 0;      // scored targets
+  BalanceValues balance;
+  at::Tensor step_counts_LE;          // int64
+  at::Tensor micro_batch_counts_MLE;  // int64
+  bool lacks_history = false;         // the scope takes counts of earlier steps and there are none: no balancing loss
+  /// Under OnReplayMismatch::Replay: tokens, summed over layers, whose own choice in the second forward would have been
+  /// another set of experts than the recorded one that was used.
+  int64_t replay_differences = 0;
+};
+
+/// The forwards of a step over these batches: one each, or one for all. Segments keep their order and micro-batch.
+[[nodiscard]] std::vector<Batch> pack_forwards(const std::vector<Batch>& micro_batches, ForwardPacking packing);
+
+/// @param num_micro_batches  M, micro-batches without a valid token included
+[[nodiscard]] StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_t num_micro_batches);
+
+/// Leaves the gradient of the step in Parameter::grad (clearing what was there) and the step's statistics in `state`.
+/// Weights are not changed.
+/// @param step  0-based, key of the random streams of the routers
+/// @throws StateError when the loss is not finite, or a routing does not replay; `state` is unchanged then
+[[nodiscard]] StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
+                                  const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed,
+                                  int64_t step);
+
+}  // namespace switchyard
