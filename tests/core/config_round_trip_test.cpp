@@ -115,7 +115,8 @@ TEST(ConfigRoundTrip, AwkwardDoubles) {
 
 TEST(ConfigRoundTrip, AwkwardStrings) {
   for (const std::string& text :
-       {std::string("\"quoted\" 'single'"), std::string("a\\b\\n"), std::string("line\nline\r\n\ttab"), std::string("\0\x01\x1f\x7f", 4),
+       {std::string("\"quoted\" 'single'"), std::string("a\\b\\n"), std::string("line\nline\r\n\ttab"),
+        std::string("\0\x01\x1f\x7f", 4),
         std::string("caf\xc3\xa9 \xe6\xbc\xa2 \xf0\x9f\x98\x80"), std::string("# no comment"), std::string("\"\"\""),
         std::string(" \xe2\x80\xa8 "), std::string("\xef\xbb\xbf")}) {
     Outer outer;
