@@ -67,8 +67,6 @@ Value training_speed(const StudyRun& run) {
   return *middle;
 }
 
-constexpr std::string_view kLayerMean = "held-out, mean of layers";
-
 std::vector<RunMetric> pick(const std::vector<std::string_view>& names) {
   std::vector<RunMetric> metrics;
   for (const std::string_view name : names) metrics.push_back(find_metric(name));
@@ -85,16 +83,16 @@ std::vector<double> values_of(const StudyGroup& group, const StudyArm& arm, cons
 
 const std::vector<RunMetric>& all_metrics() {
   static const std::vector<RunMetric> metrics = {
-      {"specialization", "S", "held-out; 0 null, 1 attainable", 3, of_routing<&EvaluationRecord::specialization>},
-      {"max_vio_global", "MaxVio, global", "held-out; all sequences", 2, of_global_load<&LoadMetrics::max_vio>},
-      {"max_vio_micro_batch", "MaxVio, micro-batch", "held-out; mean of micro-batches", 2,
+      {"specialization", "S", "0 null, 1 attainable", 3, of_routing<&EvaluationRecord::specialization>},
+      {"max_vio_global", "MaxVio, global", "all sequences", 2, of_global_load<&LoadMetrics::max_vio>},
+      {"max_vio_micro_batch", "MaxVio, micro", "mean of micro-batches", 2,
        of_micro_batch_load<&LoadMetrics::max_vio>},
-      {"lbl", "LBL", "training; the arm's own scope", 3, training_lbl},
-      {"loss", "Loss", "held-out; nats a token", 3, of_model<&EvaluationRecord::loss>},
-      {"perplexity", "Perplexity", "held-out", 1, of_model<&EvaluationRecord::perplexity>},
-      {"purity", "Purity", "held-out", 3, of_routing<&EvaluationRecord::purity>},
-      {"agreement", "Agreement", "with prescribed routing", 3, of_routing<&EvaluationRecord::agreement>},
-      {"dead_experts", "Dead experts", "held-out; a layer, global", 1, of_global_load<&LoadMetrics::dead_experts>},
+      {"lbl", "LBL", "training, own scope", 3, training_lbl},
+      {"loss", "Loss", "nats a token", 3, of_model<&EvaluationRecord::loss>},
+      {"perplexity", "Perplexity", "", 1, of_model<&EvaluationRecord::perplexity>},
+      {"purity", "Purity", "", 3, of_routing<&EvaluationRecord::purity>},
+      {"agreement", "Agreement", "with prescribed", 3, of_routing<&EvaluationRecord::agreement>},
+      {"dead_experts", "Dead experts", "a layer, global", 1, of_global_load<&LoadMetrics::dead_experts>},
       {"information", "I", "nats", 3, mean_over_layers<&LayerEvaluation::information>},
       {"information_null", "I, null", "labels permuted over documents", 3, mean_over_layers<&LayerEvaluation::information_null>},
       {"specialization_first_choice", "S, first choice", "0 null, 1 attainable", 3,

@@ -16,7 +16,7 @@ namespace switchyard {
 struct RunMetric {
   std::string_view name;
   std::string_view label;  // column heading
-  std::string_view scope;  // over what it is measured, for the heading's second line
+  std::string_view scope;  // second line of the heading: over what, unit, range; what the caption says is not repeated
   int decimals = 3;
   std::optional<double> (*value)(const StudyRun& run);
 };

@@ -96,8 +96,11 @@
     };
     const names = group.domains.map((name) => plotText(shorten(name, 14)));
     const indices = names.map((_, i) => i);
+    const layers = ["mean of layers"].concat(layerNames(group));
     group.draws.push(() => {
       const z = chosen();
+      const title = runLabel(group, runs[state.run]) + ", " + (state.layer === 0 ? "" : "layer ") + layers[state.layer];
+      figure.querySelector(".chosen").replaceChildren(markOf(group, runs[state.run].arm), title);
       const few = names.length <= 10 && plot.clientWidth >= 480;
       drawPlot(plot, [{
         type: "heatmap", x: indices, y: indices, z, zmin: 0, zmax: Math.LN2, colorscale: shades(), showscale: false, xgap: 1, ygap: 1,
@@ -109,13 +112,13 @@
         xaxis: { tickvals: indices, ticktext: names, showgrid: false, ticks: "", linecolor: "rgba(0,0,0,0)", fixedrange: true },
         yaxis: { tickvals: indices, ticktext: names, autorange: "reversed", showgrid: false, ticks: "", linecolor: "rgba(0,0,0,0)",
                  fixedrange: true },
-      }, "Pairwise Jensen-Shannon divergence of domains, " + runLabel(group, runs[state.run]));
-      offerNumbers(figure, () => [tableOf("Jensen-Shannon divergence in nats, " + runLabel(group, runs[state.run]),
+      }, "Pairwise Jensen-Shannon divergence of domains, " + title);
+      offerNumbers(figure, () => [tableOf("Jensen-Shannon divergence in nats, " + title,
         ["Domain"].concat(group.domains), group.domains.map((name, i) => [name].concat(z[i].map((value) => format(value, 3)))))]);
     });
     const draw = group.draws[group.draws.length - 1];
     const controls = figure.querySelector(".controls");
     addSelect(controls, "Run", runs.map((run) => runLabel(group, run)), 0, (i) => { state.run = i; draw(); });
-    addSelect(controls, "Layer", ["mean of layers"].concat(layerNames(group)), 0, (i) => { state.layer = i; draw(); });
+    addSelect(controls, "Layer", layers, 0, (i) => { state.layer = i; draw(); });
   }
 

@@ -36,12 +36,6 @@ std::string paragraph_list(std::string_view css_class, const std::vector<std::st
   return html + "</ul>\n";
 }
 
-std::string with_thousands(int64_t value) {
-  std::string digits = std::to_string(value);
-  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, "&thinsp;");
-  return digits;
-}
-
 std::string value_cell(const StudyRun& run, std::string_view metric_name) {
   const RunMetric& metric = find_metric(metric_name);
   const std::optional<double> value = metric.value(run);

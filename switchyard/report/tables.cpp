@@ -57,9 +57,12 @@ std::string cell(const PairedDifference& difference, int decimals) {
 std::string arm_heading(const StudyGroup& group, const StudyArm& arm, const ArmStyle& style) {
   const StartRecord& start = group.runs[arm.runs.front()].input.log.start;
   std::string below = arm.description.empty() ? "" : "<small>" + html_escape(arm.description) + "</small>";
-  below += join_text("<small>", html_escape(start.router), " router; ", html_escape(start.scope == "none" ? "no balancing" : start.scope));
-  if (start.scope != "none") below += join_text(", ", html_escape(start.method), " ", start.coefficient);
-  below += "</small>";
+  below += join_text("<small>", html_escape(start.router), "; ");
+  if (start.scope == "none") {
+    below += "no balancing</small>";
+  } else {
+    below += join_text(html_escape(start.method), " ", start.coefficient, " over ", html_escape(start.scope), "</small>");
+  }
   if (arm.is_partial) below += "<small class=\"flag\">unfinished: not a result</small>";
   return join_text("<th scope=\"row\">", marker_svg(style), html_escape(arm.label), below, "</th>");
 }
@@ -67,7 +70,9 @@ std::string arm_heading(const StudyGroup& group, const StudyArm& arm, const ArmS
 std::string metric_headings(const std::vector<RunMetric>& metrics) {
   std::string html;
   for (const RunMetric& metric : metrics) {
-    html += join_text("<th scope=\"col\">", metric.label, "<small>", metric.scope, "</small></th>");
+    html += join_text("<th scope=\"col\">", metric.label);
+    if (!metric.scope.empty()) html += join_text("<small>", metric.scope, "</small>");
+    html += "</th>";
   }
   return html;
 }
@@ -81,7 +86,7 @@ std::string table(const std::string& label, const std::string& caption, const st
 std::string held_out_text(const StudyGroup& group) {
   for (const StudyRun& run : group.runs) {
     if (const EvaluationRecord* evaluation = run.evaluation()) {
-      return join_text(evaluation->sequences, " held-out sequences (", evaluation->tokens, " scored tokens)");
+      return join_text(with_thousands(evaluation->sequences), " held-out sequences (", with_thousands(evaluation->tokens), " scored tokens)");
     }
   }
   return "held-out text (none was evaluated)";
@@ -129,6 +134,13 @@ std::string format_number(double value, int decimals) {
   // "-0.00" would suggest a sign that the digits do not show.
   if (text.find_first_of("123456789") == std::string::npos && text.front() == '-') text.erase(0, 1);
   return text.front() == '-' ? "&minus;" + text.substr(1) : text;
+}
+
+std::string with_thousands(int64_t value) {
+  std::string digits = std::to_string(value);
+  const std::size_t first = value < 0 ? 1 : 0;
+  for (std::size_t at = digits.size(); at > first + 3; at -= 3) digits.insert(at - 3, "&thinsp;");
+  return digits;
 }
 
 std::string list_seeds(std::vector<int64_t> seeds) {
@@ -185,22 +197,19 @@ std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& s
 }
 
 std::string domain_loss_table(const StudyGroup& group, const std::vector<ArmStyle>& styles) {
-  std::string head = "<th scope=\"col\">Domain</th>";
-  for (std::size_t i = 0; i < group.arms.size(); ++i) {
+  std::string head = "<th scope=\"col\">Arm</th><th scope=\"col\">Seeds</th>";
+  for (const std::string& domain : group.domains) head += "<th scope=\"col\">" + html_escape(domain) + "</th>";
+  const std::string body = rows_by_kind(group, group.domains.size() + 2, [&](std::size_t i) {
     const StudyArm& arm = group.arms[i];
-    head += join_text("<th scope=\"col\">", marker_svg(styles[i]), html_escape(arm.label), "<small>seeds ",
-                      list_seeds(counted_seeds(group, arm)), "</small></th>");
-  }
-  std::string body;
-  for (std::size_t d = 0; d < group.domains.size(); ++d) {
-    body += "<tr><th scope=\"row\">" + html_escape(group.domains[d]) + "</th>";
-    for (const StudyArm& arm : group.arms) body += cell(summarize_domain_loss(group, arm, d), 3);
-    body += "</tr>";
-  }
+    std::string row = "<tr>" + arm_heading(group, arm, styles[i]);
+    row += "<td class=\"seeds\">" + list_seeds(counted_seeds(group, arm)) + "</td>";
+    for (std::size_t d = 0; d < group.domains.size(); ++d) row += cell(summarize_domain_loss(group, arm, d), 3);
+    return row + "</tr>";
+  });
   return table("Loss per domain",
-               join_text("Held-out loss in nats per scored token, mean over seeds; brackets: 95 % t-interval over seeds. Last evaluation on ",
-                         held_out_text(group), "."),
-               head, "<tbody>" + body + "</tbody>");
+               join_text("Held-out loss in nats per scored token, mean over seeds; brackets: 95 % t-interval over seeds. Last "
+                         "evaluation on ", held_out_text(group), "."),
+               head, body);
 }
 
 std::string arm_key(const StudyGroup& group, const std::vector<ArmStyle>& styles) {

@@ -15,6 +15,9 @@ namespace switchyard {
 /// Fixed decimals with a true minus sign; exponent form from a million on; "not finite" for NaN and infinity.
 [[nodiscard]] std::string format_number(double value, int decimals);
 
+/// 5783040 with a thin space every three digits.
+[[nodiscard]] std::string with_thousands(int64_t value);
+
 /// One row an arm: mean over seeds, below it the 95 % t-interval where there are two seeds or more.
 [[nodiscard]] std::string summary_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
 [[nodiscard]] std::string further_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
@@ -22,7 +25,7 @@ namespace switchyard {
 /// Each arm minus the baseline over shared seeds. A sentence instead where no arm shares a seed with it.
 [[nodiscard]] std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
 
-/// Rows domains, columns arms.
+/// Rows arms, columns domains.
 [[nodiscard]] std::string domain_loss_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
 
 /// The key of marker and colour, shared by the charts.

@@ -107,8 +107,11 @@ LayerEvaluation make_layer(int64_t index, const SyntheticArm& arm, const Synthet
   for (std::size_t a = 0; a < joint.size(); ++a) {
     std::vector<double>& row = layer.jensen_shannon_NN.emplace_back();
     for (std::size_t b = 0; b < joint.size(); ++b) {
-      const Table pair = {joint[a], joint[b]};
-      row.push_back(a == b ? 0.0 : information_of(pair) / 2.0 * num_domains);
+      Table pair = {joint[a], joint[b]};
+      for (std::vector<double>& side : pair) {
+        for (double& p : side) p *= num_domains / 2.0;
+      }
+      row.push_back(a == b ? 0.0 : information_of(pair));
     }
   }
   layer.margin = 0.02 + 0.1 * focus;

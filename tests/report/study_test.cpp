@@ -1,0 +1,149 @@
+#include "switchyard/report/study.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "switchyard/core/error.hpp"
+#include "synthetic_study.hpp"
+
+namespace switchyard {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::synthetic_demo;
+using testing::synthetic_run;
+using testing::SyntheticShape;
+
+SyntheticShape small_shape() {
+  SyntheticShape shape;
+  shape.domains = {"a", "b"};
+  shape.num_experts = 4;
+  shape.num_layers = 1;
+  shape.total_steps = 20;
+  shape.evaluated_steps = {20};
+  return shape;
+}
+
+RunInput small_run(const std::string& arm, int64_t seed) { return synthetic_run({.name = arm}, seed, small_shape()); }
+
+std::vector<std::string> labels(const StudyGroup& group) {
+  std::vector<std::string> names;
+  for (const StudyArm& arm : group.arms) names.push_back(arm.label);
+  return names;
+}
+
+template <typename ErrorType>
+std::string message_of(const std::vector<RunInput>& runs, const ReportOptions& options = {}) {
+  try {
+    static_cast<void>(make_groups(runs, options));
+  } catch (const ErrorType& error) {
+    return error.what();
+  }
+  return "no error of this type";
+}
+
+TEST(MakeGroups, PutsFloorsAndCeilingLastAndJoinsSeeds) {
+  const auto groups = make_groups(synthetic_demo(small_shape()), {});
+  ASSERT_EQ(groups.size(), 1U);
+  EXPECT_THAT(labels(groups[0]), ElementsAre("optimizer_batch", "micro_batch", "no_balancing", "frozen_random", "random",
+                                             "prescribed_shuffled", "prescribed"));
+  EXPECT_EQ(groups[0].arms[0].runs.size(), 2U);
+  EXPECT_EQ(groups[0].arms[3].kind, ArmKind::Floor);
+  EXPECT_EQ(groups[0].arms[6].kind, ArmKind::Ceiling);
+  EXPECT_THAT(groups[0].warnings, IsEmpty());
+}
+
+TEST(MakeGroups, FollowsTheOrderKindsAndBaselineOfTheOptions) {
+  ReportOptions options;
+  options.arms = {{"micro_batch", ArmKind::Trained, "narrow"}, {"no_balancing", ArmKind::Floor, ""}};
+  options.baseline = "micro_batch";
+  const StudyGroup group = make_groups(synthetic_demo(small_shape()), options)[0];
+  EXPECT_THAT(labels(group), ElementsAre("micro_batch", "optimizer_batch", "no_balancing", "frozen_random", "random",
+                                         "prescribed_shuffled", "prescribed"));
+  EXPECT_EQ(group.arms[2].kind, ArmKind::Floor);
+  EXPECT_EQ(group.arms[0].description, "narrow");
+  EXPECT_EQ(group.baseline, 0U);
+}
+
+TEST(MakeGroups, KeepsApartWhatDoesNotCompare) {
+  SyntheticShape other = small_shape();
+  other.num_experts = 8;
+  EXPECT_EQ(make_groups({small_run("x", 0), synthetic_run({.name = "y"}, 0, other)}, {}).size(), 2U);
+  RunInput run = small_run("y", 0);
+  run.log.start.data_hash = "other data";
+  EXPECT_EQ(make_groups({small_run("x", 0), run}, {}).size(), 2U);
+}
+
+TEST(MakeGroups, SplitsAnArmWhoseSettingsDiffer) {
+  RunInput run = small_run("x", 1);
+  run.log.start.coefficient = 0.2;
+  const StudyGroup group = make_groups({small_run("x", 0), run}, {})[0];
+  EXPECT_THAT(labels(group), ElementsAre("x (top_k, optimizer_batch, lbl 0.1)", "x (top_k, optimizer_batch, lbl 0.2)"));
+}
+
+TEST(MakeGroups, SplitsAnArmWithOneSeedTwice) {
+  RunInput again = small_run("x", 0);
+  again.name = "second";
+  EXPECT_THAT(labels(make_groups({small_run("x", 0), again}, {})[0]), ElementsAre("x [x-seed0]", "x [second]"));
+}
+
+TEST(MakeGroups, LeavesUnfinishedRunsOutOfTheSummary) {
+  RunInput open = small_run("x", 1);
+  open.log.end.reset();
+  const StudyGroup group = make_groups({small_run("x", 0), open}, {})[0];
+  EXPECT_THAT(group.arms[0].counted, ElementsAre(0));
+  EXPECT_FALSE(group.arms[0].is_partial);
+  ASSERT_EQ(group.warnings.size(), 1U);
+  EXPECT_THAT(group.warnings[0], HasSubstr("x-seed1 is not finished (no end in the log after step 20 of 20)"));
+}
+
+TEST(MakeGroups, MarksAnArmThatHasOnlyUnfinishedRuns) {
+  RunInput open = small_run("x", 1);
+  open.log.end = EndRecord{10, "interrupted", 1.0, 1.0};
+  const StudyGroup group = make_groups({open}, {})[0];
+  EXPECT_THAT(group.arms[0].counted, ElementsAre(0));
+  EXPECT_TRUE(group.arms[0].is_partial);
+}
+
+TEST(MakeGroups, TakesARunWithoutEvaluation) {
+  RunInput run = small_run("x", 0);
+  run.log.evaluations.clear();
+  const StudyGroup group = make_groups({run}, {})[0];
+  EXPECT_THAT(group.arms[0].counted, IsEmpty());
+  EXPECT_FALSE(group.arms[0].is_partial);
+}
+
+TEST(MakeGroups, WarnsOfDifferentHeldOutText) {
+  RunInput run = small_run("y", 0);
+  run.log.evaluations.back().sequences = 64;
+  const StudyGroup group = make_groups({small_run("x", 0), run}, {})[0];
+  EXPECT_THAT(group.warnings, ElementsAre("The runs differ in held-out sequences: 64, 512."));
+}
+
+TEST(MakeGroups, RefusesWhatItCannotReport) {
+  EXPECT_THAT(message_of<UsageError>({}), HasSubstr("at least one run"));
+  EXPECT_THAT(message_of<UsageError>({small_run("x", 0), small_run("x", 0)}), HasSubstr("two runs are named 'x-seed0'"));
+  ReportOptions options;
+  options.baseline = "xs";
+  EXPECT_THAT(message_of<UsageError>({small_run("x", 0)}, options), HasSubstr("unknown baseline arm 'xs'"));
+}
+
+TEST(MakeGroups, RefusesATableThatIsNotDomainsByExperts) {
+  RunInput run = small_run("x", 0);
+  run.log.evaluations[0].layers[0].counts_NE[1].pop_back();
+  EXPECT_THAT(message_of<DataError>({run}), HasSubstr("counts_NE of layer 0 is not 2 domains x 4 experts"));
+  run = small_run("x", 0);
+  run.log.evaluations[0].layers[0].jensen_shannon_NN.pop_back();
+  EXPECT_THAT(message_of<DataError>({run}), HasSubstr("jensen_shannon_NN"));
+  run = small_run("x", 0);
+  run.log.evaluations[0].layers.clear();
+  EXPECT_THAT(message_of<DataError>({run}), HasSubstr("0 layers were measured"));
+  run = small_run("x", 0);
+  run.log.evaluations[0].domains.pop_back();
+  EXPECT_THAT(message_of<DataError>({run}), HasSubstr("1 domains have a loss"));
+}
+
+}  // namespace
+}  // namespace switchyard
