@@ -11,6 +11,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/measure/specialization.hpp"
+#include "tests/measure/draw.hpp"
 
 namespace switchyard {
 namespace {
@@ -92,12 +93,12 @@ TEST(Agreement, RefusesAnImpossibleChoice) {
 
 TEST(Agreement, IsTheBestOfAllAssignments) {
   EXPECT_TRUE(rc::check([] {
-    const int64_t domains = *rc::gen::inRange<int64_t>(1, 4);
-    const int64_t experts = *rc::gen::inRange<int64_t>(1, 6);
-    const int64_t chosen = *rc::gen::inRange<int64_t>(1, experts + 1);
+    const int64_t domains = draw(1, 4);
+    const int64_t experts = draw(1, 6);
+    const int64_t chosen = draw(1, experts + 1);
     Counts counts(domains, experts);
     for (int64_t d = 0; d < domains; ++d) {
-      for (int64_t& count : counts.row(d)) count = *rc::gen::inRange<int64_t>(0, 20);
+      for (int64_t& count : counts.row(d)) count = draw(0, 20);
       counts(d, 0) += 1;
     }
     const Matrix<double> joint_NE = joint_shares(counts);

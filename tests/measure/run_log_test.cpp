@@ -207,6 +207,20 @@ TEST_F(RunLogFile, GivesAResumedRunEachStepOnce) {
   EXPECT_EQ(log.end, std::nullopt);
 }
 
+// A process that was killed before its first step still worked on the run: its start stays, a later one goes.
+TEST_F(RunLogFile, KeepsStartsUpToTheNextStep) {
+  {
+    RunLogWriter writer(path_, 0);
+    writer.add(start_at(1));
+    writer.add(step_at(1));
+    writer.add(start_at(2));
+  }
+  { const RunLogWriter second(path_, 1); }
+  EXPECT_EQ(read_run_log(path_).start.step, 2);
+  { const RunLogWriter third(path_, 0); }
+  EXPECT_EQ(read_run_log(path_).start.step, 1);
+}
+
 TEST_F(RunLogFile, AnEndBelongsToTheLastStart) {
   RunLogWriter writer(path_, 0);
   writer.add(start_at(1));

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "switchyard/core/error.hpp"
+#include "tests/measure/draw.hpp"
 
 namespace switchyard {
 namespace {
@@ -38,12 +39,12 @@ double information_by_entropies(const Matrix<double>& joint_NE) {
 }
 
 Counts any_table(int64_t most) {
-  const int64_t rows = *rc::gen::inRange<int64_t>(1, most);
-  const int64_t columns = *rc::gen::inRange<int64_t>(1, most);
+  const int64_t rows = draw(1, most);
+  const int64_t columns = draw(1, most);
   Counts counts(rows, columns);
   for (int64_t d = 0; d < rows; ++d) {
-    for (int64_t& count : counts.row(d)) count = *rc::gen::inRange<int64_t>(0, 50);
-    counts(d, *rc::gen::inRange<int64_t>(0, columns)) += 1;  // every domain has slots
+    for (int64_t& count : counts.row(d)) count = draw(0, 50);
+    counts(d, draw(0, columns)) += 1;  // every domain has slots
   }
   return counts;
 }
@@ -362,6 +363,19 @@ TEST(Specialization, LeavesOutDomainsWithoutSlots) {
   const Specialization with_absent = measure(corpus, 5, 2);
   EXPECT_EQ(with_absent.score, all.score);
   EXPECT_EQ(with_absent.ceiling.information, all.ceiling.information);
+  // Neither 3 nor 4 domains divide 10 experts: the ceiling is that of the rows that have slots.
+  const std::vector<int64_t> domain_X = {0, 0, 2, 2, 3, 3};
+  Rng rng(1, "permutations");
+  const Counts labels_PX = permute_labels(domain_X, 20, rng);
+  Counts counts_XE(6, 10);
+  Matrix<double> reference_NE(4, 10);
+  for (int64_t x = 0; x < 6; ++x) counts_XE(x, x) = 5;
+  for (int64_t d = 0; d < 4; ++d) reference_NE(d, 2 * d) = reference_NE(d, (2 * d + 3) % 10) = 1.0;
+  const Specialization rest = slot_specialization(counts_XE, domain_X, labels_PX, {4, 2, reference_NE});
+  Matrix<double> present_NE(3, 10);
+  for (int64_t d = 0; d < 3; ++d) std::ranges::copy(reference_NE.row(d == 0 ? 0 : d + 1), present_NE.row(d).begin());
+  EXPECT_DOUBLE_EQ(rest.ceiling.information, mutual_information(joint_shares(present_NE)));
+  EXPECT_DOUBLE_EQ(rest.ceiling.purity, expert_purity(joint_shares(present_NE)));
 }
 
 TEST(Specialization, RefusesMismatchedInput) {
