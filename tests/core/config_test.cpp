@@ -140,7 +140,8 @@ TEST(Config, WrongTypeNamesPlaceGivenAndExpected) {
   EXPECT_THAT([] { read_run("seeds = [1, 2.5]"); },
               fails_with("demo.toml:1: seeds[1]: expected an integer, given float 2.5"));
   EXPECT_THAT([] { read_run("[mix]\nlaw = \"a\""); }, fails_with(StartsWith("demo.toml:2: mix.law: expected a number")));
-  EXPECT_THAT([] { read_run("balance = 3"); }, fails_with("demo.toml:1: balance: expected a table, [balance], given integer 3"));
+  EXPECT_THAT([] { read_run("balance = 3"); },
+              fails_with("demo.toml:1: balance: expected a table, [balance], given integer 3"));
   EXPECT_THAT([] { read_run("[arms]\nname = \"a\""); },
               fails_with("demo.toml:1: arms: expected an array of tables, [[arms]], given a table"));
   EXPECT_THAT([] { read_run("arms = [3]"); }, fails_with(HasSubstr("arms[0]: expected an array of tables")));
@@ -246,7 +247,9 @@ TEST(ConfigNode, MissingKeysAreErrors) {
 
 TEST(DescribeConfig, ListsEveryKeyWithValueAndHelp) {
   std::vector<std::string> lines;
-  for (const FieldDoc& doc : describe_config(RunConfig())) lines.push_back(join_text(doc.key, " = ", doc.value, " # ", doc.help));
+  for (const FieldDoc& doc : describe_config(RunConfig())) {
+    lines.push_back(join_text(doc.key, " = ", doc.value, " # ", doc.help));
+  }
   EXPECT_THAT(lines, ElementsAre("width = 256 # model width D", "tied = false # tied embeddings",
                                  "router = \"top_k\" # router", "seeds = [1] # seeds", "tags = [] # tags",
                                  "mix = { \"law\" = 1.0 } # share of each domain",
