@@ -1,0 +1,104 @@
+// The configuration of a run: TOML and back, bad values by key, and what a resumed run may change.
+
+#include "switchyard/train/run_config.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+RunConfig read(const std::string& text) {
+  RunConfig config;
+  read_config(parse_config_text(text, "run.toml"), config);
+  return config;
+}
+
+std::string error_of(const std::string& text) {
+  try {
+    (void)read(text);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(RunConfig, TomlRoundTrip) {
+  RunConfig config = read(R"toml(
+name = "a \"quoted\" name"
+steps = 7
+[data]
+path = "somewhere"
+micro_batches = 3
+domains = ["de", "fr"]
+weights = { de = 0.25, fr = 0.75 }
+[model]
+width = 64
+[model.router]
+name = "frozen_random"
+[balance]
+scope = "sequences(4)"
+[optimizer]
+learning_rate = 1e-3
+schedule = "wsd"
+[execution]
+exact = "prepass"
+on_replay_mismatch = "replay"
+forward = "separate"
+)toml");
+  EXPECT_EQ(config.data.batcher.micro_batches, 3);
+  EXPECT_EQ(config.data.path, "somewhere");
+  EXPECT_EQ(config.model.router.name, "frozen_random");
+  EXPECT_EQ(config.balance.scope.num_sequences, 4);
+  EXPECT_EQ(config.optimizer.schedule, ScheduleKind::Wsd);
+  EXPECT_EQ(config.execution.exact, ExactOrder::Prepass);
+  EXPECT_EQ(config.execution.forward, ForwardPacking::Separate);
+  EXPECT_EQ(read(to_toml(config)), config);
+}
+
+TEST(RunConfig, BadValuesNameFileLineAndKey) {
+  EXPECT_THAT(error_of("steps = 0"), testing::HasSubstr("run.toml: steps is 0; expected 1 or more"));
+  EXPECT_THAT(error_of("[checkpoint]\nkeep_last = 0"), testing::HasSubstr("checkpoint.keep_last is 0; expected 1"));
+  EXPECT_THAT(error_of("[evaluation]\npermutations = 0"), testing::HasSubstr("evaluation.permutations is 0"));
+  EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
+  EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
+  EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));
+  EXPECT_THAT(error_of("\n[execution]\nforward = 'seperate'"),
+              testing::AllOf(testing::HasSubstr("run.toml:3: execution.forward"), testing::HasSubstr("did you mean 'separate'")));
+  EXPECT_THAT(error_of("[optimizer]\nlearning_rat = 1"), testing::HasSubstr("did you mean 'learning_rate'"));
+}
+
+TEST(RunConfig, FlattenHasEveryLeafInTomlSpelling) {
+  const auto values = flatten(RunConfig());
+  EXPECT_EQ(values.at("steps"), "300");
+  EXPECT_EQ(values.at("name"), "\"run\"");
+  EXPECT_EQ(values.at("data.micro_batches"), "8");
+  EXPECT_EQ(values.at("model.router.name"), "\"top_k\"");
+  EXPECT_EQ(values.at("balance.scope"), "\"optimizer_batch\"");
+  EXPECT_EQ(values.at("optimizer.weight_decay"), "0.1");
+}
+
+TEST(RunConfig, CompareNamesWhatDiffers) {
+  RunConfig other;
+  other.model.width = 64;
+  other.checkpoint.every = 5;
+  const auto differences = compare(RunConfig(), other);
+  ASSERT_EQ(differences.size(), 2U);
+  EXPECT_EQ(differences[0].key, "checkpoint.every");
+  EXPECT_EQ(differences[1].key, "model.width");
+  EXPECT_EQ(differences[1].before, "128");
+  EXPECT_EQ(differences[1].after, "64");
+}
+
+TEST(RunConfig, ResumedRunsMayChangeOnlyWhatDoesNotDefineThem) {
+  for (const auto& [key, value] : flatten(RunConfig())) {
+    const bool defines = key.starts_with("model.") || key.starts_with("balance.") || key.starts_with("optimizer.") ||
+                         key == "seed" || (key.starts_with("data.") && key != "data.path") || key == "execution.dtype";
+    EXPECT_EQ(may_change_on_resume(key), !defines) << key;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,79 @@
+// The run store: what is put comes back, a second put replaces, two writers wait for each other.
+
+#include "switchyard/train/run_store.hpp"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "tests/train/scratch_folder.hpp"
+
+namespace switchyard {
+namespace {
+
+RunRow make_row(const std::string& folder) {
+  RunRow row;
+  row.folder = folder;
+  row.name = "it's a \"name\"; DROP TABLE runs;--";
+  row.arm = "micro_batch";
+  row.seed = int64_t{1} << 62;
+  row.status = "running";
+  row.step = 3;
+  row.config_json = "{}";
+  row.started = "2026-01-01T00:00:00Z";
+  row.updated = row.started;
+  return row;
+}
+
+TEST(RunStore, KeepsRowsAndReplacesThem) {
+  const ScratchFolder folder;
+  const auto path = folder.path() / kRunStoreName;
+  RunRow row = make_row("b");
+  {
+    RunStore store(path);
+    store.put(row);
+    store.put(make_row("a"));
+    row.status = "done";
+    row.loss = 4.5;
+    row.max_vio = 0.1;
+    row.updated = row.started = "2026-01-02T00:00:00Z";
+    store.put(row);
+  }
+  const auto rows = RunStore(path).rows();
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].folder, "a");
+  EXPECT_EQ(rows[0].loss, std::nullopt);
+  EXPECT_EQ(rows[1].name, row.name);
+  EXPECT_EQ(rows[1].seed, row.seed);
+  EXPECT_EQ(rows[1].status, "done");
+  EXPECT_EQ(rows[1].loss, 4.5);
+  EXPECT_EQ(rows[1].specialization, std::nullopt);
+  EXPECT_EQ(rows[1].max_vio, 0.1);
+  EXPECT_EQ(rows[1].started, "2026-01-01T00:00:00Z");
+  EXPECT_EQ(rows[1].updated, "2026-01-02T00:00:00Z");
+}
+
+TEST(RunStore, TwoWritersLoseNothing) {
+  const ScratchFolder folder;
+  const auto path = folder.path() / kRunStoreName;
+  constexpr int kRows = 40;
+  const auto write = [&](const std::string& prefix) {
+    for (int i = 0; i < kRows; ++i) RunStore(path).put(make_row(prefix + std::to_string(i)));
+  };
+  std::thread other(write, "x");
+  write("y");
+  other.join();
+  EXPECT_EQ(RunStore(path).rows().size(), 2U * kRows);
+}
+
+TEST(RunStore, NamesAFileThatIsNoStore) {
+  const ScratchFolder folder;
+  write_file_atomically(folder.path() / kRunStoreName, std::string(4096, 'x'));
+  EXPECT_THROW(RunStore(folder.path() / kRunStoreName), DataError);
+  EXPECT_THROW(RunStore(folder.path() / "missing" / "store.sqlite"), DataError);
+}
+
+}  // namespace
+}  // namespace switchyard

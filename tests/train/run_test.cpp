@@ -1,0 +1,328 @@
+// Whole runs on a made-up data set: interruption and resumption to the same bits, the run folder, and what is refused.
+
+#include "switchyard/train/run.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/train/checkpoint.hpp"
+#include "switchyard/train/run_store.hpp"
+#include "tests/train/fixtures.hpp"
+#include "tests/train/scratch_folder.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Asks for an end when a step is done.
+class StopAfter : public ProgressSink {
+ public:
+  explicit StopAfter(int64_t step) : step_(step) {}
+  void on_step(const StepRecord& record) override {
+    if (record.step == step_) stop = true;
+  }
+  std::atomic<bool> stop{false};
+
+ private:
+  int64_t step_;
+};
+
+/// Ends the process's work as abruptly as an exception can: no checkpoint, no end record.
+class ThrowAfter : public ProgressSink {
+ public:
+  explicit ThrowAfter(int64_t step) : step_(step) {}
+  void on_step(const StepRecord& record) override {
+    if (record.step == step_) throw std::runtime_error("power cut");
+  }
+
+ private:
+  int64_t step_;
+};
+
+class RunTest : public testing::Test {
+ protected:
+  RunTest() { write_test_dataset(scratch_.path() / "data"); }
+
+  [[nodiscard]] RunConfig config() const { return tiny_run(scratch_.path() / "data"); }
+  [[nodiscard]] fs::path folder(const std::string& name) const { return scratch_.path() / "runs" / name; }
+
+  RunResult start(const RunConfig& run, const std::string& name) const {
+    ProgressSink progress;
+    return run_training(run, {folder(name), Resume::No, nullptr, "test"}, progress);
+  }
+  RunResult resume(const RunConfig& run, const std::string& name) const {
+    ProgressSink progress;
+    return run_training(run, {folder(name), Resume::Yes, nullptr, "test"}, progress);
+  }
+  RunResult start_and_stop(const RunConfig& run, const std::string& name, int64_t step) const {
+    StopAfter progress(step);
+    return run_training(run, {folder(name), Resume::No, &progress.stop, "test"}, progress);
+  }
+  void start_and_crash(const RunConfig& run, const std::string& name, int64_t step) const {
+    ThrowAfter progress(step);
+    EXPECT_THROW((void)run_training(run, {folder(name), Resume::No, nullptr, "test"}, progress), std::runtime_error);
+  }
+  [[nodiscard]] RunLog log(const std::string& name) const { return read_run_log(folder(name) / "log.jsonl"); }
+  [[nodiscard]] std::vector<std::string> notices(const std::string& name) const {
+    std::vector<std::string> texts;
+    for (const NoticeRecord& notice : log(name).notices) texts.push_back(notice.text);
+    return texts;
+  }
+
+  /// Same weights, moments, counters and log, bit for bit; wall times aside.
+  void expect_same_run(const std::string& a, const std::string& b) const {
+    const fs::path one = list_checkpoints(folder(a)).back();
+    const fs::path two = list_checkpoints(folder(b)).back();
+    EXPECT_EQ(one.filename(), two.filename());
+    for (const char* file : {"model.safetensors", "optimizer.safetensors", "balance.safetensors", "state.json"}) {
+      EXPECT_EQ(sha256_file(one / file), sha256_file(two / file)) << a << " and " << b << ": " << file;
+    }
+    expect_same_steps(log(a), log(b));
+    ASSERT_EQ(log(a).evaluations.size(), log(b).evaluations.size());
+    for (size_t i = 0; i < log(a).evaluations.size(); ++i) {
+      EXPECT_EQ(log(a).evaluations[i].loss, log(b).evaluations[i].loss);
+      EXPECT_EQ(log(a).evaluations[i].specialization, log(b).evaluations[i].specialization);
+    }
+  }
+  static void expect_same_steps(const RunLog& a, const RunLog& b) {
+    ASSERT_EQ(a.steps.size(), b.steps.size());
+    for (size_t i = 0; i < a.steps.size(); ++i) {
+      EXPECT_EQ(a.steps[i].step, b.steps[i].step);
+      EXPECT_EQ(a.steps[i].tokens, b.steps[i].tokens);
+      EXPECT_EQ(a.steps[i].loss, b.steps[i].loss);
+      EXPECT_EQ(a.steps[i].balance_loss, b.steps[i].balance_loss);
+      EXPECT_EQ(a.steps[i].lbl_layers, b.steps[i].lbl_layers);
+      EXPECT_EQ(a.steps[i].max_vio_step, b.steps[i].max_vio_step);
+      EXPECT_EQ(a.steps[i].max_vio_micro_batch, b.steps[i].max_vio_micro_batch);
+      EXPECT_EQ(a.steps[i].learning_rate, b.steps[i].learning_rate);
+      EXPECT_EQ(a.steps[i].gradient_norm, b.steps[i].gradient_norm);
+    }
+  }
+
+  ScratchFolder scratch_;
+};
+
+TEST_F(RunTest, LearnsAndLeavesAWholeRunFolder) {
+  RunConfig run = config();
+  run.steps = 60;
+  run.optimizer.learning_rate = 0.02;
+  run.evaluation.every = 30;
+  const RunResult result = start(run, "a");
+  EXPECT_EQ(result.reason, EndReason::Done);
+  EXPECT_EQ(result.step, 60);
+
+  const RunLog written = log("a");
+  ASSERT_EQ(written.steps.size(), 60U);
+  EXPECT_LT(written.steps.back().loss, written.steps.front().loss - 0.5);
+  EXPECT_EQ(written.steps.back().tokens, 60 * 3 * 2 * 16);
+  EXPECT_EQ(written.start.arm, "tiny");
+  EXPECT_EQ(written.start.scope, "optimizer_batch");
+  EXPECT_THAT(written.start.domains, testing::ElementsAre("alpha", "beta", "gamma"));
+  EXPECT_EQ(written.start.num_layers, 2);
+  EXPECT_EQ(written.start.data_hash, sha256_file(scratch_.path() / "data" / "manifest.json"));
+  ASSERT_EQ(written.evaluations.size(), 2U);
+  EXPECT_EQ(written.evaluations[0].step, 30);
+  EXPECT_EQ(written.evaluations[1].step, 60);
+  EXPECT_EQ(written.evaluations[1].sequences, 12);
+  EXPECT_EQ(written.evaluations[1].tokens, 12 * 16);
+  ASSERT_TRUE(written.end.has_value());
+  EXPECT_EQ(written.end->reason, "done");
+
+  EXPECT_EQ(list_checkpoints(folder("a")).size(), 2U);  // keep_last
+  EXPECT_EQ(list_checkpoints(folder("a")).back().filename(), "step-00000060");
+  RunConfig resolved;
+  read_config(parse_config_file(folder("a") / "config.toml"), resolved);
+  run.arm = run.name;
+  EXPECT_EQ(resolved, run);
+
+  const auto rows = RunStore(folder("a").parent_path() / kRunStoreName).rows();
+  ASSERT_EQ(rows.size(), 1U);
+  EXPECT_EQ(rows[0].folder, "a");
+  EXPECT_EQ(rows[0].status, "done");
+  EXPECT_EQ(rows[0].step, 60);
+  EXPECT_EQ(rows[0].loss, written.evaluations[1].loss);
+  EXPECT_EQ(rows[0].specialization, written.evaluations[1].specialization);
+}
+
+TEST_F(RunTest, SameSeedSameBitsAndAnotherSeedNot) {
+  RunConfig run = config();
+  start(run, "a");
+  start(run, "b");
+  expect_same_run("a", "b");
+  run.seed = 6;
+  start(run, "c");
+  EXPECT_NE(log("a").steps.back().loss, log("c").steps.back().loss);
+}
+
+// Six steps run through more than one epoch of the made-up data, so the order of windows is resumed too.
+TEST_F(RunTest, ResumesToTheSameBitsInEveryScope) {
+  for (const std::string scope : {"optimizer_batch", "prefix", "previous_step", "ema(0.9)"}) {
+    RunConfig run = config();
+    parse(scope, run.balance.scope);
+    run.checkpoint.every = 0;
+    run.steps = 12;
+    start(run, scope + "-whole");
+    const RunResult stopped = start_and_stop(run, scope + "-parts", 5);
+    EXPECT_EQ(stopped.reason, EndReason::Interrupted);
+    EXPECT_EQ(stopped.step, 5);
+    EXPECT_EQ(log(scope + "-parts").end->reason, "interrupted");
+    EXPECT_TRUE(log(scope + "-parts").evaluations.empty());
+    EXPECT_EQ(resume(run, scope + "-parts").reason, EndReason::Done);
+    expect_same_run(scope + "-whole", scope + "-parts");
+  }
+}
+
+TEST_F(RunTest, ResumesAfterACrashFromTheLastPeriodicCheckpoint) {
+  const RunConfig run = config();
+  start(run, "whole");
+  start_and_crash(run, "crashed", 5);  // checkpoint at 3; the log has 5 steps
+  EXPECT_EQ(log("crashed").steps.size(), 5U);
+  EXPECT_EQ(RunStore(folder("x").parent_path() / kRunStoreName).rows()[0].status, "failed");
+  resume(run, "crashed");
+  expect_same_run("whole", "crashed");
+}
+
+TEST_F(RunTest, ResumesAfterACrashBeforeTheFirstCheckpoint) {
+  const RunConfig run = config();
+  start(run, "whole");
+  start_and_crash(run, "crashed", 2);
+  resume(run, "crashed");
+  expect_same_run("whole", "crashed");
+  EXPECT_THAT(notices("crashed"), testing::Contains(testing::HasSubstr("starts from step 0 again")));
+}
+
+TEST_F(RunTest, ResumingADoneRunChangesNothing) {
+  const RunConfig run = config();
+  start(run, "a");
+  const RunLog before = log("a");
+  const RunResult result = resume(run, "a");
+  EXPECT_EQ(result.reason, EndReason::Done);
+  ASSERT_TRUE(result.evaluation.has_value());
+  EXPECT_EQ(result.evaluation->loss, before.evaluations.back().loss);
+  EXPECT_EQ(log("a").evaluations.size(), 1U);
+  expect_same_steps(log("a"), before);
+}
+
+TEST_F(RunTest, EvaluationLeavesNoTraceInTraining) {
+  RunConfig run = config();
+  start(run, "a");
+  run.evaluation.every = 1;
+  start(run, "b");
+  expect_same_steps(log("a"), log("b"));
+  EXPECT_EQ(log("b").evaluations.size(), 6U);
+}
+
+TEST_F(RunTest, DamagedCheckpointFallsBackToTheOneBeforeWithANotice) {
+  RunConfig run = config();
+  run.checkpoint.every = 2;
+  start(run, "whole");
+  start_and_stop(run, "a", 4);
+  const fs::path newest = list_checkpoints(folder("a")).back();
+  std::fstream(newest / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary).seekp(2000).put('\x7f');
+  resume(run, "a");
+  EXPECT_THAT(notices("a"), testing::Contains(testing::AllOf(testing::HasSubstr("step-00000004 was passed over"),
+                                                             testing::HasSubstr("model.safetensors is damaged"))));
+  expect_same_run("whole", "a");
+}
+
+TEST_F(RunTest, RefusesWhenEveryCheckpointIsDamaged) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  for (const fs::path& checkpoint : list_checkpoints(folder("a"))) fs::remove(checkpoint / "optimizer.safetensors");
+  try {
+    resume(run, "a");
+    FAIL() << "resumed without optimizer state";
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("step-00000003"), testing::HasSubstr("step-00000004"),
+                                             testing::HasSubstr("optimizer.safetensors is missing")));
+  }
+}
+
+TEST_F(RunTest, RefusesToResumeAsSomethingElseAndNamesTheKey) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  RunConfig other = run;
+  other.model.width = 32;
+  other.balance.scope.kind = ScopeKind::MicroBatch;
+  try {
+    resume(other, "a");
+    FAIL() << "resumed with another model";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("model.width was 16, now 32"),
+                                             testing::HasSubstr("balance.scope was \"optimizer_batch\"")));
+  }
+  other = run;
+  other.steps = 8;
+  other.checkpoint.keep_last = 1;
+  EXPECT_EQ(resume(other, "a").step, 8);
+  EXPECT_THAT(notices("a"), testing::Contains(testing::HasSubstr("resumed with steps = 8, was 6")));
+}
+
+TEST_F(RunTest, RefusesADataSetThatChanged) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  const fs::path manifest = scratch_.path() / "data" / "manifest.json";
+  const std::string text = read_file(manifest);
+  write_file_atomically(manifest, text + "\n");
+  EXPECT_THROW(resume(run, "a"), DataError);
+}
+
+TEST_F(RunTest, NeverWritesIntoAFolderThatHoldsSomething) {
+  const RunConfig run = config();
+  fs::create_directories(folder("a"));
+  write_file_atomically(folder("a") / "thesis.txt", "years of work");
+  EXPECT_THROW(start(run, "a"), UsageError);
+  EXPECT_THROW(resume(run, "a"), UsageError);
+  EXPECT_EQ(read_file(folder("a") / "thesis.txt"), "years of work");
+  EXPECT_THROW(resume(run, "missing"), UsageError);
+}
+
+TEST_F(RunTest, RunThatCannotStartLeavesNoFolder) {
+  RunConfig run = config();
+  run.model.vocab_size = 41;
+  try {
+    start(run, "a");
+    FAIL() << "a vocabulary of 41 was taken for data of 40";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("set model.vocab_size = 40"));
+  }
+  run = config();
+  run.data.path = (scratch_.path() / "nowhere").string();
+  EXPECT_THROW(start(run, "a"), DataError);
+  EXPECT_FALSE(fs::exists(folder("a")));
+}
+
+TEST_F(RunTest, OneProcessAtATime) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  const RunFolder other(folder("a"), Resume::Yes);
+  EXPECT_THROW(resume(run, "a"), UsageError);
+}
+
+TEST_F(RunTest, NoticesSayWhatAReaderMustKnow) {
+  RunConfig run = config();
+  parse("previous_step", run.balance.scope);
+  run.execution.dtype = ComputeType::Auto;
+  run.steps = 2;
+  start(run, "a");
+  EXPECT_THAT(notices("a"), testing::UnorderedElementsAre(testing::HasSubstr("this processor computes in"),
+                                                          testing::HasSubstr("12 held-out sequences"),
+                                                          testing::HasSubstr("step 1 has no balancing loss")));
+  EXPECT_FALSE(log("a").steps[0].lbl.has_value());
+  EXPECT_TRUE(log("a").steps[1].lbl.has_value());
+}
+
+TEST_F(RunTest, TrainedModelCanBeReadBackAlone) {
+  const RunConfig run = config();
+  start(run, "a");
+  const Decoder model = load_checkpoint_model(list_checkpoints(folder("a")).back(), ComputeType::Float32);
+  EXPECT_EQ(model.config(), run.model);
+}
+
+}  // namespace
+}  // namespace switchyard
