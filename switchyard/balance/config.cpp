@@ -36,6 +36,13 @@ void parse(std::string_view text, LayerReduction& value) {
   value = parse_either("layer reduction", text, "sum", "mean", LayerReduction::Sum, LayerReduction::Mean);
 }
 
+BalanceConfig without_loss(const BalanceConfig& config) {
+  BalanceConfig silent = config;
+  silent.coefficient = 0.0;
+  silent.z_coefficient = 0.0;
+  return silent;
+}
+
 void BalanceConfig::validate(const std::string& where) const {
   const std::string prefix = where.empty() ? "balance: " : where + ": ";
   try {
@@ -45,10 +52,10 @@ void BalanceConfig::validate(const std::string& where) const {
   }
   check_weight(prefix, "coefficient", coefficient);
   check_weight(prefix, "z_coefficient", z_coefficient);
-  SWITCHYARD_CHECK(scope.kind != ScopeKind::Sequences || scope.num_sequences >= 1, ConfigError, prefix,
-                   "scope sequences(", scope.num_sequences, "); expected at least 1 sequence");
-  SWITCHYARD_CHECK(scope.kind != ScopeKind::Ema || (scope.decay > 0.0 && scope.decay < 1.0), ConfigError, prefix,
-                   "scope ema(", scope.decay, "); expected a decay above 0 and below 1");
+  SWITCHYARD_CHECK(scope.kind != ScopeKind::Sequences || scope.num_sequences >= 1, ConfigError, prefix, "scope sequences(",
+                   scope.num_sequences, "); expected at least 1 sequence");
+  SWITCHYARD_CHECK(scope.kind != ScopeKind::Ema || (scope.decay > 0.0 && scope.decay < 1.0), ConfigError, prefix, "scope ema(",
+                   scope.decay, "); expected a decay above 0 and below 1");
 }
 
 }  // namespace switchyard

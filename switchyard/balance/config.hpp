@@ -19,7 +19,7 @@ void parse(std::string_view text, LayerReduction& value);
 
 struct BalanceConfig {
   std::string method = "lbl";  // `switchyard list balancers`; "none" turns balancing off
-  Scope scope;
+  Scope scope{};
   double coefficient = 0.01;   // lambda
   double z_coefficient = 0.0;  // z-loss beside it
   GroupWeighting weighting = GroupWeighting::Tokens;
@@ -38,5 +38,9 @@ struct BalanceConfig {
 
   bool operator==(const BalanceConfig&) const = default;
 };
+
+/// The same without any gradient, for routers that take no balancing (RouterEntry::balancing): both weights 0. What can be
+/// measured is still measured.
+[[nodiscard]] BalanceConfig without_loss(const BalanceConfig& config);
 
 }  // namespace switchyard

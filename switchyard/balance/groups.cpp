@@ -71,7 +71,7 @@ std::vector<BalanceGroup> make_groups(const Scope& scope, GroupWeighting weighti
     const int64_t tokens = plan.segment_tokens[static_cast<size_t>(segment)];
     if (tokens == 0) continue;
     const int64_t number = group_number(scope, ordinal++, plan.segment_micro_batch[static_cast<size_t>(segment)]);
-    if (number != open_group) groups.push_back({.averaged = {segment, segment}, .counted = {}, .tokens = 0, .weight = 0.0});
+    if (number != open_group) groups.push_back({.averaged = {segment, segment}});
     open_group = number;
     groups.back().averaged.end = segment + 1;
     groups.back().tokens += tokens;

@@ -20,19 +20,19 @@ struct SegmentRange {
 
 /// G groups make a step. A group has at least one valid token; segments without any belong to no group or add nothing to one.
 struct BalanceGroup {
-  SegmentRange averaged;  // whose probabilities are averaged to P; these are disjoint
-  SegmentRange counted;   // whose counts give f; empty where f comes from earlier steps
-  int64_t tokens = 0;     // T_g, valid tokens of `averaged`
-  double weight = 0.0;    // w_g; the weights of a step sum to 1
+  SegmentRange averaged{};  // whose probabilities are averaged to P; these are disjoint
+  SegmentRange counted{};   // whose counts give f; empty where f comes from earlier steps
+  int64_t tokens = 0;       // T_g, valid tokens of `averaged`
+  double weight = 0.0;      // w_g; the weights of a step sum to 1
 };
 
 /// Whether f comes from this step's counts or from BalanceState.
 enum class FractionSource { ThisStep, EarlierSteps };
 [[nodiscard]] FractionSource fraction_source(ScopeKind kind);
 
-/// The groups of a step, in step order. Without a valid token in the step there are none. One process: `ranks` is `micro_batch`.
-/// Weighting Mean gives 1 / G, save that the last group of sequences(n), where it has fewer than n, weighs by its tokens over
-/// the mean tokens of the full groups; Tokens gives T_g / T_step.
+/// The groups of a step, in step order. Without a valid token in the step there are none. One process: `ranks` is
+/// `micro_batch`. Weighting Mean gives 1 / G, save that the last group of sequences(n), where it has fewer than n, weighs by
+/// its tokens over the mean tokens of the full groups; Tokens gives T_g / T_step.
 [[nodiscard]] std::vector<BalanceGroup> make_groups(const Scope& scope, GroupWeighting weighting, const StepPlan& plan);
 
 /// True where coefficients exist only after the last forward of the step, so backward must wait (or counts come ahead).

@@ -24,7 +24,8 @@ CellPtr cell_of(AutogradContext* context) {
 
 // Adds the loss's gradient to that of an identity.
 struct InjectCoefficients : torch::autograd::Function<InjectCoefficients> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& probs_TE, const at::Tensor& segment_T,
+                            const CellPtr& cell) {
     context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
     context->save_for_backward({segment_T});
     return probs_TE;
@@ -38,7 +39,8 @@ struct InjectCoefficients : torch::autograd::Function<InjectCoefficients> {
 };
 
 struct InjectZLoss : torch::autograd::Function<InjectZLoss> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& logits_TE, const at::Tensor& segment_T,
+                            const CellPtr& cell) {
     context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
     context->save_for_backward({segment_T, logits_TE});
     return logits_TE;
@@ -62,7 +64,8 @@ void CoefficientCell::fill(const at::Tensor& coefficients_SE) {
 }
 
 at::Tensor CoefficientCell::coefficients_SE() const {
-  SWITCHYARD_CHECK(filled(), StateError, where_, ": the balancing coefficients are not known yet. Call close_forward() after its last ",
+  SWITCHYARD_CHECK(filled(), StateError, where_,
+                   ": the balancing coefficients are not known yet. Call close_forward() after its last ",
                    "layer and, for scopes that need the whole step, close_counting() after the last forward, before backward");
   return rows_.narrow(0, 0, rows_.size(0) - 1);
 }

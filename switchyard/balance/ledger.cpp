@@ -33,9 +33,10 @@ StepLedger::StepLedger(StepPlan plan, int64_t num_layers, int64_t num_experts)
 
 void StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics& statistics) {
   const at::Tensor& counts_SE = statistics.counts.counts_GE;
-  SWITCHYARD_CHECK(counts_SE.dim() == 2 && counts_SE.size(0) == plan_.forward_segments(forward) && counts_SE.size(1) == num_experts_,
-                   ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer, ": counts have shape ", counts_SE.sizes(),
-                   "; expected [", plan_.forward_segments(forward), ", ", num_experts_, "], segments of the forward and experts");
+  SWITCHYARD_CHECK(
+      counts_SE.dim() == 2 && counts_SE.size(0) == plan_.forward_segments(forward) && counts_SE.size(1) == num_experts_,
+      ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer, ": counts have shape ", counts_SE.sizes(),
+      "; expected [", plan_.forward_segments(forward), ", ", num_experts_, "], segments of the forward and experts");
   check_tokens(forward, layer, statistics.counts.tokens_G);
   if (has(forward, layer)) {
     check_same_counts(forward, layer, counts_SE);

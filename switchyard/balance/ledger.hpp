@@ -30,9 +30,9 @@ class StepLedger {
 
   [[nodiscard]] std::vector<int64_t> counts_E(int64_t layer, const SegmentRange& range) const;
   [[nodiscard]] std::vector<double> prob_sums_E(int64_t layer, const SegmentRange& range) const;
-  [[nodiscard]] double squared_lse(int64_t layer) const;        // of the whole step
-  [[nodiscard]] at::Tensor step_counts_LE() const;              // int64
-  [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;      // int64
+  [[nodiscard]] double squared_lse(int64_t layer) const;    // of the whole step
+  [[nodiscard]] at::Tensor step_counts_LE() const;          // int64
+  [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;  // int64
 
  private:
   struct LayerScores {  // false as soon as one record of the layer came without
@@ -49,7 +49,7 @@ class StepLedger {
   at::Tensor counts_LSE_;     // int64
   at::Tensor prob_sums_LSE_;  // double
   at::Tensor lse_LS_;         // double, sums of squares
-  std::vector<bool> seen_;            // [F * L]
+  std::vector<bool> seen_;    // [F * L]
   std::vector<LayerScores> scores_L_;
 };
 

@@ -6,8 +6,8 @@ namespace switchyard {
 
 double lbl_value(const GroupStatistics& statistics) {
   const auto num_experts = static_cast<double>(statistics.fractions_E.size());
-  return num_experts * std::inner_product(statistics.fractions_E.begin(), statistics.fractions_E.end(),
-                                          statistics.mean_probs_E.begin(), 0.0);
+  return num_experts *
+         std::inner_product(statistics.fractions_E.begin(), statistics.fractions_E.end(), statistics.mean_probs_E.begin(), 0.0);
 }
 
 void lbl_slope(const GroupStatistics& statistics, std::span<double> slope_E) {

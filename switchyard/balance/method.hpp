@@ -7,7 +7,6 @@
 #include <string_view>
 #include <vector>
 
-
 namespace switchyard {
 
 /// One balance group in one layer.

@@ -41,8 +41,9 @@ void check_finite(const at::Tensor& sums_SX, std::string_view what) {
   const double* sums = sums_SX.const_data_ptr<double>();
   const int64_t width = sums_SX.size(1);
   for (int64_t index = 0; index < sums_SX.numel(); ++index) {
-    SWITCHYARD_CHECK(std::isfinite(sums[index]), ShapeError, what, " summed over segment ", index / width, ", column ", index % width,
-                     " give ", sums[index], "; expected finite values. Training has diverged, or an input is not finite");
+    SWITCHYARD_CHECK(std::isfinite(sums[index]), ShapeError, what, " summed over segment ", index / width, ", column ",
+                     index % width, " give ", sums[index],
+                     "; expected finite values. Training has diverged, or an input is not finite");
   }
 }
 

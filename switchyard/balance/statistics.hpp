@@ -11,9 +11,9 @@
 namespace switchyard {
 
 struct SegmentStatistics {
-  ExpertCounts counts;          // int64 [S, E] requested slots and [S] valid tokens
-  at::Tensor prob_sums_SE;      // double: sums of probabilities; undefined without probabilities
-  at::Tensor squared_lse_S;     // double: sums of logsumexp(logits)^2; undefined unless asked for
+  ExpertCounts counts;       // int64 [S, E] requested slots and [S] valid tokens
+  at::Tensor prob_sums_SE;   // double: sums of probabilities; undefined without probabilities
+  at::Tensor squared_lse_S;  // double: sums of logsumexp(logits)^2; undefined unless asked for
 };
 
 enum class TokenStatistics { None, SquaredLse };  // what is gathered beside counts and probabilities

@@ -33,8 +33,9 @@ std::vector<std::vector<double>> earlier_fractions(ScopeKind kind, const Balance
   if (!kept_LE.defined()) return fractions_LE;
   SWITCHYARD_CHECK(kept_LE.dim() == 2 && kept_LE.size(0) == shape.num_layers && kept_LE.size(1) == shape.num_experts &&
                        kept_LE.scalar_type() == (ema ? at::kDouble : at::kLong),
-                   ShapeError, "balance state: ", ema ? "ema_fractions_LE" : "previous_counts_LE", " is ", kept_LE.scalar_type(), " ",
-                   kept_LE.sizes(), "; expected ", ema ? "double" : "int64", " [", shape.num_layers, ", ", shape.num_experts, "]");
+                   ShapeError, "balance state: ", ema ? "ema_fractions_LE" : "previous_counts_LE", " is ",
+                   kept_LE.scalar_type(), " ", kept_LE.sizes(), "; expected ", ema ? "double" : "int64", " [", shape.num_layers,
+                   ", ", shape.num_experts, "]");
   const at::Tensor host_LE = kept_LE.to(at::kCPU).contiguous();
   const auto num_experts = static_cast<size_t>(shape.num_experts);
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
@@ -54,8 +55,8 @@ at::Tensor fractions_LE_of(const at::Tensor& counts_LE) {
 }
 
 void check_shape(const BalanceShape& shape) {
-  SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1, UsageError, "balance: ", shape.num_layers, " MoE layers of ",
-                   shape.num_experts, " experts; expected at least 1 of each");
+  SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1, UsageError, "balance: ", shape.num_layers,
+                   " MoE layers of ", shape.num_experts, " experts; expected at least 1 of each");
 }
 
 }  // namespace
@@ -95,7 +96,9 @@ struct StepBalance::Impl {
   [[nodiscard]] std::string place(int64_t forward, int64_t layer) const {
     return join_text("step ", plan.step, ", forward ", forward, ", layer ", layer);
   }
-  [[nodiscard]] size_t key(int64_t forward, int64_t layer) const { return static_cast<size_t>(forward * shape.num_layers + layer); }
+  [[nodiscard]] size_t key(int64_t forward, int64_t layer) const {
+    return static_cast<size_t>(forward * shape.num_layers + layer);
+  }
 
   void check_forward(int64_t forward) const {
     SWITCHYARD_CHECK(forward >= 0 && forward < plan.num_forwards(), UsageError, "step ", plan.step, ": forward ", forward,
@@ -111,7 +114,7 @@ struct StepBalance::Impl {
   void fill_known();
   void fill_forward(int64_t forward);
   [[nodiscard]] bool counted(const BalanceGroup& group) const;
-  [[nodiscard]] at::Tensor group_coefficients_LE(const BalanceGroup& group) const;
+  [[nodiscard]] std::vector<double> group_coefficients_LE(const BalanceGroup& group) const;
   [[nodiscard]] std::vector<double> group_fractions(const BalanceGroup& group, int64_t layer) const;
   [[nodiscard]] double layer_value(int64_t layer) const;
   void check_passed(int64_t forward, int64_t layer, const Routing& routing) const;
@@ -125,12 +128,12 @@ struct StepBalance::Impl {
   std::vector<double> factor_of_segment;
   std::vector<std::vector<double>> earlier_LE;  // f from earlier steps
   StepLedger ledger;
-  std::vector<bool> closed;               // [F]
-  std::vector<at::Tensor> group_rows_LE;  // [G] of double [L, E], undefined until known
-  std::vector<CellPtr> cells;             // [F * L]
-  std::vector<CellPtr> z_cells;           // [F]
-  std::vector<bool> passed_probs;         // [F * L]: whether the router used the identity
-  std::vector<bool> passed_logits;        // [F * L]
+  std::vector<bool> closed;                        // [F]
+  std::vector<std::vector<double>> group_rows_LE;  // [G] of [L, E], empty until known
+  std::vector<CellPtr> cells;                      // [F * L]
+  std::vector<CellPtr> z_cells;                    // [F]
+  std::vector<bool> passed_probs;                  // [F * L]: whether the router used the identity
+  std::vector<bool> passed_logits;                 // [F * L]
   bool counting_closed = false;
 };
 
@@ -171,14 +174,14 @@ std::vector<double> StepBalance::Impl::group_fractions(const BalanceGroup& group
 }
 
 // lambda_l * w_g / T_g * slope: the formula of the loss but for the contract's factor. For the LBL the slope is E * f.
-at::Tensor StepBalance::Impl::group_coefficients_LE(const BalanceGroup& group) const {
-  at::Tensor rows_LE = at::zeros({shape.num_layers, shape.num_experts}, at::kDouble);
-  if (method.slope == nullptr) return rows_LE;
+std::vector<double> StepBalance::Impl::group_coefficients_LE(const BalanceGroup& group) const {
   const auto num_experts = static_cast<size_t>(shape.num_experts);
+  std::vector<double> rows_LE(static_cast<size_t>(shape.num_layers) * num_experts, 0.0);
+  if (method.slope == nullptr) return rows_LE;
   const double weight = per_layer(config.coefficient) * group.weight / static_cast<double>(group.tokens);
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     const std::vector<double> fractions_E = group_fractions(group, layer);
-    const std::span<double> row_E(rows_LE.mutable_data_ptr<double>() + layer * shape.num_experts, num_experts);
+    const std::span<double> row_E(rows_LE.data() + layer * shape.num_experts, num_experts);
     method.slope({.fractions_E = fractions_E, .mean_probs_E = {}}, row_E);
     for (double& entry : row_E) entry *= weight;
   }
@@ -187,14 +190,16 @@ at::Tensor StepBalance::Impl::group_coefficients_LE(const BalanceGroup& group) c
 
 void StepBalance::Impl::fill_forward(int64_t forward) {
   const int64_t begin = plan.forward_begin[static_cast<size_t>(forward)];
-  const int64_t num_segments = plan.forward_segments(forward);
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    at::Tensor rows_SE = at::zeros({num_segments, shape.num_experts}, at::kDouble);
-    for (int64_t row = 0; row < num_segments; ++row) {
+    at::Tensor rows_SE = at::zeros({plan.forward_segments(forward), shape.num_experts}, at::kDouble);
+    double* row_E = rows_SE.mutable_data_ptr<double>();
+    for (int64_t row = 0; row < rows_SE.size(0); ++row, row_E += shape.num_experts) {
       const auto segment = static_cast<size_t>(begin + row);
       if (group_of_segment[segment] == kNoGroup) continue;
-      const at::Tensor& group_LE = group_rows_LE[static_cast<size_t>(group_of_segment[segment])];
-      rows_SE.select(0, row).copy_(group_LE.select(0, layer).mul(factor_of_segment[segment]));
+      const std::vector<double>& group_LE = group_rows_LE[static_cast<size_t>(group_of_segment[segment])];
+      const double* from_E = group_LE.data() + layer * shape.num_experts;
+      const double factor = factor_of_segment[segment];
+      std::transform(from_E, from_E + shape.num_experts, row_E, [factor](double entry) { return entry * factor; });
     }
     cells[key(forward, layer)]->fill(rows_SE);
   }
@@ -203,13 +208,13 @@ void StepBalance::Impl::fill_forward(int64_t forward) {
 // Computes groups whose counts are complete, then fills the forwards that have all their groups.
 void StepBalance::Impl::fill_known() {
   for (size_t group = 0; group < groups.size(); ++group) {
-    if (!group_rows_LE[group].defined() && counted(groups[group])) group_rows_LE[group] = group_coefficients_LE(groups[group]);
+    if (group_rows_LE[group].empty() && counted(groups[group])) group_rows_LE[group] = group_coefficients_LE(groups[group]);
   }
   for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
     if (cells[key(forward, 0)]->filled()) continue;
     const auto begin = group_of_segment.begin() + plan.forward_begin[static_cast<size_t>(forward)];
     const bool known = std::all_of(begin, begin + plan.forward_segments(forward), [this](int64_t group) {
-      return group == kNoGroup || group_rows_LE[static_cast<size_t>(group)].defined();
+      return group == kNoGroup || !group_rows_LE[static_cast<size_t>(group)].empty();
     });
     if (known) fill_forward(forward);
   }
@@ -229,12 +234,13 @@ double StepBalance::Impl::layer_value(int64_t layer) const {
 
 // A loss that is asked for and cannot act is an error, never silence.
 void StepBalance::Impl::check_passed(int64_t forward, int64_t layer, const Routing& routing) const {
-  SWITCHYARD_CHECK(!injects() || (passed_probs[key(forward, layer)] && routing.probs_TE.defined()), StateError, place(forward, layer),
-                   ": the router did not pass its probabilities through, so the balancing loss '", config.method, "' with coefficient ",
-                   config.coefficient, " could not act. Use a router that takes balancing, or set balance.method = \"none\"");
-  SWITCHYARD_CHECK(!injects_z() || (passed_logits[key(forward, layer)] && routing.logits_TE.defined()), StateError, place(forward, layer),
-                   ": the router did not pass its logits through, so the z-loss with coefficient ", config.z_coefficient,
-                   " could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
+  SWITCHYARD_CHECK(!injects() || (passed_probs[key(forward, layer)] && routing.probs_TE.defined()), StateError,
+                   place(forward, layer), ": the router did not pass its probabilities through, so the balancing loss '",
+                   config.method, "' with coefficient ", config.coefficient,
+                   " could not act. Use a router that takes balancing, or set balance.method = \"none\"");
+  SWITCHYARD_CHECK(!injects_z() || (passed_logits[key(forward, layer)] && routing.logits_TE.defined()), StateError,
+                   place(forward, layer), ": the router did not pass its logits through, so the z-loss with coefficient ",
+                   config.z_coefficient, " could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
 }
 
 StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state) {
@@ -247,7 +253,8 @@ StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape,
 StepBalance::~StepBalance() = default;
 StepBalance::StepBalance(StepBalance&&) noexcept = default;
 
-at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE, const at::Tensor& segment_T) {
+at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
+                                       const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
   impl_->passed_logits[impl_->key(forward, layer)] = true;
   return impl_->injects_z() ? inject_z_loss(logits_TE, segment_T, impl_->z_cells[static_cast<size_t>(forward)]) : logits_TE;
@@ -300,7 +307,8 @@ at::Tensor StepBalance::step_counts_LE() const {
 }
 
 at::Tensor StepBalance::micro_batch_counts_MLE() const {
-  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step, ": micro_batch_counts_MLE() before close_counting()");
+  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step,
+                   ": micro_batch_counts_MLE() before close_counting()");
   return impl_->ledger.micro_batch_counts_MLE();
 }
 

@@ -40,15 +40,15 @@ struct BalanceShape {
 
 /// What lasts from step to step; saved in checkpoints bit for bit.
 struct BalanceState {
-  at::Tensor previous_counts_LE;  // int64; undefined before the first step
-  at::Tensor ema_fractions_LE;    // double; undefined before the first step
+  at::Tensor previous_counts_LE{};  // int64; undefined before the first step
+  at::Tensor ema_fractions_LE{};    // double; undefined before the first step
 };
 
 /// Values of a finished step, for the log. Raw: 1 is uniform, lambda not applied. Scope: that of the config.
 struct BalanceValues {
-  std::vector<double> lbl_L;      // per MoE layer; NaN-free; empty if the method is none or no statistics exist yet
-  std::vector<double> z_loss_L;   // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
-  double weighted_loss = 0.0;     // what was added to the training loss
+  std::vector<double> lbl_L;     // per MoE layer; NaN-free; empty if the method is none or no statistics exist yet
+  std::vector<double> z_loss_L;  // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
+  double weighted_loss = 0.0;    // what was added to the training loss
 };
 
 class StepBalance {
@@ -60,8 +60,10 @@ class StepBalance {
   StepBalance(StepBalance&&) noexcept;
 
   /// Identities; their backward adds the loss's gradient. Without balancing they return their argument unchanged.
-  [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE, const at::Tensor& segment_T);
-  [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T);
+  [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
+                                          const at::Tensor& segment_T);
+  [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
+                                         const at::Tensor& segment_T);
 
   /// True where the scope takes f from earlier steps and there are none yet: this step has no balancing loss (tell the user).
   [[nodiscard]] bool lacks_history() const;

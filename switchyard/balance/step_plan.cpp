@@ -11,13 +11,14 @@ namespace {
 void check_segments(const StepPlan& plan) {
   const size_t num_segments = plan.segment_tokens.size();
   SWITCHYARD_CHECK(plan.segment_micro_batch.size() == num_segments, UsageError, "step ", plan.step, ": ", num_segments,
-                   " segment_tokens and ", plan.segment_micro_batch.size(), " segment_micro_batch; expected one of each per segment");
+                   " segment_tokens and ", plan.segment_micro_batch.size(),
+                   " segment_micro_batch; expected one of each per segment");
   int64_t last_micro_batch = 0;
   for (size_t segment = 0; segment < num_segments; ++segment) {
     SWITCHYARD_CHECK(plan.segment_tokens[segment] >= 0, UsageError, "step ", plan.step, ": segment ", segment, " has ",
                      plan.segment_tokens[segment], " tokens; expected 0 or more");
-    SWITCHYARD_CHECK(plan.segment_micro_batch[segment] >= last_micro_batch, UsageError, "step ", plan.step, ": segment ", segment,
-                     " is of micro-batch ", plan.segment_micro_batch[segment], " after one of ", last_micro_batch,
+    SWITCHYARD_CHECK(plan.segment_micro_batch[segment] >= last_micro_batch, UsageError, "step ", plan.step, ": segment ",
+                     segment, " is of micro-batch ", plan.segment_micro_batch[segment], " after one of ", last_micro_batch,
                      "; segments must come in the order of their micro-batches, which start at 0");
     last_micro_batch = plan.segment_micro_batch[segment];
   }
@@ -36,11 +37,12 @@ void check_forwards(const StepPlan& plan) {
     SWITCHYARD_CHECK(first == 0 || plan.segment_micro_batch[first - 1] != plan.segment_micro_batch[first], UsageError, "step ",
                      plan.step, ": micro-batch ", plan.segment_micro_batch[first], " is split before forward ", forward,
                      "; a forward must hold whole micro-batches");
-    SWITCHYARD_CHECK(plan.contract.micro_batches != Averaging::ByTokens ||
-                         plan.segment_micro_batch[first] == plan.segment_micro_batch[end - 1],
-                     UsageError, "step ", plan.step, ": forward ", forward, " holds micro-batches ", plan.segment_micro_batch[first],
-                     " to ", plan.segment_micro_batch[end - 1],
-                     ", so their gradients cannot be weighed by tokens one by one; use the contract Sum or Mean, or one forward each");
+    SWITCHYARD_CHECK(
+        plan.contract.micro_batches != Averaging::ByTokens ||
+            plan.segment_micro_batch[first] == plan.segment_micro_batch[end - 1],
+        UsageError, "step ", plan.step, ": forward ", forward, " holds micro-batches ", plan.segment_micro_batch[first], " to ",
+        plan.segment_micro_batch[end - 1],
+        ", so their gradients cannot be weighed by tokens one by one; use the contract Sum or Mean, or one forward each");
   }
 }
 
@@ -51,9 +53,7 @@ int64_t StepPlan::micro_batch_count() const {
   return num_micro_batches == 0 ? seen : num_micro_batches;
 }
 
-int64_t StepPlan::step_tokens() const {
-  return std::accumulate(segment_tokens.begin(), segment_tokens.end(), int64_t{0});
-}
+int64_t StepPlan::step_tokens() const { return std::accumulate(segment_tokens.begin(), segment_tokens.end(), int64_t{0}); }
 
 int64_t StepPlan::forward_segments(int64_t forward) const {
   return forward_begin[static_cast<size_t>(forward) + 1] - forward_begin[static_cast<size_t>(forward)];

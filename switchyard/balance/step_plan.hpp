@@ -19,10 +19,10 @@ struct GradientContract {
 /// Everything about a step that is known before its first forward. Forwards hold whole micro-batches.
 struct StepPlan {
   int64_t step = 0;
-  std::vector<int64_t> segment_tokens;       // valid tokens, in step order over all forwards
-  std::vector<int64_t> segment_micro_batch;  // non-decreasing
-  std::vector<int64_t> forward_begin;        // F + 1 offsets into the segments
-  GradientContract contract;
+  std::vector<int64_t> segment_tokens{};       // valid tokens, in step order over all forwards
+  std::vector<int64_t> segment_micro_batch{};  // non-decreasing
+  std::vector<int64_t> forward_begin{};        // F + 1 offsets into the segments
+  GradientContract contract{};
   /// M as the caller counts it when it averages, micro-batches without a valid token included. 0: one more than the last
   /// entry of segment_micro_batch, which misses only empty micro-batches at the end.
   int64_t num_micro_batches = 0;

@@ -18,29 +18,28 @@ void check_rows(std::string_view router, std::string_view what, const at::Tensor
 void check_router_shape(std::string_view router, const RouterShape& shape) {
   SWITCHYARD_CHECK(shape.width >= 1, UsageError, "router '", router, "', layer ", shape.layer, ": width ", shape.width,
                    "; expected at least 1");
-  SWITCHYARD_CHECK(shape.num_chosen >= 1 && shape.num_chosen <= shape.num_experts, UsageError, "router '", router,
-                   "', layer ", shape.layer, ": ", shape.num_chosen, " chosen of ", shape.num_experts,
+  SWITCHYARD_CHECK(shape.num_chosen >= 1 && shape.num_chosen <= shape.num_experts, UsageError, "router '", router, "', layer ",
+                   shape.layer, ": ", shape.num_chosen, " chosen of ", shape.num_experts,
                    " experts; expected 1 <= num_chosen <= num_experts");
 }
 
 void check_route_inputs(std::string_view router, const RouterShape& shape, const at::Tensor& hidden_TD,
                         const RouteContext& context) {
-  SWITCHYARD_CHECK(hidden_TD.defined() && hidden_TD.dim() == 2 && hidden_TD.size(1) == shape.width &&
-                       hidden_TD.is_floating_point(),
-                   ShapeError, "router '", router, "', layer ", shape.layer,
-                   ": hidden_TD must be a floating-point tensor [T, ", shape.width, "]; given ",
-                   hidden_TD.defined() ? join_text(hidden_TD.sizes()) : std::string("an undefined tensor"));
+  SWITCHYARD_CHECK(
+      hidden_TD.defined() && hidden_TD.dim() == 2 && hidden_TD.size(1) == shape.width && hidden_TD.is_floating_point(),
+      ShapeError, "router '", router, "', layer ", shape.layer, ": hidden_TD must be a floating-point tensor [T, ", shape.width,
+      "]; given ", hidden_TD.defined() ? join_text(hidden_TD.sizes()) : std::string("an undefined tensor"));
   const int64_t num_tokens = hidden_TD.size(0);
   check_rows(router, "token_T", context.token_T, num_tokens);
   check_rows(router, "domain_T", context.domain_T, num_tokens);
   check_rows(router, "document_T", context.document_T, num_tokens);
   check_rows(router, "valid_T", context.valid_T, num_tokens);
   check_rows(router, "replay_ids_TK", context.replay_ids_TK, num_tokens);
-  SWITCHYARD_CHECK(!context.valid_T.defined() || context.valid_T.scalar_type() == at::kBool, ShapeError, "router '",
-                   router, "': valid_T must be a bool tensor");
-  SWITCHYARD_CHECK(!context.replay_ids_TK.defined() || (context.replay_ids_TK.dim() == 2 &&
-                                                        context.replay_ids_TK.size(1) == shape.num_chosen &&
-                                                        context.replay_ids_TK.scalar_type() == at::kLong),
+  SWITCHYARD_CHECK(!context.valid_T.defined() || context.valid_T.scalar_type() == at::kBool, ShapeError, "router '", router,
+                   "': valid_T must be a bool tensor");
+  SWITCHYARD_CHECK(!context.replay_ids_TK.defined() ||
+                       (context.replay_ids_TK.dim() == 2 && context.replay_ids_TK.size(1) == shape.num_chosen &&
+                        context.replay_ids_TK.scalar_type() == at::kLong),
                    ShapeError, "router '", router, "': replay_ids_TK must be int64 [T, ", shape.num_chosen, "]");
 }
 

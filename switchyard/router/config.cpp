@@ -4,9 +4,7 @@
 
 namespace switchyard {
 
-std::string to_string(const WeightNormalization& value) {
-  return value == WeightNormalization::None ? "none" : "chosen_sum";
-}
+std::string to_string(const WeightNormalization& value) { return value == WeightNormalization::None ? "none" : "chosen_sum"; }
 
 void parse(std::string_view text, WeightNormalization& value) {
   if (text == "none") {

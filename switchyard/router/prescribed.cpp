@@ -71,16 +71,17 @@ class PrescribedRouter : public Router {
     const std::string_view what = shuffled ? "document_T" : "domain_T";
     const at::Tensor& label_T = shuffled ? context.document_T : context.domain_T;
     SWITCHYARD_CHECK(label_T.defined() && label_T.dim() == 1 && label_T.scalar_type() == at::kLong, ShapeError, "router '",
-                     name_of(labels_), "', layer ", shape_.layer, ": ", what, " must be an int64 tensor [T] of the batch's labels");
+                     name_of(labels_), "', layer ", shape_.layer, ": ", what,
+                     " must be an int64 tensor [T] of the batch's labels");
     const at::Tensor host_T = label_T.to(at::kCPU).contiguous();
     const at::Tensor valid_T = context.valid_T.defined() ? context.valid_T.to(at::kCPU).contiguous() : at::Tensor();
     at::Tensor domain_T = at::empty({num_tokens}, at::kLong);
     for (int64_t token = 0; token < num_tokens; ++token) {
       const int64_t label = host_T.const_data_ptr<int64_t>()[token];
       const bool valid = !valid_T.defined() || valid_T.const_data_ptr<bool>()[token];
-      SWITCHYARD_CHECK(!valid || (label >= 0 && (shuffled || label < shape_.num_domains)), ShapeError, "router '", name_of(labels_),
-                       "', layer ", shape_.layer, ": valid token ", token, " has ", what, " ", label, "; expected a label of one of ",
-                       shape_.num_domains, " domains (documents: 0 or above)");
+      SWITCHYARD_CHECK(!valid || (label >= 0 && (shuffled || label < shape_.num_domains)), ShapeError, "router '",
+                       name_of(labels_), "', layer ", shape_.layer, ": valid token ", token, " has ", what, " ", label,
+                       "; expected a label of one of ", shape_.num_domains, " domains (documents: 0 or above)");
       domain_T.mutable_data_ptr<int64_t>()[token] = valid ? follow(label, context.seed) : -1;
     }
     return domain_T;

@@ -32,17 +32,17 @@ struct RouteContext {
   int64_t step = 0;
   int64_t layer = 0;
   int64_t first_token = 0;  // number of the first token of this forward within the step
-  at::Tensor token_T;       // int64 token ids
-  at::Tensor domain_T;      // int64, -1 at padding
-  at::Tensor document_T;    // int64, -1 at padding
-  at::Tensor valid_T;       // bool; undefined: all valid
+  at::Tensor token_T{};     // int64 token ids
+  at::Tensor domain_T{};    // int64, -1 at padding
+  at::Tensor document_T{};  // int64, -1 at padding
+  at::Tensor valid_T{};     // bool; undefined: all valid
 
   /// Identity through which gradients of a balancing loss enter (balance/inject.hpp). Undefined: none. A router passes its
   /// logits and probabilities through before it uses them, so that the path to the loss exists.
-  std::function<at::Tensor(const at::Tensor& logits_TE)> through_logits;
-  std::function<at::Tensor(const at::Tensor& probs_TE)> through_probs;
+  std::function<at::Tensor(const at::Tensor& logits_TE)> through_logits{};
+  std::function<at::Tensor(const at::Tensor& probs_TE)> through_probs{};
 
-  at::Tensor replay_ids_TK;  // choices recorded by a pre-pass, to be used instead of a new choice; undefined: choose
+  at::Tensor replay_ids_TK{};  // choices recorded by a pre-pass, to be used instead of a new choice; undefined: choose
 };
 
 /// What sizes and which layer a router is made for.
@@ -52,7 +52,7 @@ struct RouterShape {
   int64_t num_chosen = 0;   // K
   int64_t num_domains = 0;  // N; 0 when the data has no labels
   int64_t layer = 0;
-  std::string name_prefix;  // of its parameters: "model.layers.0.mlp.gate"
+  std::string name_prefix{};  // of its parameters: "model.layers.0.mlp.gate"
 };
 
 /// One router of one layer. Not thread safe.

@@ -113,7 +113,8 @@ at::Tensor constant_fractions_E(const Layout& layout, const OracleGroup& group, 
 
 }  // namespace
 
-OracleResult dense_oracle(const ToyModel& model, const Layout& layout, const BalanceConfig& config, const BalanceState& history) {
+OracleResult dense_oracle(const ToyModel& model, const Layout& layout, const BalanceConfig& config,
+                          const BalanceState& history) {
   std::vector<at::Tensor> logits_L;
   std::vector<at::Tensor> probs_L;
   const Hooks hooks = {.logits = [&](int64_t, const at::Tensor& logits) { return logits_L.emplace_back(logits); },

@@ -15,8 +15,12 @@ namespace {
 
 // Micro-batch 0: segments 0, 1; 1: segments 2 (empty), 3, 4; 2: segment 5 (empty); 3: segment 6.
 StepPlan seven_segments() {
-  return {.step = 0, .segment_tokens = {4, 2, 0, 3, 1, 0, 10}, .segment_micro_batch = {0, 0, 1, 1, 1, 2, 3},
-          .forward_begin = {0, 2, 5, 6, 7}, .contract = {}, .num_micro_batches = 4};
+  return {.step = 0,
+          .segment_tokens = {4, 2, 0, 3, 1, 0, 10},
+          .segment_micro_batch = {0, 0, 1, 1, 1, 2, 3},
+          .forward_begin = {0, 2, 5, 6, 7},
+          .contract = {},
+          .num_micro_batches = 4};
 }
 
 std::vector<SegmentRange> averaged(const std::vector<BalanceGroup>& groups) {
@@ -40,7 +44,8 @@ using testing::ElementsAre;
 
 TEST(Groups, SequenceLeavesEmptySegmentsOut) {
   const auto groups = make_groups({.kind = ScopeKind::Sequence}, GroupWeighting::Tokens, seven_segments());
-  EXPECT_THAT(averaged(groups), ElementsAre(SegmentRange{0, 1}, SegmentRange{1, 2}, SegmentRange{3, 4}, SegmentRange{4, 5}, SegmentRange{6, 7}));
+  EXPECT_THAT(averaged(groups),
+              ElementsAre(SegmentRange{0, 1}, SegmentRange{1, 2}, SegmentRange{3, 4}, SegmentRange{4, 5}, SegmentRange{6, 7}));
   EXPECT_EQ(averaged(groups), counted(groups));
   EXPECT_THAT(weights(groups), ElementsAre(DoubleEq(.2), DoubleEq(.1), DoubleEq(.15), DoubleEq(.05), DoubleEq(.5)));
 }
@@ -117,7 +122,8 @@ TEST(Groups, PropertiesOfAnyPlan) {
     for (const BalanceGroup& group : groups) {
       RC_ASSERT(group.averaged.begin >= end);
       end = group.averaged.end;
-      RC_ASSERT(group.tokens == std::accumulate(plan.segment_tokens.begin() + group.averaged.begin, plan.segment_tokens.begin() + end, int64_t{0}));
+      RC_ASSERT(group.tokens == std::accumulate(plan.segment_tokens.begin() + group.averaged.begin,
+                                                plan.segment_tokens.begin() + end, int64_t{0}));
       RC_ASSERT(group.tokens > 0 && group.weight > 0);
       tokens += group.tokens;
       weight += group.weight;
@@ -150,10 +156,12 @@ TEST(Plan, ContradictionsAreUsageErrors) {
   expect_error([](StepPlan& plan) { plan.forward_begin = {0, 2, 5}; }, "must rise from 0");
   expect_error([](StepPlan& plan) { plan.forward_begin = {}; }, "must rise from 0");
   expect_error([](StepPlan& plan) { plan.num_micro_batches = 2; }, "num_micro_batches is 2");
-  expect_error([](StepPlan& plan) {
-    plan.forward_begin = {0, 5, 6, 7};
-    plan.contract.micro_batches = Averaging::ByTokens;
-  }, "cannot be weighed by tokens");
+  expect_error(
+      [](StepPlan& plan) {
+        plan.forward_begin = {0, 5, 6, 7};
+        plan.contract.micro_batches = Averaging::ByTokens;
+      },
+      "cannot be weighed by tokens");
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ BalanceConfig config_of(Scope scope, GroupWeighting weighting = GroupWeighting::
   return {.method = "lbl", .scope = scope, .coefficient = 0.1, .z_coefficient = 0.0, .weighting = weighting};
 }
 
-void expect_step(const BalanceConfig& config, double lbl, const std::vector<double>& first_SE, const std::vector<double>& second_SE,
-                 const BalanceState& state = {}) {
+void expect_step(const BalanceConfig& config, double lbl, const std::vector<double>& first_SE,
+                 const std::vector<double>& second_SE, const BalanceState& state = {}) {
   const StepBalance step = explicit_step(config, four_tokens(), four_token_plan(), 2, state);
   EXPECT_NEAR(step.values().lbl_L.at(0), lbl, kTolerance);
   EXPECT_NEAR(step.values().weighted_loss, 0.1 * lbl, kTolerance);
@@ -63,7 +63,8 @@ TEST(HandWorked, PrefixIsTheBufferOfAlgorithmOne) {
 
 TEST(HandWorked, OptimizerBatch) {
   // 2 * (.75 * .5625 + .25 * .4375) = 1.0625; c = .1 * 2 * (.75, .25) / 4.
-  expect_step(config_of({.kind = ScopeKind::OptimizerBatch}), 1.0625, {.0375, .0125, .0375, .0125}, {.0375, .0125, .0375, .0125});
+  expect_step(config_of({.kind = ScopeKind::OptimizerBatch}), 1.0625, {.0375, .0125, .0375, .0125},
+              {.0375, .0125, .0375, .0125});
 }
 
 TEST(HandWorked, PreviousStepAndEmaTakeFractionsFromBefore) {
@@ -77,7 +78,8 @@ TEST(HandWorked, PreviousStepAndEmaTakeFractionsFromBefore) {
   expect_step(config_of({.kind = ScopeKind::PreviousStep}), .925, c, c, state);
   expect_step(config_of({.kind = ScopeKind::Ema, .decay = 0.75}), .925, c, c, state);
 
-  StepBalance step = explicit_step(config_of({.kind = ScopeKind::Ema, .decay = 0.75}), four_tokens(), four_token_plan(), 2, state);
+  StepBalance step =
+      explicit_step(config_of({.kind = ScopeKind::Ema, .decay = 0.75}), four_tokens(), four_token_plan(), 2, state);
   step.finish(state);
   // .75 * (.2, .8) + .25 * (.75, .25)
   EXPECT_THAT(doubles_of(state.ema_fractions_LE), Pointwise(DoubleNear(kTolerance), std::vector<double>{.3375, .6625}));
@@ -86,7 +88,8 @@ TEST(HandWorked, PreviousStepAndEmaTakeFractionsFromBefore) {
 
 TEST(HandWorked, MeanWeightingGivesShortGroupsTheSameVoice) {
   // Micro-batches of 3 and 1 tokens, values 1.5 and 1: mean 1.25, by tokens 1.375.
-  const std::vector<std::vector<Token>> step = {{{0, {0}, {.75, .25}}, {0, {0}, {.75, .25}}, {0, {0}, {.75, .25}}}, {{0, {1}, {.5, .5}}}};
+  const std::vector<std::vector<Token>> step = {{{0, {0}, {.75, .25}}, {0, {0}, {.75, .25}}, {0, {0}, {.75, .25}}},
+                                                {{0, {1}, {.5, .5}}}};
   const StepPlan plan = explicit_plan({{3}, {1}});
   const Scope scope{.kind = ScopeKind::MicroBatch};
   EXPECT_NEAR(explicit_step(config_of(scope, GroupWeighting::Mean), step, plan, 2).values().lbl_L[0], 1.25, kTolerance);

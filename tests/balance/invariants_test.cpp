@@ -15,8 +15,12 @@ namespace {
 constexpr double kTolerance = 1e-12;
 
 BalanceConfig config_of(ScopeKind kind, double coefficient = 0.7) {
-  return {.method = "lbl", .scope = {.kind = kind, .num_sequences = 2, .decay = 0.9}, .coefficient = coefficient,
-          .z_coefficient = 0.0, .weighting = GroupWeighting::Tokens, .layers = LayerReduction::Mean};
+  return {.method = "lbl",
+          .scope = {.kind = kind, .num_sequences = 2, .decay = 0.9},
+          .coefficient = coefficient,
+          .z_coefficient = 0.0,
+          .weighting = GroupWeighting::Tokens,
+          .layers = LayerReduction::Mean};
 }
 
 std::vector<ScopeKind> all_kinds() {
@@ -65,8 +69,9 @@ void expect_finite(const StepResult& result) {
 }
 
 TEST(Invariants, B2FractionsSumToOneAfterEveryMicroBatchOfThePrefix) {
-  const StepBalance step = explicit_step(config_of(ScopeKind::Prefix, 1.0), {repeated_tokens(6), {{-1, {0}, {1, 0, 0, 0}}}, repeated_tokens(4)},
-                                         explicit_plan({{6}, {0}, {4}}), 4);
+  const StepBalance step =
+      explicit_step(config_of(ScopeKind::Prefix, 1.0), {repeated_tokens(6), {{-1, {0}, {1, 0, 0, 0}}}, repeated_tokens(4)},
+                    explicit_plan({{6}, {0}, {4}}), 4);
   // The row is lambda E f w / T_g; with lambda 1 and w / T_g = 1 / T_step the fractions are row * T_step / E.
   EXPECT_NEAR(step.coefficients_GE(0, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
   EXPECT_NEAR(step.coefficients_GE(2, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
@@ -74,8 +79,10 @@ TEST(Invariants, B2FractionsSumToOneAfterEveryMicroBatchOfThePrefix) {
 
 TEST(Invariants, B2ResplittingWithEqualFrequenciesLeavesTheValue) {
   for (const ScopeKind kind : {ScopeKind::Prefix, ScopeKind::MicroBatch, ScopeKind::OptimizerBatch}) {
-    const auto even = explicit_step(config_of(kind), {repeated_tokens(4), repeated_tokens(4), repeated_tokens(8)}, explicit_plan({{4}, {4}, {8}}), 4);
-    const auto uneven = explicit_step(config_of(kind), {repeated_tokens(8), repeated_tokens(4), repeated_tokens(4)}, explicit_plan({{8}, {4}, {4}}), 4);
+    const auto even = explicit_step(config_of(kind), {repeated_tokens(4), repeated_tokens(4), repeated_tokens(8)},
+                                    explicit_plan({{4}, {4}, {8}}), 4);
+    const auto uneven = explicit_step(config_of(kind), {repeated_tokens(8), repeated_tokens(4), repeated_tokens(4)},
+                                      explicit_plan({{8}, {4}, {4}}), 4);
     EXPECT_NEAR(even.values().lbl_L[0], 4 * (.5 * .4 + .25 * .3 + .25 * .2), kTolerance);
     EXPECT_NEAR(uneven.values().lbl_L[0], even.values().lbl_L[0], kTolerance);
   }
@@ -87,7 +94,8 @@ TEST(Invariants, B4MicroBatchesEqualOneBatch) {
   for (const ScopeKind kind : all_kinds()) {
     const auto one = run_step(model, layout, config_of(kind), plan_of(layout, Partition::Together), some_history(2));
     for (const Averaging contract : {Averaging::Sum, Averaging::Mean, Averaging::ByTokens}) {
-      const auto many = run_step(model, layout, config_of(kind), plan_of(layout, Partition::Separate, contract), some_history(2));
+      const auto many =
+          run_step(model, layout, config_of(kind), plan_of(layout, Partition::Separate, contract), some_history(2));
       EXPECT_LT(max_difference(one.gradients, many.gradients), kTolerance);
     }
   }
@@ -201,8 +209,10 @@ TEST(Invariants, B10B11PackedEqualsPaddedEqualsALoopOverDocuments) {
   std::vector<double> lbl_L(kLayers, 0.0);
   for (const auto& [begin, length] : std::vector<std::pair<int64_t, int64_t>>{{0, 5}, {5, 2}, {7, 4}}) {
     const Layout document = make_layout({{length}});
-    const auto alone = run_step(pick_tokens(packed_model, {{begin, length}}), document, config, plan_of(document, Partition::Together));
-    for (size_t layer = 0; layer < kLayers; ++layer) lbl_L[layer] += alone.values.lbl_L[layer] * static_cast<double>(length) / 11;
+    const auto alone =
+        run_step(pick_tokens(packed_model, {{begin, length}}), document, config, plan_of(document, Partition::Together));
+    for (size_t layer = 0; layer < kLayers; ++layer)
+      lbl_L[layer] += alone.values.lbl_L[layer] * static_cast<double>(length) / 11;
   }
   for (size_t layer = 0; layer < kLayers; ++layer) EXPECT_NEAR(a.values.lbl_L[layer], lbl_L[layer], kTolerance);
 }
@@ -210,7 +220,8 @@ TEST(Invariants, B10B11PackedEqualsPaddedEqualsALoopOverDocuments) {
 TEST(Invariants, B12DroppedSlotsStillCountAsRequested) {
   ExplicitForward forward = explicit_forward(repeated_tokens(4), 4);
   forward.routing.kept_A = at::empty({4}, at::kBool).fill_(false);
-  StepBalance balance(config_of(ScopeKind::OptimizerBatch), {.num_layers = 1, .num_experts = 4, .num_chosen = 1}, explicit_plan({{4}}), {});
+  StepBalance balance(config_of(ScopeKind::OptimizerBatch), {.num_layers = 1, .num_experts = 4, .num_chosen = 1},
+                      explicit_plan({{4}}), {});
   record_explicit(balance, 0, 0, forward);
   balance.close_forward(0);
   balance.close_counting();
@@ -232,7 +243,8 @@ TEST(Invariants, B13PerfectBalanceGivesOneForEveryKAndAllChoicesCount) {
 }
 
 TEST(Invariants, B14LayersAreNotPooled) {
-  StepBalance balance(config_of(ScopeKind::OptimizerBatch, 1.0), {.num_layers = 2, .num_experts = 2, .num_chosen = 1}, explicit_plan({{1}}), {});
+  StepBalance balance(config_of(ScopeKind::OptimizerBatch, 1.0), {.num_layers = 2, .num_experts = 2, .num_chosen = 1},
+                      explicit_plan({{1}}), {});
   record_explicit(balance, 0, 0, explicit_forward({{0, {0}, {.99, .01}}}, 2));
   record_explicit(balance, 0, 1, explicit_forward({{0, {1}, {.01, .99}}}, 2));
   balance.close_forward(0);
@@ -243,14 +255,17 @@ TEST(Invariants, B14LayersAreNotPooled) {
 TEST(Invariants, B16TheLossIsNotBoundedBelowByOneAndDoesNotCertifyBalance) {
   std::vector<Token> below_one;  // f = (.6, .4), P = (.31, .69)
   for (int64_t t = 0; t < 10; ++t) below_one.push_back(t < 6 ? Token{0, {0}, {.51, .49}} : Token{0, {1}, {.01, .99}});
-  EXPECT_NEAR(explicit_step(config_of(ScopeKind::OptimizerBatch), {below_one}, explicit_plan({{10}}), 2).values().lbl_L[0], 0.924, kTolerance);
+  EXPECT_NEAR(explicit_step(config_of(ScopeKind::OptimizerBatch), {below_one}, explicit_plan({{10}}), 2).values().lbl_L[0],
+              0.924, kTolerance);
   const std::vector<Token> collapsed(8, Token{0, {0}, {.25, .25, .25, .25}});  // all slots to one expert, P uniform
-  EXPECT_NEAR(explicit_step(config_of(ScopeKind::OptimizerBatch), {collapsed}, explicit_plan({{8}}), 4).values().lbl_L[0], 1.0, kTolerance);
+  EXPECT_NEAR(explicit_step(config_of(ScopeKind::OptimizerBatch), {collapsed}, explicit_plan({{8}}), 4).values().lbl_L[0], 1.0,
+              kTolerance);
 }
 
 TEST(Invariants, B20DenominatorsAreThoseOfTheStepAtHand) {
   for (const int64_t tokens : {4, 12}) {
-    const StepBalance step = explicit_step(config_of(ScopeKind::OptimizerBatch, 1.0), {repeated_tokens(tokens)}, explicit_plan({{tokens}}), 4);
+    const StepBalance step =
+        explicit_step(config_of(ScopeKind::OptimizerBatch, 1.0), {repeated_tokens(tokens)}, explicit_plan({{tokens}}), 4);
     EXPECT_NEAR(step.coefficients_GE(0, 0).sum().item<double>(), 4.0 / static_cast<double>(tokens), kTolerance);
   }
 }
@@ -266,10 +281,12 @@ TEST(Invariants, B22StateChangesOncePerStepAndOnlyByFinish) {
   EXPECT_FALSE(state.ema_fractions_LE.defined());
   first.finish(state);
   EXPECT_THAT(doubles_of(state.ema_fractions_LE), testing::ElementsAre(.5, .25, .25, 0));
-  const BalanceState saved{.previous_counts_LE = state.previous_counts_LE.clone(), .ema_fractions_LE = state.ema_fractions_LE.clone()};
+  const BalanceState saved{.previous_counts_LE = state.previous_counts_LE.clone(),
+                           .ema_fractions_LE = state.ema_fractions_LE.clone()};
   StepBalance second = explicit_step(config, tokens, explicit_plan({{4}, {4}}), 4, state);
   EXPECT_FALSE(second.lacks_history());
-  EXPECT_TRUE(state.ema_fractions_LE.equal(saved.ema_fractions_LE));  // a step in progress, or one that is given up, changes nothing
+  EXPECT_TRUE(
+      state.ema_fractions_LE.equal(saved.ema_fractions_LE));  // a step in progress, or one that is given up, changes nothing
   second.finish(state);
   BalanceState restored = saved;
   explicit_step(config, tokens, explicit_plan({{4}, {4}}), 4, saved).finish(restored);

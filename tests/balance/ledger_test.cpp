@@ -33,7 +33,9 @@ void expect_message(const Call& call, const std::string& text) {
 
 BalanceConfig default_config() { return {.method = "lbl", .scope = {.kind = ScopeKind::OptimizerBatch}, .coefficient = 0.1}; }
 BalanceShape shape_of(int64_t num_layers) { return {.num_layers = num_layers, .num_experts = 2, .num_chosen = 1}; }
-ExplicitForward one_token(std::vector<double> probs = {.5, .5}, int64_t expert = 0) { return explicit_forward({{0, {expert}, std::move(probs)}}, 2); }
+ExplicitForward one_token(std::vector<double> probs = {.5, .5}, int64_t expert = 0) {
+  return explicit_forward({{0, {expert}, std::move(probs)}}, 2);
+}
 
 TEST(Ledger, B28CountsAreExactBeyondTwoToTheThirtyOneAndTheRangeOfDouble) {
   constexpr int64_t kMany = (int64_t{1} << 60) + 1;  // no double holds this
@@ -61,13 +63,20 @@ TEST(Ledger, ADifferentSecondRunNamesStepForwardLayerAndExpert) {
   ledger.record(1, 2, statistics_of({0, 1}, 1));
   ledger.record(1, 2, statistics_of({0, 1}, 1));
   EXPECT_THAT(ledger.counts_E(2, {0, 2}), testing::ElementsAre(0, 1));
-  expect_message<StateError>([&] { ledger.record(1, 2, statistics_of({1, 0}, 1)); },
-                             "step 41, forward 1, layer 2: the second run sent 1 slots of segment 0 to expert 0, the first 0");
+  expect_message<StateError>(
+      [&] {
+        ledger.record(1, 2, statistics_of({1, 0}, 1));
+      },
+      "step 41, forward 1, layer 2: the second run sent 1 slots of segment 0 to expert 0, the first 0");
 }
 
 TEST(Ledger, TokensMustBeThoseOfThePlan) {
   StepLedger ledger(explicit_plan({{3}}), 1, 2);
-  expect_message<ShapeError>([&] { ledger.record(0, 0, statistics_of({1, 1}, 2)); }, "segment 0 has 2 valid tokens; the plan says 3");
+  expect_message<ShapeError>(
+      [&] {
+        ledger.record(0, 0, statistics_of({1, 1}, 2));
+      },
+      "segment 0 has 2 valid tokens; the plan says 3");
 }
 
 TEST(Lifecycle, BackwardBeforeTheCoefficientIsKnownIsAnError) {
@@ -77,7 +86,8 @@ TEST(Lifecycle, BackwardBeforeTheCoefficientIsKnownIsAnError) {
   const at::Tensor passed_TE = balance.through_probs(0, 0, leaf_TE, forward.segment_T);
   balance.record(0, 0, forward.routing, forward.segment_T);
   balance.close_forward(0);  // the second forward is missing
-  expect_message<StateError>([&] { passed_TE.sum().backward({}, /*retain_graph=*/true); }, "step 0, forward 0, layer 0: the balancing coefficients are not known yet");
+  expect_message<StateError>([&] { passed_TE.sum().backward({}, /*retain_graph=*/true); },
+                             "step 0, forward 0, layer 0: the balancing coefficients are not known yet");
   record_explicit(balance, 1, 0, one_token());
   balance.close_forward(1);
   balance.close_counting();
@@ -104,7 +114,8 @@ TEST(Lifecycle, TheGraphOutlivesTheStep) {
 TEST(Lifecycle, B24ALossThatCannotActIsAnError) {
   StepBalance balance(default_config(), shape_of(1), explicit_plan({{1}}), {});
   ExplicitForward forward = one_token();
-  expect_message<StateError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); }, "did not pass its probabilities through");
+  expect_message<StateError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); },
+                             "did not pass its probabilities through");
   static_cast<void>(balance.through_probs(0, 0, forward.routing.probs_TE, forward.segment_T));
   forward.routing.probs_TE.reset();
   expect_message<StateError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); }, "balance.method = \"none\"");
@@ -135,8 +146,11 @@ TEST(Lifecycle, RoutersWithoutScoresAreCountedWhereNoLossIsAskedFor) {
 
 TEST(Lifecycle, NonFiniteProbabilitiesAreNamed) {
   StepBalance balance(default_config(), shape_of(2), explicit_plan({{1}}), {});
-  expect_message<ShapeError>([&] { record_explicit(balance, 0, 1, one_token({.5, std::nan("")})); },
-                             "step 0, forward 0, layer 1: router probabilities summed over segment 0, column 1 give nan");
+  expect_message<ShapeError>(
+      [&] {
+        record_explicit(balance, 0, 1, one_token({.5, std::nan("")}));
+      },
+      "step 0, forward 0, layer 1: router probabilities summed over segment 0, column 1 give nan");
   StepBalance padded(default_config(), shape_of(1), explicit_plan({{1}}), {});
   const ExplicitForward with_padding = explicit_forward({{0, {0}, {.5, .5}}, {-1, {0}, {std::nan(""), 0}}}, 2);
   EXPECT_NO_THROW(record_explicit(padded, 0, 0, with_padding));  // what padding holds does not matter
@@ -154,8 +168,16 @@ TEST(Lifecycle, CallsOutOfOrder) {
   expect_message<StateError>([&] { static_cast<void>(balance.coefficients_GE(0, 0)); }, "not known yet");
   expect_message<UsageError>([&] { record_explicit(balance, 2, 0, one_token()); }, "forward 2 of a plan with 2");
   expect_message<UsageError>([&] { record_explicit(balance, 0, 2, one_token()); }, "layer 2 of 2 MoE layers");
-  expect_message<ShapeError>([&] { record_explicit(balance, 0, 1, explicit_forward({{0, {0}, {.5, .3, .2}}}, 3)); }, "over 3 experts; expected 2");
-  expect_message<ShapeError>([&] { record_explicit(balance, 0, 1, explicit_forward({{1, {0}, {.5, .5}}}, 2)); }, "token 0 is in group 1");
+  expect_message<ShapeError>(
+      [&] {
+        record_explicit(balance, 0, 1, explicit_forward({{0, {0}, {.5, .3, .2}}}, 3));
+      },
+      "over 3 experts; expected 2");
+  expect_message<ShapeError>(
+      [&] {
+        record_explicit(balance, 0, 1, explicit_forward({{1, {0}, {.5, .5}}}, 2));
+      },
+      "token 0 is in group 1");
 }
 
 TEST(Lifecycle, AStateOfAnotherModelIsRefused) {
@@ -171,7 +193,8 @@ TEST(Config, ChecksAndSpellings) {
     change(config);
     expect_message<ConfigError>([&] { config.validate("demo.toml:3: balance"); }, text);
   };
-  broken([](BalanceConfig& c) { c.method = "lbk"; }, "demo.toml:3: balance: unknown balancing method 'lbk' (did you mean 'lbl'?)");
+  broken([](BalanceConfig& c) { c.method = "lbk"; },
+         "demo.toml:3: balance: unknown balancing method 'lbk' (did you mean 'lbl'?)");
   broken([](BalanceConfig& c) { c.coefficient = -1; }, "coefficient = -1; expected a finite number");
   broken([](BalanceConfig& c) { c.z_coefficient = std::nan(""); }, "z_coefficient = nan");
   broken([](BalanceConfig& c) { c.scope = {.kind = ScopeKind::Sequences}; }, "at least 1 sequence");

@@ -15,14 +15,23 @@ constexpr double kTolerance = 1e-12;
 
 std::vector<Scope> all_scopes() {
   using enum ScopeKind;
-  return {{.kind = Sequence},  {.kind = Sequences, .num_sequences = 1}, {.kind = Sequences, .num_sequences = 2},
-          {.kind = Sequences, .num_sequences = 3}, {.kind = Sequences, .num_sequences = 50}, {.kind = MicroBatch},
-          {.kind = Ranks},     {.kind = Prefix},    {.kind = OptimizerBatch}, {.kind = PreviousStep}, {.kind = Ema, .decay = 0.9}};
+  return {{.kind = Sequence},
+          {.kind = Sequences, .num_sequences = 1},
+          {.kind = Sequences, .num_sequences = 2},
+          {.kind = Sequences, .num_sequences = 3},
+          {.kind = Sequences, .num_sequences = 50},
+          {.kind = MicroBatch},
+          {.kind = Ranks},
+          {.kind = Prefix},
+          {.kind = OptimizerBatch},
+          {.kind = PreviousStep},
+          {.kind = Ema, .decay = 0.9}};
 }
 
 std::string scope_name(const Scope& scope) {
   std::string name = to_string(scope);
-  std::replace_if(name.begin(), name.end(), [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; }, '_');
   return name;
 }
 
@@ -35,7 +44,8 @@ class OracleTest : public testing::TestWithParam<std::tuple<Scope, GroupWeightin
  protected:
   [[nodiscard]] static BalanceConfig config() {
     const auto& [scope, weighting, layers] = GetParam();
-    return {.method = "lbl", .scope = scope, .coefficient = 0.7, .z_coefficient = 0.05, .weighting = weighting, .layers = layers};
+    return {
+        .method = "lbl", .scope = scope, .coefficient = 0.7, .z_coefficient = 0.05, .weighting = weighting, .layers = layers};
   }
   static void expect_equal(const StepResult& result, const OracleResult& oracle) {
     EXPECT_LT(max_difference(result.gradients, oracle.gradients), kTolerance);

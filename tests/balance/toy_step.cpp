@@ -150,8 +150,7 @@ at::Tensor forward_loss(const ToyModel& model, const Layout& layout, int64_t beg
     if (hooks.probs) probs_TE = hooks.probs(layer, probs_TE);
     const at::Tensor ids_TK = std::get<1>(at::topk(probs_TE.detach(), kChosen, -1));
     const at::Tensor weights_TK = probs_TE.gather(1, ids_TK);
-    Routing routing =
-        routing_from_top_k(ids_TK.masked_fill(valid_T.logical_not().unsqueeze(1), -1), weights_TK, kExperts);
+    Routing routing = routing_from_top_k(ids_TK.masked_fill(valid_T.logical_not().unsqueeze(1), -1), weights_TK, kExperts);
     routing.logits_TE = logits_TE;
     routing.probs_TE = probs_TE;
     if (hooks.routed) hooks.routed(layer, routing);
@@ -174,8 +173,11 @@ Gradients gradients_of(const at::Tensor& loss, const ToyModel& model) {
 }
 
 StepPlan plan_of(const Layout& layout, Partition partition, Averaging contract) {
-  StepPlan plan{.step = 7, .segment_tokens = layout.segment_tokens, .segment_micro_batch = layout.segment_micro_batch,
-                .forward_begin = {0}, .contract = {.micro_batches = contract, .ranks = Averaging::Sum},
+  StepPlan plan{.step = 7,
+                .segment_tokens = layout.segment_tokens,
+                .segment_micro_batch = layout.segment_micro_batch,
+                .forward_begin = {0},
+                .contract = {.micro_batches = contract, .ranks = Averaging::Sum},
                 .num_micro_batches = layout.num_micro_batches};
   for (const TokenRange& forward : micro_batches_of_forwards(layout, partition)) {
     const auto end = std::lower_bound(plan.segment_micro_batch.begin(), plan.segment_micro_batch.end(), forward.end);
@@ -201,7 +203,8 @@ StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceCo
         .routed = [&](int64_t l, const Routing& routing) { balance.record(forward, l, routing, segment_T); }};
     // Enlarged so that, after the caller's averaging, the mean over the step's valid tokens is what remains.
     const double weight = caller_weight(layout, plan, tokens);
-    const at::Tensor loss = forward_loss(model, layout, tokens.begin, tokens.end, hooks).mul(weight > 0 ? 1.0 / (weight * num_valid) : 0.0);
+    const at::Tensor loss =
+        forward_loss(model, layout, tokens.begin, tokens.end, hooks).mul(weight > 0 ? 1.0 / (weight * num_valid) : 0.0);
     balance.close_forward(forward);
     return loss;
   };

@@ -40,14 +40,14 @@ struct Layout {
 [[nodiscard]] Layout uneven_layout();
 
 enum class Partition { Together, Separate, Pairs };  // micro-batches per forward: all, one, two
-enum class Order { Retain, Direct, Prepass };  // all forwards first; backward after each; counting pass first
+enum class Order { Retain, Direct, Prepass };        // all forwards first; backward after each; counting pass first
 
 /// Leaves of the graph.
 struct ToyModel {
   at::Tensor hidden_TD;
   std::vector<at::Tensor> router_LED;
-  std::vector<at::Tensor> mix_LED;      // what the experts add; not differentiated
-  std::vector<at::Tensor> offset_LTE;   // zeros added to the logits: their gradient is that of the logits
+  std::vector<at::Tensor> mix_LED;     // what the experts add; not differentiated
+  std::vector<at::Tensor> offset_LTE;  // zeros added to the logits: their gradient is that of the logits
 };
 [[nodiscard]] ToyModel make_model(uint64_t seed, int64_t num_tokens);
 
@@ -59,7 +59,8 @@ struct Hooks {
 };
 
 /// Runs tokens [begin, end). Returns the sum over valid tokens of a fixed linear function of the last hidden states.
-[[nodiscard]] at::Tensor forward_loss(const ToyModel& model, const Layout& layout, int64_t begin, int64_t end, const Hooks& hooks);
+[[nodiscard]] at::Tensor forward_loss(const ToyModel& model, const Layout& layout, int64_t begin, int64_t end,
+                                      const Hooks& hooks);
 
 struct Gradients {
   at::Tensor hidden_TD;
@@ -82,8 +83,8 @@ struct StepResult {
 };
 
 /// One step as a caller under the contract of the plan writes it: its own loss is the mean over the step's valid tokens.
-[[nodiscard]] StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceConfig& config, const StepPlan& plan,
-                                  const BalanceState& state = {}, Order order = Order::Retain);
+[[nodiscard]] StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceConfig& config,
+                                  const StepPlan& plan, const BalanceState& state = {}, Order order = Order::Retain);
 
 /// Largest absolute difference over all gradients.
 [[nodiscard]] double max_difference(const Gradients& a, const Gradients& b);
