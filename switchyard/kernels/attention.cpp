@@ -1,13 +1,22 @@
 #include "switchyard/kernels/attention.hpp"
 
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/triu.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -23,6 +32,119 @@ void check_attention(const AttentionHeads& heads) {
                    ShapeError, "causal_attention: key has shape ", heads.key_BJSW.sizes(), ", value ",
                    heads.value_BJSW.sizes(), "; expected ", c10::IntArrayRef(expected));
 }
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Positions of a block of queries: small enough that little of the future is multiplied, large enough for the GEMM.
+constexpr int64_t kBlock = 128;
+
+// The heads as batches of matrices, N = B * J; a row of the queries is a (position, head of the group) pair.
+struct Flat {
+  at::Tensor query;  // [N, S * I, W]
+  at::Tensor key;    // [N, S, W]
+  at::Tensor value;  // [N, S, W]
+  int64_t batch, kv_heads, positions, group, width;
+
+  Flat(const at::Tensor& query_BJSIW, const at::Tensor& key_BJSW, const at::Tensor& value_BJSW)
+      : batch(query_BJSIW.size(0)), kv_heads(query_BJSIW.size(1)), positions(query_BJSIW.size(2)),
+        group(query_BJSIW.size(3)), width(query_BJSIW.size(4)) {
+    query = query_BJSIW.reshape({batch * kv_heads, positions * group, width});
+    key = key_BJSW.reshape({batch * kv_heads, positions, width});
+    value = value_BJSW.reshape({batch * kv_heads, positions, width});
+  }
+
+  // A block of queries of [B, S, J * I * W], the layout of the result, as [B, J, block, I, W].
+  [[nodiscard]] at::Tensor block_of(const at::Tensor& out_TC, int64_t begin, int64_t size) const {
+    return out_TC.view({batch, positions, kv_heads, group, width}).narrow(1, begin, size).transpose(1, 2);
+  }
+};
+
+template <typename Body>
+void for_each_block(int64_t positions, const Body& body) {
+  for (int64_t begin = 0; begin < positions; begin += kBlock) body(begin, std::min(kBlock, positions - begin));
+}
+
+// Runs body(ops, row number, positions it sees) on each row of a block's scores, [N, size * I, begin + size].
+template <typename Value, typename Body>
+void for_each_score_row(const at::Tensor& scores, int64_t begin, int64_t group, const Body& body) {
+  constexpr int64_t kRowsPerTask = 16;
+  const RowOps<Value>& ops = row_ops<Value>();
+  const int64_t rows_per_head = scores.size(1);
+  at::parallel_for(0, scores.size(0) * rows_per_head, kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) body(ops, row, begin + row % rows_per_head / group + 1);
+  });
+}
+
+// In place. No mask is needed: a row's softmax ends at the position itself.
+void softmax_block(const at::Tensor& scores, int64_t begin, int64_t group) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, scores.scalar_type(), "causal_softmax", [&] {
+    scalar_t* data = scores.mutable_data_ptr<scalar_t>();
+    const int64_t width = scores.size(2);
+    for_each_score_row<scalar_t>(scores, begin, group, [&](const RowOps<scalar_t>& ops, int64_t row, int64_t visible) {
+      ops.softmax(data + row * width, visible, width);
+    });
+  });
+}
+
+// In place on d_probs.
+void softmax_block_backward(const at::Tensor& probs, const at::Tensor& d_probs, int64_t begin, int64_t group) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, probs.scalar_type(), "causal_softmax_backward", [&] {
+    const scalar_t* given = probs.const_data_ptr<scalar_t>();
+    scalar_t* data = d_probs.mutable_data_ptr<scalar_t>();
+    const int64_t width = probs.size(2);
+    for_each_score_row<scalar_t>(probs, begin, group, [&](const RowOps<scalar_t>& ops, int64_t row, int64_t visible) {
+      ops.softmax_backward(given + row * width, data + row * width, visible, width);
+    });
+  });
+}
+
+// Keeps the probabilities of each block (S * S / 2 of them a head, in the compute type): to compute them again costs more
+// than a short row's memory is worth, and for long ones layers can be recomputed as a whole.
+struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& query_BJSIW, const at::Tensor& key_BJSW,
+                            const at::Tensor& value_BJSW) {
+    const Flat flat(query_BJSIW, key_BJSW, value_BJSW);
+    at::Tensor out_TC = at::empty({flat.batch * flat.positions, flat.kv_heads * flat.group * flat.width}, flat.query.options());
+    variable_list saved = {query_BJSIW, key_BJSW, value_BJSW};
+    for_each_block(flat.positions, [&](int64_t begin, int64_t size) {
+      const int64_t seen = begin + size;
+      const at::Tensor query = flat.query.narrow(1, begin * flat.group, size * flat.group);
+      const at::Tensor probs = at::bmm(query, flat.key.narrow(1, 0, seen).transpose(1, 2));
+      softmax_block(probs, begin, flat.group);
+      const at::Tensor out = at::bmm(probs, flat.value.narrow(1, 0, seen));
+      flat.block_of(out_TC, begin, size).copy_(out.view({flat.batch, flat.kv_heads, size, flat.group, flat.width}));
+      saved.push_back(probs);
+    });
+    context->save_for_backward(saved);
+    return out_TC;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const Flat flat(saved[0], saved[1], saved[2]);
+    const at::Tensor d_out_TC = gradients[0].contiguous();
+    // Keys and values are in several blocks; their gradients add up in fp32.
+    const at::ScalarType wide = wide_type(flat.query.scalar_type());
+    at::Tensor d_query = at::empty_like(flat.query);
+    at::Tensor d_key = at::zeros(flat.key.sizes(), wide);
+    at::Tensor d_value = at::zeros(flat.value.sizes(), wide);
+    size_t block = 3;
+    for_each_block(flat.positions, [&](int64_t begin, int64_t size) {
+      const int64_t seen = begin + size;
+      const at::Tensor& probs = saved[block++];
+      const at::Tensor query = flat.query.narrow(1, begin * flat.group, size * flat.group);
+      const at::Tensor d_out = flat.block_of(d_out_TC, begin, size).reshape({-1, size * flat.group, flat.width});
+      d_value.narrow(1, 0, seen).add_(at::bmm(probs.transpose(1, 2), d_out));
+      const at::Tensor d_scores = at::bmm(d_out, flat.value.narrow(1, 0, seen).transpose(1, 2));
+      softmax_block_backward(probs, d_scores, begin, flat.group);
+      d_query.narrow(1, begin * flat.group, size * flat.group).copy_(at::bmm(d_scores, flat.key.narrow(1, 0, seen)));
+      d_key.narrow(1, 0, seen).add_(at::bmm(d_scores.transpose(1, 2), query));
+    });
+    return {d_query.view(saved[0].sizes()), d_key.to(saved[1].scalar_type()).view(saved[1].sizes()),
+            d_value.to(saved[2].scalar_type()).view(saved[2].sizes())};
+  }
+};
 
 }  // namespace
 
@@ -44,6 +166,10 @@ at::Tensor causal_attention_reference(const AttentionHeads& heads) {
   return out.transpose(1, 2).reshape({batch * positions, kv_heads * group * width});
 }
 
-at::Tensor causal_attention(const AttentionHeads& heads) { return causal_attention_reference(heads); }
+at::Tensor causal_attention(const AttentionHeads& heads) {
+  check_attention(heads);
+  if (!heads.query_BJSIW.is_cpu()) return causal_attention_reference(heads);
+  return AttentionFunction::apply(heads.query_BJSIW, heads.key_BJSW, heads.value_BJSW);
+}
 
 }  // namespace switchyard

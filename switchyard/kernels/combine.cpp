@@ -4,10 +4,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
-#include "switchyard/kernels/types.hpp"
+#include "switchyard/kernels/row_ops.hpp"
 
 namespace switchyard {
 namespace {
@@ -42,18 +43,16 @@ void combine(const Value* rows, const Wide* weights, const TokenSlots& slots, Va
              int64_t width) {
   constexpr int64_t kTokensPerTask = 64;
   at::parallel_for(0, num_tokens, kTokensPerTask, [&](int64_t first, int64_t last) {
+    const RowOps<Value>& ops = row_ops<Value>();
     std::vector<Wide> sum(static_cast<size_t>(width));
     for (int64_t token = first; token < last; ++token) {
       std::fill(sum.begin(), sum.end(), Wide(0));
       const auto t = static_cast<size_t>(token);
       for (int64_t i = slots.begin[t]; i < slots.begin[t + 1]; ++i) {
         const int64_t slot = slots.slot[static_cast<size_t>(i)];
-        const Wide weight = weights ? weights[slot] : Wide(1);
-        const Value* row = rows + slot * width;
-        for (int64_t d = 0; d < width; ++d) sum[static_cast<size_t>(d)] += weight * static_cast<Wide>(row[d]);
+        ops.add_scaled(sum.data(), rows + slot * width, weights ? weights[slot] : Wide(1), width);
       }
-      Value* target = out + token * width;
-      for (int64_t d = 0; d < width; ++d) target[d] = static_cast<Value>(sum[static_cast<size_t>(d)]);
+      ops.store(sum.data(), out + token * width, width);
     }
   });
 }
@@ -68,7 +67,7 @@ at::Tensor combine_rows(const at::Tensor& rows_AD, const at::Tensor& weight_A, c
   const int64_t width = rows.size(1);
   at::Tensor out_TD = at::empty({num_tokens, width}, rows.options());
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, rows.scalar_type(), "combine_rows", [&] {
-    using Wide = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    using Wide = WideOf<scalar_t>;
     combine(rows.const_data_ptr<scalar_t>(), weights.defined() ? weights.const_data_ptr<Wide>() : nullptr, slots,
             out_TD.mutable_data_ptr<scalar_t>(), num_tokens, width);
   });

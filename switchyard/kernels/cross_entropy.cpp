@@ -1,7 +1,9 @@
 #include "switchyard/kernels/cross_entropy.hpp"
 
-#include <ATen/ops/empty_like.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/logsumexp.h>
@@ -15,6 +17,7 @@
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -62,16 +65,22 @@ enum class Logits { Keep, MakeGradient };
 
 // Losses of a chunk; the logits become softmax - one_hot where asked.
 at::Tensor chunk_losses(at::Tensor& logits_CV, const at::Tensor& targets_C, Logits logits) {
-  const at::ScalarType type = logits_CV.scalar_type();
-  at::Tensor wide_CV = logits_CV.to(wide_type(type));
-  const at::Tensor targets_C1 = targets_C.unsqueeze(1);
-  const at::Tensor normalizer_C1 = at::logsumexp(wide_CV, {1}, true);
-  const at::Tensor losses_C = normalizer_C1.sub(at::gather(wide_CV, 1, targets_C1)).squeeze(1);
-  if (logits == Logits::MakeGradient) {
-    at::Tensor gradient_CV = wide_CV.sub(normalizer_C1).exp_();
-    gradient_CV.scatter_add_(1, targets_C1, at::zeros({targets_C.size(0), 1}, wide_CV.options()).sub_(1.0));
-    logits_CV = gradient_CV.to(type);
-  }
+  constexpr int64_t kRowsPerTask = 8;
+  const int64_t vocabulary = logits_CV.size(1);
+  at::Tensor losses_C = at::empty(targets_C.sizes(), wide_type(logits_CV.scalar_type()));
+  const int64_t* targets = targets_C.const_data_ptr<int64_t>();
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, logits_CV.scalar_type(), "cross_entropy", [&] {
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    scalar_t* rows = logits_CV.mutable_data_ptr<scalar_t>();
+    WideOf<scalar_t>* losses = losses_C.mutable_data_ptr<WideOf<scalar_t>>();
+    at::parallel_for(0, targets_C.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        scalar_t* values = rows + row * vocabulary;
+        losses[row] = logits == Logits::MakeGradient ? ops.cross_entropy_gradient(values, vocabulary, targets[row])
+                                                     : ops.cross_entropy(values, vocabulary, targets[row]);
+      }
+    });
+  });
   return losses_C;
 }
 

@@ -48,6 +48,12 @@ std::vector<int64_t> checked_offsets(const at::Tensor& hidden_TD, const at::Tens
                        slots.offsets_E.size(0) == gate_up_EFD.size(0) + 1,
                    ShapeError, "experts: offsets_E has shape ", slots.offsets_E.sizes(), "; expected int64 [",
                    gate_up_EFD.size(0) + 1, "]");
+  if (num_slots > 0) {
+    const int64_t lowest = slots.token_A.min().item<int64_t>();
+    const int64_t highest = slots.token_A.max().item<int64_t>();
+    SWITCHYARD_CHECK(lowest >= 0 && highest < hidden_TD.size(0), ShapeError, "experts: slots have tokens ", lowest, " to ",
+                     highest, "; expected 0 to ", hidden_TD.size(0) - 1);
+  }
   const at::Tensor host_E = slots.offsets_E.to(at::kCPU).contiguous();
   const int64_t* begin = host_E.const_data_ptr<int64_t>();
   std::vector<int64_t> offsets(begin, begin + host_E.numel());
@@ -65,7 +71,7 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
                             const std::vector<int64_t>& offsets) {
     const at::Tensor rows_AD = at::index_select(hidden_TD, 0, token_A);
     const at::Tensor gate_up = grouped_rows_times_transposed(rows_AD, gate_up_EFD, offsets);
-    const at::Tensor out_AD = grouped_rows_times_transposed(swiglu_reference(gate_up), down_EDF, offsets);
+    const at::Tensor out_AD = grouped_rows_times_transposed(swiglu_forward(gate_up), down_EDF, offsets);
     context->save_for_backward({hidden_TD, gate_up_EFD, down_EDF, weight_A, token_A, gate_up});
     context->saved_data["offsets"] = offsets;
     return combine_rows(out_AD, weight_A, token_A, hidden_TD.size(0));

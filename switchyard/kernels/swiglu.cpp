@@ -1,11 +1,17 @@
 #include "switchyard/kernels/swiglu.hpp"
 
+#include <ATen/Dispatch.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/row_blocks.hpp"
+#include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -20,7 +26,7 @@ int64_t checked_width(const at::Tensor& gate_up) {
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& gate_up) {
     context->save_for_backward({gate_up});
-    return swiglu_reference(gate_up);
+    return swiglu_forward(gate_up);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -39,9 +45,7 @@ at::Tensor swiglu_reference(const at::Tensor& gate_up) {
   return at::silu(gate).mul(up).to(gate_up.scalar_type());
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) { return SwigluFunction::apply(gate_up); }
-
-SwigluGradient swiglu_backward(const at::Tensor& gate_up, const at::Tensor& d_hidden, const at::Tensor& weight_A) {
+SwigluGradient swiglu_backward_reference(const at::Tensor& gate_up, const at::Tensor& d_hidden, const at::Tensor& weight_A) {
   const int64_t width = checked_width(gate_up);
   const at::ScalarType type = gate_up.scalar_type();
   const at::ScalarType wide = wide_type(type);
@@ -51,19 +55,64 @@ SwigluGradient swiglu_backward(const at::Tensor& gate_up, const at::Tensor& d_hi
   const at::Tensor silu = gate.mul(sigmoid);
   const at::Tensor hidden = silu.mul(up);
   const at::Tensor d_weighted = d_hidden.to(wide);
-
-  SwigluGradient gradient;
-  at::Tensor d_plain = d_weighted;
-  if (weight_A.defined()) {
-    gradient.weight_A = hidden.mul(d_weighted).sum(1);
-    gradient.weighted = hidden.mul(weight_A.unsqueeze(1)).to(type);
-    d_plain = d_weighted.mul(weight_A.unsqueeze(1));
-  } else {
-    gradient.weighted = hidden.to(type);
-  }
+  const at::Tensor weight_A1 = weight_A.defined() ? weight_A.unsqueeze(1) : at::ones({1, 1}, hidden.options());
+  const at::Tensor d_plain = d_weighted.mul(weight_A1);
   // d silu / d x = sigmoid (1 + x (1 - sigmoid)) = sigmoid + silu (1 - sigmoid)
   const at::Tensor d_silu = sigmoid.add(silu).sub(silu.mul(sigmoid));
+  SwigluGradient gradient;
   gradient.gate_up = at::cat({d_plain.mul(up).mul(d_silu), d_plain.mul(silu)}, 1).to(type);
+  gradient.weighted = hidden.mul(weight_A1).to(type);
+  if (weight_A.defined()) gradient.weight_A = hidden.mul(d_weighted).sum(1);
+  return gradient;
+}
+
+at::Tensor swiglu_forward(const at::Tensor& gate_up) {
+  const int64_t width = checked_width(gate_up);
+  if (!gate_up.is_cpu()) return swiglu_reference(gate_up);
+  const at::Tensor in_A2F = gate_up.contiguous();
+  at::Tensor out_AF = at::empty({gate_up.size(0), width}, gate_up.options());
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gate_up.scalar_type(), "swiglu", [&] {
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    const scalar_t* in = in_A2F.const_data_ptr<scalar_t>();
+    scalar_t* out = out_AF.mutable_data_ptr<scalar_t>();
+    for_each_row_block(gate_up.size(0), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) ops.swiglu(in + 2 * row * width, out + row * width, width);
+    });
+  });
+  return out_AF;
+}
+
+at::Tensor swiglu(const at::Tensor& gate_up) {
+  (void)checked_width(gate_up);
+  return SwigluFunction::apply(gate_up);
+}
+
+SwigluGradient swiglu_backward(const at::Tensor& gate_up, const at::Tensor& d_hidden, const at::Tensor& weight_A) {
+  const int64_t width = checked_width(gate_up);
+  const int64_t num_rows = gate_up.size(0);
+  if (!gate_up.is_cpu()) return swiglu_backward_reference(gate_up, d_hidden, weight_A);
+  const at::Tensor in_A2F = gate_up.contiguous();
+  const at::Tensor d_out_AF = d_hidden.contiguous();
+  const at::Tensor weights = weight_A.defined() ? weight_A.contiguous() : weight_A;
+  SwigluGradient gradient{at::empty_like(in_A2F), at::empty_like(d_out_AF), at::Tensor()};
+  if (weights.defined()) gradient.weight_A = at::empty_like(weights);
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gate_up.scalar_type(), "swiglu_backward", [&] {
+    using Wide = WideOf<scalar_t>;
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    const scalar_t* in = in_A2F.const_data_ptr<scalar_t>();
+    const scalar_t* d_out = d_out_AF.const_data_ptr<scalar_t>();
+    const Wide* weight = weights.defined() ? weights.const_data_ptr<Wide>() : nullptr;
+    scalar_t* d_in = gradient.gate_up.mutable_data_ptr<scalar_t>();
+    scalar_t* weighted = gradient.weighted.mutable_data_ptr<scalar_t>();
+    Wide* d_weight = weight ? gradient.weight_A.mutable_data_ptr<Wide>() : nullptr;
+    for_each_row_block(num_rows, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const Wide product = ops.swiglu_backward(in + 2 * row * width, d_out + row * width, weight ? weight[row] : Wide(1),
+                                                 d_in + 2 * row * width, weighted + row * width, width);
+        if (weight) d_weight[row] = product;
+      }
+    });
+  });
   return gradient;
 }
 

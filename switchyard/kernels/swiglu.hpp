@@ -10,6 +10,8 @@ namespace switchyard {
 /// @throws ShapeError
 [[nodiscard]] at::Tensor swiglu(const at::Tensor& gate_up);
 [[nodiscard]] at::Tensor swiglu_reference(const at::Tensor& gate_up);
+/// The value without autograd, for use inside other kernels.
+[[nodiscard]] at::Tensor swiglu_forward(const at::Tensor& gate_up);
 
 /// Gradients of h = silu(gate) * up where the row is weighted afterwards, y = weight * (h W): what both the dense and the
 /// expert feed-forward need.
@@ -22,5 +24,7 @@ struct SwigluGradient {
 /// @param d_hidden  [A, F], d loss / d (weight * h)
 /// @param weight_A  fp32 (double for double); undefined: ones, and `weighted` is h, `weight_A` stays undefined
 [[nodiscard]] SwigluGradient swiglu_backward(const at::Tensor& gate_up, const at::Tensor& d_hidden, const at::Tensor& weight_A);
+[[nodiscard]] SwigluGradient swiglu_backward_reference(const at::Tensor& gate_up, const at::Tensor& d_hidden,
+                                                       const at::Tensor& weight_A);
 
 }  // namespace switchyard

@@ -18,9 +18,9 @@ struct AgainHolder : torch::CustomClassHolder {
 };
 
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
-  static at::Tensor forward(AutogradContext* context, const variable_list& hidden_and_leaves, const LayerFunction& first,
+  static at::Tensor forward(AutogradContext* context, at::TensorList hidden_and_leaves, const LayerFunction& first,
                             const c10::intrusive_ptr<AgainHolder>& again) {
-    context->save_for_backward(hidden_and_leaves);
+    context->save_for_backward(hidden_and_leaves.vec());
     context->saved_data["again"] = c10::IValue::make_capsule(again);
     return first(hidden_and_leaves[0]);
   }
@@ -36,7 +36,7 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
     for (const at::Tensor& input : inputs) {
       if (input.requires_grad()) wanted.push_back(input);
     }
-    const variable_list found = torch::autograd::grad({out}, {gradients[0]}, wanted, /*retain_graph=*/std::nullopt,
+    const variable_list found = torch::autograd::grad({out}, wanted, {gradients[0]}, /*retain_graph=*/std::nullopt,
                                                       /*create_graph=*/false, /*allow_unused=*/true);
     variable_list result(inputs.size() + 2);  // the two functions have no gradient
     size_t next = 0;
@@ -54,7 +54,8 @@ at::Tensor run_checkpointed(const at::Tensor& hidden, const std::vector<at::Tens
   if (!c10::GradMode::is_enabled()) return first(hidden);
   variable_list inputs = {hidden};
   inputs.insert(inputs.end(), leaves.begin(), leaves.end());
-  return CheckpointFunction::apply(inputs, first, c10::make_intrusive<AgainHolder>(std::move(again)));
+  // As a TensorList: in any other container the tensors would not count as inputs.
+  return CheckpointFunction::apply(at::TensorList(inputs), first, c10::make_intrusive<AgainHolder>(std::move(again)));
 }
 
 }  // namespace switchyard

@@ -1,0 +1,351 @@
+#include "switchyard/kernels/row_ops.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+// This file is compiled once for each instruction set; Highway includes it again from foreach_target.h.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "switchyard/kernels/row_ops.cpp"
+#include <hwy/foreach_target.h>
+
+#include <hwy/highway.h>
+#include <hwy/contrib/math/math-inl.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace switchyard {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename Value>
+using Tag = hn::ScalableTag<WideOf<Value>>;
+template <typename Value>
+using Vec = hn::Vec<Tag<Value>>;
+
+// Whole vectors are read and written directly, the rest of a row through a small buffer: nothing beyond the row is touched.
+struct Whole {};
+struct Rest {
+  int64_t count;
+};
+
+template <typename Wide>
+HWY_INLINE hn::Vec<hn::ScalableTag<Wide>> load(const Wide* from, Whole) {
+  return hn::LoadU(hn::ScalableTag<Wide>(), from);
+}
+
+HWY_INLINE hn::Vec<hn::ScalableTag<float>> load(const c10::BFloat16* from, Whole) {
+  const hn::ScalableTag<float> wide;
+  const hn::RebindToUnsigned<decltype(wide)> bits;
+  const hn::Rebind<uint16_t, decltype(wide)> half;
+  const auto narrow = hn::LoadU(half, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(wide, hn::ShiftLeft<16>(hn::PromoteTo(bits, narrow)));
+}
+
+template <typename Wide>
+HWY_INLINE void store(hn::Vec<hn::ScalableTag<Wide>> value, Wide* to, Whole) {
+  hn::StoreU(value, hn::ScalableTag<Wide>(), to);
+}
+
+// Round to nearest, ties to even; NaN stays NaN, which adding to its bits would not ensure.
+HWY_INLINE void store(hn::Vec<hn::ScalableTag<float>> value, c10::BFloat16* to, Whole) {
+  const hn::ScalableTag<float> wide;
+  const hn::RebindToUnsigned<decltype(wide)> bits;
+  const hn::RebindToSigned<decltype(wide)> signed_bits;
+  const hn::Rebind<uint16_t, decltype(wide)> half;
+  const auto raw = hn::BitCast(bits, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(raw), hn::Set(bits, 1));
+  const auto rounded = hn::Add(raw, hn::Add(odd, hn::Set(bits, 0x7FFF)));
+  const auto safe = hn::IfThenElse(hn::RebindMask(bits, hn::IsNaN(value)), hn::Set(bits, 0x7FC00000), rounded);
+  const auto narrow = hn::DemoteTo(half, hn::BitCast(signed_bits, hn::ShiftRight<16>(safe)));
+  hn::StoreU(narrow, half, reinterpret_cast<uint16_t*>(to));
+}
+
+template <typename Value>
+HWY_INLINE Vec<Value> load(const Value* from, Rest rest) {
+  Value buffer[hn::MaxLanes(Tag<Value>())] = {};
+  std::memcpy(static_cast<void*>(buffer), from, static_cast<size_t>(rest.count) * sizeof(Value));
+  return load(buffer, Whole());
+}
+
+template <typename Value>
+HWY_INLINE void store(Vec<Value> value, Value* to, Rest rest) {
+  Value buffer[hn::MaxLanes(Tag<Value>())];
+  store(value, buffer, Whole());
+  std::memcpy(static_cast<void*>(to), buffer, static_cast<size_t>(rest.count) * sizeof(Value));
+}
+
+template <typename Value, typename Body>
+HWY_INLINE void for_each_vector(int64_t width, const Body& body) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(Tag<Value>()));
+  int64_t i = 0;
+  for (; i + lanes <= width; i += lanes) body(i, Whole());
+  if (i < width) body(i, Rest{width - i});
+}
+
+// What a vector adds to a sum or a maximum: all of it, or only the lanes that are in the row.
+template <typename V, typename D>
+HWY_INLINE V only(D, V value, V /*other*/, Whole) {
+  return value;
+}
+template <typename V, typename D>
+HWY_INLINE V only(D d, V value, V other, Rest rest) {
+  return hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(rest.count)), value, other);
+}
+
+template <typename D, typename V>
+HWY_INLINE hn::TFromD<D> total(D d, V value) {
+  return hn::GetLane(hn::SumOfLanes(d, value));
+}
+
+// exp for arguments up to 0, as all of ours are: hwy's is valid there without limit, but makes zero of NaN.
+template <typename D, typename V>
+HWY_INLINE V exp_below_zero(D d, V value) {
+  return hn::IfThenElse(hn::IsNaN(value), value, hn::Exp(d, value));
+}
+
+template <typename D, typename V>
+HWY_INLINE V sigmoid(D d, V value) {
+  // Through exp(-|x|), which cannot overflow.
+  const auto one = hn::Set(d, 1);
+  const auto small = exp_below_zero(d, hn::Neg(hn::Abs(value)));
+  const auto denominator = hn::Add(one, small);
+  return hn::Div(hn::IfThenElse(hn::Lt(value, hn::Zero(d)), small, one), denominator);
+}
+
+template <typename Value>
+WideOf<Value> inverse_norm(const Value* x, int64_t width, WideOf<Value> epsilon) {
+  const Tag<Value> d;
+  auto squares = hn::Zero(d);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    const auto value = load(x + i, part);
+    squares = hn::MulAdd(value, value, squares);
+  });
+  return 1 / std::sqrt(total(d, squares) / static_cast<WideOf<Value>>(width) + epsilon);
+}
+
+template <typename Value>
+void rms_norm(const Value* x, const WideOf<Value>* weight, Value* out, int64_t width, WideOf<Value> epsilon) {
+  const auto inverse = hn::Set(Tag<Value>(), inverse_norm(x, width, epsilon));
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::Mul(hn::Mul(load(x + i, part), inverse), load(weight + i, part)), out + i, part);
+  });
+}
+
+// With n = x * inverse: d_x = inverse * (g - n * mean(g * n)), g = weight * d_out, and d_weight = d_out * n.
+template <typename Value, typename Gradient>
+HWY_INLINE void norm_gradient(const Value* x, const WideOf<Value>* weight, const Gradient* d_out, Value* d_x,
+                              WideOf<Value>* d_weight, int64_t width, WideOf<Value> epsilon) {
+  using Wide = WideOf<Value>;
+  const Tag<Value> d;
+  const Wide inverse = inverse_norm(x, width, epsilon);
+  const auto inverse_v = hn::Set(d, inverse);
+  auto product = hn::Zero(d);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    const auto gradient = load(d_out + i, part);
+    const auto normed = hn::Mul(load(x + i, part), inverse_v);
+    const auto d_normed = hn::Mul(gradient, normed);
+    store(hn::Add(load(d_weight + i, part), d_normed), d_weight + i, part);
+    product = hn::MulAdd(d_normed, load(weight + i, part), product);
+  });
+  const auto mean = hn::Set(d, total(d, product) / static_cast<Wide>(width));
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    const auto normed = hn::Mul(load(x + i, part), inverse_v);
+    const auto gradient = hn::Mul(load(d_out + i, part), load(weight + i, part));
+    store(hn::Mul(inverse_v, hn::NegMulAdd(normed, mean, gradient)), d_x + i, part);
+  });
+}
+
+template <typename Value>
+void rms_norm_backward(const Value* x, const WideOf<Value>* weight, const Value* d_out, Value* d_x,
+                       WideOf<Value>* d_weight, int64_t width, WideOf<Value> epsilon) {
+  norm_gradient(x, weight, d_out, d_x, d_weight, width, epsilon);
+}
+
+template <typename Value>
+void norm_rotate(const Value* x, const WideOf<Value>* weight, const WideOf<Value>* cos, const WideOf<Value>* sin,
+                 WideOf<Value> scale, Value* out, int64_t width, WideOf<Value> epsilon) {
+  const int64_t half = width / 2;
+  const auto factor = hn::Set(Tag<Value>(), inverse_norm(x, width, epsilon) * scale);
+  for_each_vector<Value>(half, [&](int64_t i, auto part) HWY_ATTR {
+    const auto first = hn::Mul(hn::Mul(load(x + i, part), factor), load(weight + i, part));
+    const auto second = hn::Mul(hn::Mul(load(x + half + i, part), factor), load(weight + half + i, part));
+    const auto c = load(cos + i, part);
+    const auto s = load(sin + i, part);
+    store(hn::NegMulAdd(second, s, hn::Mul(first, c)), out + i, part);
+    store(hn::MulAdd(first, s, hn::Mul(second, c)), out + half + i, part);
+  });
+}
+
+template <typename Value>
+void norm_rotate_backward(const Value* x, const WideOf<Value>* weight, const WideOf<Value>* cos, const WideOf<Value>* sin,
+                          WideOf<Value> scale, const Value* d_out, Value* d_x, WideOf<Value>* d_weight,
+                          WideOf<Value>* scratch, int64_t width, WideOf<Value> epsilon) {
+  const int64_t half = width / 2;
+  const auto factor = hn::Set(Tag<Value>(), scale);
+  for_each_vector<Value>(half, [&](int64_t i, auto part) HWY_ATTR {
+    const auto first = hn::Mul(load(d_out + i, part), factor);
+    const auto second = hn::Mul(load(d_out + half + i, part), factor);
+    const auto c = load(cos + i, part);
+    const auto s = load(sin + i, part);
+    store(hn::MulAdd(first, c, hn::Mul(second, s)), scratch + i, part);
+    store(hn::NegMulAdd(first, s, hn::Mul(second, c)), scratch + half + i, part);
+  });
+  norm_gradient(x, weight, static_cast<const WideOf<Value>*>(scratch), d_x, d_weight, width, epsilon);
+}
+
+template <typename Value>
+void swiglu(const Value* gate_up, Value* out, int64_t width) {
+  const Tag<Value> d;
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    const auto gate = load(gate_up + i, part);
+    store(hn::Mul(hn::Mul(gate, sigmoid(d, gate)), load(gate_up + width + i, part)), out + i, part);
+  });
+}
+
+template <typename Value>
+WideOf<Value> swiglu_backward(const Value* gate_up, const Value* d_hidden, WideOf<Value> weight, Value* d_gate_up,
+                              Value* weighted, int64_t width) {
+  const Tag<Value> d;
+  const auto weight_v = hn::Set(d, weight);
+  auto product = hn::Zero(d);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    const auto gate = load(gate_up + i, part);
+    const auto up = load(gate_up + width + i, part);
+    const auto gradient = load(d_hidden + i, part);
+    const auto gate_sigmoid = sigmoid(d, gate);
+    const auto silu = hn::Mul(gate, gate_sigmoid);
+    const auto hidden = hn::Mul(silu, up);
+    product = hn::MulAdd(hidden, gradient, product);
+    store(hn::Mul(hidden, weight_v), weighted + i, part);
+    const auto d_plain = hn::Mul(gradient, weight_v);
+    // d silu / d x = sigmoid + silu * (1 - sigmoid)
+    const auto d_silu = hn::Add(gate_sigmoid, hn::NegMulAdd(silu, gate_sigmoid, silu));
+    store(hn::Mul(hn::Mul(d_plain, up), d_silu), d_gate_up + i, part);
+    store(hn::Mul(d_plain, silu), d_gate_up + width + i, part);
+  });
+  return total(d, product);
+}
+
+template <typename Value>
+WideOf<Value> largest(const Value* row, int64_t width) {
+  const Tag<Value> d;
+  const auto lowest = hn::Set(d, -std::numeric_limits<WideOf<Value>>::infinity());
+  auto most = lowest;
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    most = hn::Max(most, only(d, load(row + i, part), lowest, part));
+  });
+  return hn::GetLane(hn::MaxOfLanes(d, most));
+}
+
+template <typename Value>
+WideOf<Value> sum_of_exp(const Value* row, int64_t width, WideOf<Value> most) {
+  const Tag<Value> d;
+  const auto most_v = hn::Set(d, most);
+  auto sum = hn::Zero(d);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    sum = hn::Add(sum, only(d, exp_below_zero(d, hn::Sub(load(row + i, part), most_v)), hn::Zero(d), part));
+  });
+  return total(d, sum);
+}
+
+// row = exp(row - most) / sum. NaN and infinite scores give NaN, never a plausible number.
+template <typename Value>
+void normalize_exp(Value* row, int64_t width, WideOf<Value> most, WideOf<Value> sum) {
+  const Tag<Value> d;
+  const auto most_v = hn::Set(d, most);
+  const auto inverse = hn::Set(d, 1 / sum);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::Mul(exp_below_zero(d, hn::Sub(load(row + i, part), most_v)), inverse), row + i, part);
+  });
+}
+
+template <typename Value>
+void softmax(Value* row, int64_t visible, int64_t width) {
+  const WideOf<Value> most = largest(row, visible);
+  normalize_exp(row, visible, most, sum_of_exp(row, visible, most));
+  std::fill(row + visible, row + width, Value(0));
+}
+
+template <typename Value>
+void softmax_backward(const Value* probs, Value* d_probs, int64_t visible, int64_t width) {
+  const Tag<Value> d;
+  auto product = hn::Zero(d);
+  for_each_vector<Value>(visible, [&](int64_t i, auto part) HWY_ATTR {
+    product = hn::MulAdd(load(probs + i, part), load(d_probs + i, part), product);
+  });
+  const auto mean = hn::Set(d, total(d, product));
+  for_each_vector<Value>(visible, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::Mul(load(probs + i, part), hn::Sub(load(d_probs + i, part), mean)), d_probs + i, part);
+  });
+  std::fill(d_probs + visible, d_probs + width, Value(0));
+}
+
+template <typename Value>
+WideOf<Value> cross_entropy(const Value* logits, int64_t width, int64_t target) {
+  const WideOf<Value> most = largest(logits, width);
+  return std::log(sum_of_exp(logits, width, most)) + (most - static_cast<WideOf<Value>>(logits[target]));
+}
+
+template <typename Value>
+WideOf<Value> cross_entropy_gradient(Value* logits, int64_t width, int64_t target) {
+  using Wide = WideOf<Value>;
+  const Wide most = largest(logits, width);
+  const Wide sum = sum_of_exp(logits, width, most);
+  const Wide shifted = static_cast<Wide>(logits[target]) - most;
+  normalize_exp(logits, width, most, sum);
+  logits[target] = static_cast<Value>(std::exp(shifted) / sum - 1);
+  return std::log(sum) - shifted;
+}
+
+template <typename Value>
+void add_scaled(WideOf<Value>* sum, const Value* row, WideOf<Value> weight, int64_t width) {
+  const auto weight_v = hn::Set(Tag<Value>(), weight);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::MulAdd(load(row + i, part), weight_v, load(sum + i, part)), sum + i, part);
+  });
+}
+
+template <typename Value>
+void store_row(const WideOf<Value>* sum, Value* out, int64_t width) {
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR { store(load(sum + i, part), out + i, part); });
+}
+
+template <typename Value>
+constexpr RowOps<Value> kRowOps = {
+    &rms_norm<Value>, &rms_norm_backward<Value>, &norm_rotate<Value>,   &norm_rotate_backward<Value>,
+    &swiglu<Value>,   &swiglu_backward<Value>,   &softmax<Value>,       &softmax_backward<Value>,
+    &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add_scaled<Value>, &store_row<Value>};
+
+const RowOps<c10::BFloat16>* bfloat16_ops() { return &kRowOps<c10::BFloat16>; }
+const RowOps<float>* float_ops() { return &kRowOps<float>; }
+const RowOps<double>* double_ops() { return &kRowOps<double>; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace switchyard
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace switchyard {
+namespace {
+HWY_EXPORT(bfloat16_ops);
+HWY_EXPORT(float_ops);
+HWY_EXPORT(double_ops);
+}  // namespace
+
+template <>
+const RowOps<c10::BFloat16>& row_ops() {
+  return *HWY_DYNAMIC_DISPATCH(bfloat16_ops)();
+}
+template <>
+const RowOps<float>& row_ops() {
+  return *HWY_DYNAMIC_DISPATCH(float_ops)();
+}
+template <>
+const RowOps<double>& row_ops() {
+  return *HWY_DYNAMIC_DISPATCH(double_ops)();
+}
+
+}  // namespace switchyard
+#endif

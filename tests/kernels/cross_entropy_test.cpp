@@ -1,0 +1,102 @@
+#include "switchyard/kernels/cross_entropy.hpp"
+
+#include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/check.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+
+namespace switchyard {
+namespace {
+
+using testing::expect_same_function;
+using testing::max_difference;
+using testing::random_tensor;
+
+constexpr int64_t kIgnored = -100;
+
+at::Tensor random_targets(int64_t num_tokens, int64_t vocabulary, int64_t ignored_every) {
+  Rng rng(7, "targets");
+  std::vector<int64_t> targets;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const auto target = static_cast<int64_t>(rng.below(static_cast<uint64_t>(vocabulary)));
+    targets.push_back(ignored_every > 0 && t % ignored_every == 0 ? kIgnored : target);
+  }
+  return at::tensor(targets, at::kLong);
+}
+
+TEST(LinearCrossEntropy, MatchesHandWorkedLosses) {
+  const at::Tensor hidden = at::tensor({1.0, 0.0}, at::kDouble).reshape({2, 1});
+  const at::Tensor head = at::tensor({0.0, std::log(3.0)}, at::kDouble).reshape({2, 1});
+  const at::Tensor targets = at::tensor({1, 0}, at::kLong);  // probabilities 3/4 and 1/2
+  EXPECT_NEAR(linear_cross_entropy(hidden, head, targets, kIgnored).item<double>(), std::log(4.0 / 3.0) + std::log(2.0), 1e-12);
+  EXPECT_LE(max_difference(linear_token_losses(hidden, head, targets, kIgnored),
+                           at::tensor({std::log(4.0 / 3.0), std::log(2.0)}, at::kDouble)),
+            1e-12);
+}
+
+TEST(LinearCrossEntropy, EqualsItsReferenceInValueAndGradient) {
+  struct Sizes {
+    int64_t tokens, width, vocabulary, ignored_every;
+  };
+  // 1100 tokens take several chunks, the last one short.
+  for (const Sizes& s : {Sizes{1, 1, 1, 0}, {1, 3, 5, 0}, {9, 4, 17, 3}, {1100, 5, 13, 0}, {1100, 3, 33, 2}}) {
+    const at::Tensor targets = random_targets(s.tokens, s.vocabulary, s.ignored_every);
+    expect_same_function([&](const auto& in) { return linear_cross_entropy(in[0], in[1], targets, kIgnored); },
+                         [&](const auto& in) { return linear_cross_entropy_reference(in[0], in[1], targets, kIgnored); },
+                         {random_tensor({s.tokens, s.width}, 1), random_tensor({s.vocabulary, s.width}, 2)}, 1e-9);
+  }
+}
+
+TEST(LinearCrossEntropy, IsTheSumOfTheTokenLosses) {
+  const at::Tensor hidden = random_tensor({70, 4}, 1);
+  const at::Tensor head = random_tensor({9, 4}, 2);
+  const at::Tensor targets = random_targets(70, 9, 5);
+  const at::Tensor losses = linear_token_losses(hidden, head, targets, kIgnored);
+  EXPECT_EQ(losses[0].item<double>(), 0.0);
+  EXPECT_GT(losses[1].item<double>(), 0.0);
+  EXPECT_NEAR(linear_cross_entropy(hidden, head, targets, kIgnored).item<double>(), losses.sum().item<double>(), 1e-10);
+}
+
+TEST(LinearCrossEntropy, WithoutTargetsIsZeroWithZeroGradient) {
+  at::Tensor hidden = random_tensor({3, 2}, 1).set_requires_grad(true);
+  at::Tensor head = random_tensor({4, 2}, 2).set_requires_grad(true);
+  const at::Tensor loss = linear_cross_entropy(hidden, head, at::full({3}, kIgnored, at::kLong), kIgnored);
+  EXPECT_EQ(loss.item<double>(), 0.0);
+  loss.backward();
+  EXPECT_EQ(hidden.grad().abs().max().item<double>(), 0.0);
+  EXPECT_EQ(head.grad().abs().max().item<double>(), 0.0);
+}
+
+TEST(LinearCrossEntropy, StaysFiniteForLargeLogits) {
+  const at::Tensor hidden = at::full({1, 1}, 1000.0, at::kFloat);
+  const at::Tensor head = at::tensor({1.0, -1.0}, at::kFloat).reshape({2, 1});
+  EXPECT_EQ(linear_cross_entropy(hidden, head, at::tensor({1}, at::kLong), kIgnored).item<double>(), 2000.0);
+}
+
+TEST(LinearCrossEntropy, IsCloseInBfloat16) {
+  const at::Tensor hidden = random_tensor({600, 16}, 1, at::kBFloat16);
+  const at::Tensor head = random_tensor({50, 16}, 2).mul(0.3).to(at::kBFloat16);
+  const at::Tensor targets = random_targets(600, 50, 7);
+  const double exact =
+      linear_cross_entropy_reference(hidden.to(at::kDouble), head.to(at::kDouble), targets, kIgnored).item<double>();
+  const at::Tensor loss = linear_cross_entropy(hidden, head, targets, kIgnored);
+  EXPECT_EQ(loss.scalar_type(), at::kFloat);
+  EXPECT_NEAR(loss.item<double>() / exact, 1.0, 2e-3);
+}
+
+TEST(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
+  const at::Tensor hidden = random_tensor({2, 3}, 1);
+  const at::Tensor head = random_tensor({4, 3}, 2);
+  EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0, 4}, at::kLong), kIgnored), ShapeError);
+  EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0, -1}, at::kLong), kIgnored), ShapeError);
+  EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0}, at::kLong), kIgnored), ShapeError);
+  EXPECT_THROW((void)linear_cross_entropy(hidden, random_tensor({4, 2}, 2), at::tensor({0, 1}, at::kLong), kIgnored), ShapeError);
+}
+
+}  // namespace
+}  // namespace switchyard

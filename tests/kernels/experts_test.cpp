@@ -1,0 +1,128 @@
+#include "switchyard/kernels/experts.hpp"
+
+#include <ATen/ops/ones.h>
+#include <ATen/ops/tensor.h>
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "kernels/check.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+#include "switchyard/kernels/combine.hpp"
+
+namespace switchyard {
+namespace {
+
+using testing::expect_same_function;
+using testing::max_difference;
+using testing::random_tensor;
+
+struct Case {
+  int64_t num_tokens, width, expert_width;
+  std::vector<int64_t> tokens;       // of each slot
+  std::vector<int64_t> expert_size;  // slots of each expert
+};
+
+at::Tensor offsets_of(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> offsets(sizes.size() + 1, 0);
+  std::partial_sum(sizes.begin(), sizes.end(), offsets.begin() + 1);
+  return at::tensor(offsets, at::kLong);
+}
+
+std::vector<at::Tensor> random_inputs(const Case& c, at::ScalarType type = at::kDouble) {
+  const auto experts = static_cast<int64_t>(c.expert_size.size());
+  const at::ScalarType wide = type == at::kBFloat16 ? at::kFloat : type;
+  return {random_tensor({c.num_tokens, c.width}, 1, type), random_tensor({experts, 2 * c.expert_width, c.width}, 2, type),
+          random_tensor({experts, c.width, c.expert_width}, 3, type),
+          random_tensor({static_cast<int64_t>(c.tokens.size())}, 4, wide)};
+}
+
+void expect_case(const Case& c, double tolerance) {
+  const at::Tensor token_A = at::tensor(c.tokens, at::kLong);
+  const at::Tensor offsets_E = offsets_of(c.expert_size);
+  expect_same_function([&](const auto& in) { return grouped_experts(in[0], in[1], in[2], {token_A, in[3], offsets_E}); },
+                       [&](const auto& in) { return grouped_experts_reference(in[0], in[1], in[2], {token_A, in[3], offsets_E}); },
+                       random_inputs(c), tolerance);
+}
+
+TEST(GroupedExperts, MatchesAHandWorkedToken) {
+  // silu(ln 3) = 3/4 ln 3; expert 0: up 2, down 4; expert 1: gate 0. Weights 1/2 and 1/2.
+  const at::Tensor hidden = at::ones({1, 1}, at::kDouble);
+  const at::Tensor gate_up = at::tensor({std::log(3.0), 2.0, 0.0, 2.0}, at::kDouble).reshape({2, 2, 1});
+  const at::Tensor down = at::tensor({4.0, 7.0}, at::kDouble).reshape({2, 1, 1});
+  const ExpertSlots slots{at::tensor({0, 0}, at::kLong), at::tensor({0.5, 0.5}, at::kDouble), at::tensor({0, 1, 2}, at::kLong)};
+  EXPECT_NEAR(grouped_experts(hidden, gate_up, down, slots).item<double>(), 0.5 * 4.0 * 2.0 * 0.75 * std::log(3.0), 1e-12);
+}
+
+TEST(GroupedExperts, EqualsItsReferenceInValueAndGradient) {
+  expect_case({1, 3, 2, {0}, {1}}, 1e-11);                                   // one token, one expert
+  expect_case({3, 5, 7, {0, 2, 1, 0, 1, 2}, {2, 0, 1, 3, 0}}, 1e-10);        // empty experts, last one too
+  expect_case({4, 2, 3, {3, 3}, {0, 2}}, 1e-11);                             // tokens without slots
+  expect_case({2, 2, 2, {}, {0, 0}}, 0.0);                                   // nothing routed
+}
+
+TEST(GroupedExperts, EqualsItsReferenceForAnyRouting) {
+  EXPECT_TRUE(rc::check([] {
+    const auto num_tokens = *rc::gen::inRange<int64_t>(1, 20);
+    const auto num_experts = *rc::gen::inRange<int64_t>(1, 6);
+    Case c{num_tokens, *rc::gen::inRange<int64_t>(1, 9), *rc::gen::inRange<int64_t>(1, 9), {}, {}};
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+      const auto chosen = *rc::gen::container<std::vector<int64_t>>(rc::gen::inRange<int64_t>(0, num_tokens));
+      c.expert_size.push_back(static_cast<int64_t>(chosen.size()));
+      c.tokens.insert(c.tokens.end(), chosen.begin(), chosen.end());
+    }
+    expect_case(c, 1e-9);
+    RC_ASSERT(!::testing::Test::HasFailure());
+  }));
+}
+
+TEST(GroupedExperts, IsCloseInBfloat16) {
+  const Case c{40, 32, 24, [] { std::vector<int64_t> t; for (int64_t i = 0; i < 80; ++i) t.push_back(i * 7 % 40); return t; }(), {30, 0, 50}};
+  const at::Tensor token_A = at::tensor(c.tokens, at::kLong);
+  std::vector<at::Tensor> in = random_inputs(c, at::kBFloat16);
+  for (size_t i = 1; i < 3; ++i) in[i] = in[i].mul(0.2);
+  const ExpertSlots slots{token_A, in[3], offsets_of(c.expert_size)};
+  const ExpertSlots exact_slots{token_A, in[3].to(at::kDouble), slots.offsets_E};
+  const at::Tensor exact = grouped_experts_reference(in[0].to(at::kDouble), in[1].to(at::kDouble), in[2].to(at::kDouble), exact_slots);
+  EXPECT_LE(max_difference(grouped_experts(in[0], in[1], in[2], slots), exact), 0.02 * exact.abs().max().item<double>());
+}
+
+TEST(GroupedExperts, LeavesOutGradientsOfFrozenWeights) {
+  const std::vector<at::Tensor> in = random_inputs({2, 3, 2, {0, 1}, {1, 1}});
+  in[0].set_requires_grad(true);
+  const ExpertSlots slots{at::tensor({0, 1}, at::kLong), in[3], at::tensor({0, 1, 2}, at::kLong)};
+  grouped_experts(in[0], in[1], in[2], slots).sum().backward();
+  EXPECT_TRUE(in[0].grad().defined());
+  EXPECT_FALSE(in[1].grad().defined());
+  EXPECT_FALSE(in[3].grad().defined());
+}
+
+TEST(GroupedExperts, RejectsSlotsThatDoNotFit) {
+  const std::vector<at::Tensor> in = random_inputs({2, 3, 2, {0, 1}, {1, 1}});
+  const at::Tensor tokens = at::tensor({0, 1}, at::kLong);
+  const at::Tensor offsets = at::tensor({0, 1, 2}, at::kLong);
+  const auto run = [&](const ExpertSlots& slots) { (void)grouped_experts(in[0], in[1], in[2], slots); };
+  EXPECT_NO_THROW(run({tokens, in[3], offsets}));
+  EXPECT_THROW(run({tokens, in[3], at::tensor({0, 2}, at::kLong)}), ShapeError);
+  EXPECT_THROW(run({tokens, in[3], at::tensor({0, 2, 1}, at::kLong)}), ShapeError);
+  EXPECT_THROW(run({tokens, in[3], at::tensor({0, 1, 3}, at::kLong)}), ShapeError);
+  EXPECT_THROW(run({tokens, in[3].narrow(0, 0, 1), offsets}), ShapeError);
+  EXPECT_THROW(run({tokens, in[3].to(at::kFloat), offsets}), ShapeError);
+  EXPECT_THROW(run({at::tensor({0, 2}, at::kLong), in[3], offsets}), ShapeError);
+  EXPECT_THROW((void)grouped_experts(in[0].to(at::kFloat), in[1], in[2], {tokens, in[3], offsets}), ShapeError);
+  EXPECT_THROW((void)grouped_experts(in[0], in[2], in[1], {tokens, in[3], offsets}), ShapeError);
+}
+
+TEST(CombineRows, SumsInSinglePrecisionAndRoundsOnce) {
+  // 256 + 1 + 1 in bf16 steps would stay 256.
+  const at::Tensor rows = at::tensor({256.0, 1.0, 1.0}, at::kFloat).to(at::kBFloat16).reshape({3, 1});
+  const at::Tensor out = combine_rows(rows, at::Tensor(), at::tensor({1, 1, 1}, at::kLong), 2);
+  EXPECT_EQ(out[1].item<double>(), 258.0);
+  EXPECT_EQ(out[0].item<double>(), 0.0);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,85 @@
+#include "switchyard/kernels/row_ops.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace switchyard {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+TEST(RowOps, StoreRoundsToNearestEvenAsTorchDoes) {
+  std::vector<float> values = {1.0F, 1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F, kInfinity, -kInfinity, 1e-40F, 0.1F, kNan};
+  std::vector<c10::BFloat16> stored(values.size());
+  row_ops<c10::BFloat16>().store(values.data(), stored.data(), static_cast<int64_t>(values.size()));
+  for (size_t i = 0; i + 1 < values.size(); ++i) EXPECT_EQ(stored[i].x, c10::BFloat16(values[i]).x) << values[i];
+  EXPECT_TRUE(std::isnan(static_cast<float>(stored.back())));
+}
+
+// Rows of every length around the vector sizes; what lies behind a row is not touched.
+TEST(RowOps, SoftmaxOfAnyLengthSumsToOneAndStaysInItsRow) {
+  for (int64_t width = 1; width <= 70; ++width) {
+    std::vector<double> row(static_cast<size_t>(width) + 1, 0.0);
+    for (int64_t i = 0; i < width; ++i) row[static_cast<size_t>(i)] = std::sin(static_cast<double>(3 * i));
+    row.back() = 123.0;
+    const std::vector<double> scores = row;
+    const int64_t visible = (width + 1) / 2;
+    row_ops<double>().softmax(row.data(), visible, width);
+    double normalizer = 0.0;
+    for (int64_t i = 0; i < visible; ++i) normalizer += std::exp(scores[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < width; ++i) {
+      const auto at = static_cast<size_t>(i);
+      EXPECT_NEAR(row[at], i < visible ? std::exp(scores[at]) / normalizer : 0.0, 1e-14) << width << " " << i;
+    }
+    EXPECT_EQ(row.back(), 123.0);
+  }
+}
+
+TEST(RowOps, CrossEntropyOfAnyLength) {
+  for (int64_t width = 1; width <= 70; ++width) {
+    std::vector<float> logits(static_cast<size_t>(width));
+    double normalizer = 0.0;
+    for (int64_t i = 0; i < width; ++i) {
+      logits[static_cast<size_t>(i)] = static_cast<float>(5.0 * std::cos(static_cast<double>(i)));
+      normalizer += std::exp(static_cast<double>(logits[static_cast<size_t>(i)]));
+    }
+    const int64_t target = width / 2;
+    const std::vector<float> given = logits;
+    const double expected = std::log(normalizer) - static_cast<double>(given[static_cast<size_t>(target)]);
+    EXPECT_NEAR(row_ops<float>().cross_entropy(logits.data(), width, target), expected, 1e-5);
+    EXPECT_NEAR(row_ops<float>().cross_entropy_gradient(logits.data(), width, target), expected, 1e-5);
+    for (int64_t i = 0; i < width; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const double probability = std::exp(static_cast<double>(given[at])) / normalizer;
+      EXPECT_NEAR(logits[at], probability - (i == target ? 1.0 : 0.0), 1e-6);
+    }
+  }
+}
+
+// A run that diverges must show it: NaN may not turn into a plausible number.
+TEST(RowOps, NanAndInfinityStayVisible) {
+  for (const float bad : {kNan, kInfinity}) {
+    for (const size_t place : {size_t{0}, size_t{18}}) {
+      std::vector<float> row(20, 0.5F);
+      row[place] = bad;
+      std::vector<float> probs = row;
+      row_ops<float>().softmax(probs.data(), 20, 20);
+      EXPECT_TRUE(std::isnan(probs[5])) << bad;
+      EXPECT_FALSE(std::isfinite(row_ops<float>().cross_entropy(row.data(), 20, 3))) << bad;
+      std::vector<float> out(20);
+      const std::vector<float> weight(20, 1.0F);
+      row_ops<float>().rms_norm(row.data(), weight.data(), out.data(), 20, 1e-6F);
+      EXPECT_TRUE(std::isnan(out[place])) << bad;
+      std::vector<float> gated(10);
+      row_ops<float>().swiglu(row.data(), gated.data(), 10);
+      EXPECT_FALSE(std::isfinite(gated[place % 10])) << bad;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
