@@ -1,0 +1,54 @@
+# make demo and make test each set up everything they need on a bare Debian 12; see README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup configure build all data8 demo test test-long bench clean
+
+program := build/release/switchyard
+data8 := data/mix8
+# A file that includes torch needs about 1.5 GB to compile: with little memory, fewer at a time.
+memory_jobs := $(shell awk '/MemAvailable/ { jobs = int($$2 / 2000000); print jobs < 1 ? 1 : jobs }' /proc/meminfo)
+jobs ?= $(shell cores=$$(nproc); echo $$((cores < $(memory_jobs) ? cores : $(memory_jobs))))
+demo_arguments ?=
+
+help:
+	@echo "make demo       set-up, build, data, eight kinds of training compared, one HTML report"
+	@echo "make test       set-up, build, all quick tests"
+	@echo "make test-long  sanitizers, clang-tidy, header checks, slow tests"
+	@echo "make setup      system packages (apt), .venv, PyTorch"
+	@echo "make build      the program: $(program)"
+	@echo "make data8      the 8-domain data set, once: $(data8)"
+	@echo "make bench      benchmarks"
+	@echo "make clean      removes build/ (not data/, runs/, .venv/)"
+
+setup:
+	@tools/setup.sh
+
+configure: setup
+	@cmake --preset release -Wno-dev >build-configure.log 2>&1 || { cat build-configure.log; rm -f build-configure.log; exit 1; }
+	@rm -f build-configure.log
+
+build: configure
+	@cmake --build --preset release --target switchyard -j $(jobs)
+	@echo "built: $(program)"
+
+all: configure
+	@cmake --build --preset release -j $(jobs)
+
+data8: build
+	@test -f $(data8)/manifest.json || $(program) data build --preset mix8 --out $(data8)
+
+demo: data8
+	@$(program) testbed configs/testbed/demo.toml $(demo_arguments)
+
+test: all
+	@ctest --preset release -LE slow -j $(jobs)
+
+test-long: all
+	@tools/test_long.sh $(jobs)
+
+bench: configure
+	@cmake --build --preset release --target bench -j $(jobs)
+
+clean:
+	rm -rf build

@@ -1,0 +1,131 @@
+#include "switchyard/cli/cli.hpp"
+
+#include <algorithm>
+#include <exception>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+
+#include "switchyard/cli/verbs.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr const char* kDescription =
+    "Switchyard: load balancing and expert specialisation in Mixture-of-Experts language models.\n"
+    "Trains small MoE models on real text and shows what a router, a balancing loss and its scope did to the experts.";
+
+constexpr const char* kFooter =
+    "First steps:\n"
+    "  switchyard data build --preset mix8 --out data/mix8\n"
+    "  switchyard testbed configs/testbed/demo.toml\n"
+    "Each verb has its own help: switchyard train --help\n"
+    "Exit codes: 0 done, 1 failed (or stopped by a signal, with the work saved), 2 wrong use.";
+
+// Option names of a verb as the user types them: "--set", "--json".
+std::vector<std::string> long_options(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  return names;
+}
+
+std::vector<std::string> verb_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(verb->get_name());
+  return names;
+}
+
+const CLI::App& deepest_chosen(const CLI::App& app) {
+  const CLI::App* chosen = &app;
+  while (!chosen->get_subcommands().empty()) chosen = chosen->get_subcommands().front();
+  return *chosen;
+}
+
+std::string full_name(const CLI::App& app) {
+  return app.get_parent() == nullptr ? app.get_name() : full_name(*app.get_parent()) + " " + app.get_name();
+}
+
+// CLI11 names what it did not expect; this adds what it would have accepted.
+std::string explain(const CLI::App& app, const CLI::ParseError& error, const std::vector<std::string>& arguments) {
+  const CLI::App& verb = deepest_chosen(app);
+  const auto is_verb_missing = [&] { return verb.get_require_subcommand_min() > 0 && verb.get_subcommands().empty(); };
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || is_verb_missing()) {
+    const std::vector<std::string> known = long_options(verb);
+    for (const std::string& argument : arguments) {
+      const std::string name = argument.substr(0, argument.find('='));
+      if (name.rfind("--", 0) == 0 && std::find(known.begin(), known.end(), name) == known.end()) {
+        return unknown_name("option", name, known);
+      }
+    }
+    if (is_verb_missing()) {
+      const std::string name = full_name(verb);
+      const auto depth = static_cast<size_t>(std::count(name.begin(), name.end(), ' '));
+      if (arguments.size() <= depth) return "a verb is missing; known: " + comma_list(verb_names(verb));
+      return unknown_name("verb", arguments[depth], verb_names(verb));
+    }
+  }
+  return error.what();
+}
+
+int report_error(Session& session, const std::string& message, int code) {
+  session.err << styled(session.err_screen, Style::Red, "switchyard: ") << message << std::endl;
+  return code;
+}
+
+int run_action(const Action& action, Session& session) {
+  try {
+    const int code = action(session);
+    session.out.flush();
+    if (!session.out) return report_error(session, "the output could not be written (disk full or pipe closed)", kExitFailed);
+    return code;
+  } catch (const UsageError& error) {
+    return report_error(session, error.what(), kExitWrongUse);
+  } catch (const Error& error) {
+    return report_error(session, error.what(), kExitFailed);
+  } catch (const std::bad_alloc&) {
+    return report_error(session, "out of memory: use a smaller model, fewer sequences per step, or execution.recompute = \"layers\"",
+                        kExitFailed);
+  } catch (const std::exception& error) {
+    return report_error(session, join_text("unexpected error, please report it: ", error.what()), kExitFailed);
+  }
+}
+
+}  // namespace
+
+void add_json_flag(CLI::App& verb, OutputFormat& format, const std::string& help) {
+  verb.add_flag_callback("--json", [&format] { format = OutputFormat::Json; }, help);
+}
+
+int run_cli(const std::vector<std::string>& arguments, Session& session) {
+  CLI::App app(kDescription, "switchyard");
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  app.get_formatter()->label("SUBCOMMAND", "VERB");
+  Action chosen;
+  add_data_verb(app, chosen);
+  add_train_verb(app, chosen);
+  add_testbed_verb(app, chosen);
+  add_report_verb(app, chosen);
+  add_export_verb(app, chosen);
+  add_list_verb(app, chosen);
+  add_version_verb(app, chosen);
+  for (CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) verb->group("Verbs");
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
+  } catch (const CLI::CallForHelp&) {
+    session.out << app.help();  // that of the deepest verb given
+    return kExitDone;
+  } catch (const CLI::ParseError& error) {
+    const CLI::App& verb = deepest_chosen(app);
+    return report_error(session, join_text(explain(app, error, arguments), "\nSee: ", full_name(verb), " --help"), kExitWrongUse);
+  }
+  return run_action(chosen, session);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,65 @@
+#include <filesystem>
+#include <memory>
+
+#include "switchyard/cli/verbs.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/data/dataset.hpp"
+#include "switchyard/data/tokenizer.hpp"
+#include "switchyard/model/hf_format.hpp"
+#include "switchyard/train/checkpoint.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Arguments {
+  std::string checkpoint;
+  std::string folder;
+  std::string data;
+};
+
+// A run folder stands for its newest whole checkpoint.
+fs::path checkpoint_path(const fs::path& given, Session& session) {
+  if (!fs::exists(given / "checkpoints")) return given;
+  const FoundCheckpoint found = find_checkpoint(given);
+  for (const std::string& notice : found.notices) session.err << "note: " << notice << "\n";
+  return found.path;
+}
+
+int export_model(const Arguments& arguments, Session& session) {
+  SWITCHYARD_CHECK(fs::is_directory(arguments.checkpoint), UsageError, "no folder ", arguments.checkpoint,
+                   "; expected a checkpoint (RUN/checkpoints/step-...) or a run");
+  const fs::path checkpoint = checkpoint_path(arguments.checkpoint, session);
+  const CheckpointInfo info = verify_checkpoint(checkpoint);
+  check_exportable(info.config.model);
+  const Dataset dataset(arguments.data.empty() ? fs::path(info.config.data.path) : fs::path(arguments.data), ShardCheck::Structure);
+  SWITCHYARD_CHECK(dataset.hash() == info.data_hash, DataError, "the data set ", dataset.folder().string(),
+                   " is not the one this checkpoint was trained on; give that one with --data DIR");
+  HfFacts facts;
+  facts.eos_id = dataset.end_of_document();
+  StagedFolder staged(arguments.folder);
+  export_hf(load_checkpoint_model(checkpoint, ComputeType::Float32), staged.path(), facts);
+  export_tokenizer_for_transformers(dataset.tokenizer_path(), staged.path());
+  staged.commit();
+  session.out << "exported " << checkpoint.string() << " to " << arguments.folder
+              << "\nload it with transformers.AutoModelForCausalLM and AutoTokenizer\n";
+  return kExitDone;
+}
+
+}  // namespace
+
+void add_export_verb(CLI::App& app, Action& chosen) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* verb = app.add_subcommand("export", "A trained model and its tokenizer as a Hugging Face folder (Qwen3-MoE)");
+  verb->add_option("checkpoint", arguments->checkpoint, "checkpoint folder, or a run for its newest")->required()->type_name("CHECKPOINT");
+  verb->add_option("folder", arguments->folder, "new folder to write")->required()->type_name("DIR");
+  verb->add_option("--data", arguments->data, "data set with the tokenizer; default that of the run")->type_name("DIR");
+  verb->footer("Example:\n  switchyard export runs/demo/optimizer_batch-seed0 exported");
+  verb->callback([arguments, &chosen] {
+    chosen = [arguments](Session& session) { return export_model(*arguments, session); };
+  });
+}
+
+}  // namespace switchyard

@@ -1,0 +1,44 @@
+#include <unistd.h>
+
+#include <atomic>
+#include <climits>
+#include <csignal>
+#include <iostream>
+
+#include "switchyard/cli/cli.hpp"
+#include "switchyard/kernels/memory.hpp"
+
+namespace {
+
+// The one global of the program: a signal handler can reach nothing else.
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only use lock-free atomics");
+
+extern "C" void request_stop(int signal_number) {
+  stop_requested.store(true);
+  std::signal(signal_number, SIG_DFL);  // a second signal ends the program at once
+}
+
+std::string executable_path(const char* fallback) {
+  char path[PATH_MAX];
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+  return length > 0 ? std::string(path, static_cast<size_t>(length)) : fallback;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
+  switchyard::keep_freed_memory();
+  switchyard::Session session{std::cout, std::cerr};
+  session.out_screen = switchyard::detect_screen(STDOUT_FILENO);
+  session.err_screen = switchyard::detect_screen(STDERR_FILENO);
+  session.stop = &stop_requested;
+  session.program = executable_path(argv[0]);
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  session.command = "switchyard";
+  for (const std::string& argument : arguments) session.command += " " + argument;
+  return switchyard::run_cli(arguments, session);
+}

@@ -1,0 +1,27 @@
+#pragma once
+// One function a verb: declares its arguments under `app` and, when the verb was chosen, what to do.
+
+#include <functional>
+
+#include <CLI/App.hpp>
+
+#include "switchyard/cli/cli.hpp"
+
+namespace switchyard {
+
+/// What a chosen verb does; returns an exit code or throws.
+using Action = std::function<int(Session&)>;
+
+enum class OutputFormat { Text, Json };
+/// Declares --json.
+void add_json_flag(CLI::App& verb, OutputFormat& format, const std::string& help);
+
+void add_data_verb(CLI::App& app, Action& chosen);
+void add_train_verb(CLI::App& app, Action& chosen);
+void add_testbed_verb(CLI::App& app, Action& chosen);
+void add_report_verb(CLI::App& app, Action& chosen);
+void add_export_verb(CLI::App& app, Action& chosen);
+void add_list_verb(CLI::App& app, Action& chosen);
+void add_version_verb(CLI::App& app, Action& chosen);
+
+}  // namespace switchyard

@@ -1,0 +1,182 @@
+#include "switchyard/testbed/child_process.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kErrorTailBytes = 16 * 1024;
+
+struct Pipe {
+  int read_end = -1;
+  int write_end = -1;
+};
+
+Pipe open_pipe() {
+  std::array<int, 2> ends{};
+  SWITCHYARD_CHECK(pipe2(ends.data(), O_CLOEXEC) == 0, DataError, "cannot open a pipe: ", std::strerror(errno));
+  return {ends[0], ends[1]};
+}
+
+void close_once(int& descriptor) {
+  if (descriptor >= 0) close(descriptor);
+  descriptor = -1;
+}
+
+std::vector<char*> pointers(std::vector<std::string>& texts) {
+  std::vector<char*> result;
+  for (std::string& text : texts) result.push_back(text.data());
+  result.push_back(nullptr);
+  return result;
+}
+
+std::vector<std::string> child_environment(const std::map<std::string, std::string>& added) {
+  std::vector<std::string> entries;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    if (added.count(text.substr(0, text.find('='))) == 0) entries.push_back(text);
+  }
+  for (const auto& [name, value] : added) entries.push_back(name + "=" + value);
+  return entries;
+}
+
+// Between fork and exec only calls that are safe in a signal handler: other threads of the parent may hold locks.
+[[noreturn]] void become(char** arguments, char** environment, pid_t parent, int output, int error, int failure) {
+  setpgid(0, 0);
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  const int nothing = open("/dev/null", O_RDONLY);
+  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 && dup2(output, STDOUT_FILENO) >= 0 &&
+      dup2(error, STDERR_FILENO) >= 0) {
+    ::signal(SIGINT, SIG_DFL);
+    ::signal(SIGTERM, SIG_DFL);
+    execve(arguments[0], arguments, environment);
+  }
+  const int reason = errno;
+  if (write(failure, &reason, sizeof(reason)) < 0) _exit(126);
+  _exit(127);
+}
+
+// What is there now; an end of file closes the descriptor.
+std::string read_available(int& descriptor) {
+  std::string text;
+  std::array<char, 4096> buffer{};
+  while (descriptor >= 0) {
+    const ssize_t count = read(descriptor, buffer.data(), buffer.size());
+    if (count > 0) {
+      text.append(buffer.data(), static_cast<size_t>(count));
+    } else if (count < 0 && errno == EINTR) {
+      continue;
+    } else if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      break;
+    } else {
+      close_once(descriptor);
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+ChildProcess::ChildProcess(const ChildCommand& command) {
+  SWITCHYARD_CHECK(!command.arguments.empty(), UsageError, "a child process needs a program to run");
+  std::vector<std::string> arguments = command.arguments;
+  std::vector<std::string> environment = child_environment(command.environment);
+  const std::vector<char*> argument_pointers = pointers(arguments);
+  const std::vector<char*> environment_pointers = pointers(environment);
+  Pipe output = open_pipe();
+  Pipe error = open_pipe();
+  Pipe failure = open_pipe();  // carries errno when exec fails; exec closes it otherwise
+  const pid_t parent = getpid();
+  pid_ = fork();
+  if (pid_ == 0) {
+    become(const_cast<char**>(argument_pointers.data()), const_cast<char**>(environment_pointers.data()), parent,
+           output.write_end, error.write_end, failure.write_end);
+  }
+  const int fork_error = errno;
+  close_once(output.write_end);
+  close_once(error.write_end);
+  close_once(failure.write_end);
+  int reason = 0;
+  ssize_t count = 0;
+  do {
+    count = pid_ < 0 ? 0 : read(failure.read_end, &reason, sizeof(reason));
+  } while (count < 0 && errno == EINTR);
+  close_once(failure.read_end);
+  if (pid_ < 0 || count > 0) {
+    close_once(output.read_end);
+    close_once(error.read_end);
+    if (pid_ > 0) waitpid(pid_, nullptr, 0);
+    throw DataError(join_text("cannot start ", command.arguments.front(), ": ",
+                              std::strerror(pid_ < 0 ? fork_error : reason)));
+  }
+  output_ = output.read_end;
+  error_ = error.read_end;
+  fcntl(output_, F_SETFL, O_NONBLOCK);
+  fcntl(error_, F_SETFL, O_NONBLOCK);
+}
+
+ChildProcess::~ChildProcess() {
+  if (!exit_code_) {
+    signal(SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  close_once(output_);
+  close_once(error_);
+}
+
+std::vector<std::string> ChildProcess::read_lines() {
+  read_error();
+  partial_line_ += read_available(output_);
+  std::vector<std::string> lines;
+  size_t begin = 0;
+  for (size_t end = partial_line_.find('\n'); end != std::string::npos; end = partial_line_.find('\n', begin)) {
+    lines.push_back(partial_line_.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  partial_line_.erase(0, begin);
+  return lines;
+}
+
+void ChildProcess::read_error() {
+  error_tail_ += read_available(error_);
+  if (error_tail_.size() > kErrorTailBytes) error_tail_.erase(0, error_tail_.size() - kErrorTailBytes);
+}
+
+bool ChildProcess::running() {
+  read_error();
+  if (exit_code_) return false;
+  int status = 0;
+  const pid_t ended = waitpid(pid_, &status, WNOHANG);
+  if (ended == 0 || (ended < 0 && errno == EINTR)) return true;
+  exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  read_error();
+  return false;
+}
+
+void ChildProcess::signal(int number) {
+  if (!exit_code_) kill(pid_, number);
+}
+
+void wait_for_any(const std::vector<ChildProcess*>& children, std::chrono::milliseconds timeout) {
+  std::vector<pollfd> polled;
+  for (const ChildProcess* child : children) {
+    for (const int descriptor : {child->output_descriptor(), child->error_descriptor()}) {
+      if (descriptor >= 0) polled.push_back({descriptor, POLLIN, 0});
+    }
+  }
+  // A signal ends the wait early, which is what the caller wants. Without open outputs this is a plain wait for exit.
+  poll(polled.data(), polled.size(), static_cast<int>(timeout.count()));
+}
+
+}  // namespace switchyard

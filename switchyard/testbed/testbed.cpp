@@ -1,0 +1,73 @@
+#include "switchyard/testbed/testbed.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Held by the process, so a killed testbed leaves no stale lock. O_CLOEXEC: children must not inherit it.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder) {
+    const fs::path path = folder / ".lock";
+    descriptor_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    SWITCHYARD_CHECK(descriptor_ >= 0, DataError, "cannot write in ", folder.string(), ": ", std::strerror(errno));
+    if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+      close(descriptor_);
+      throw StateError(join_text("another testbed works in ", folder.string(), "; wait for it or choose another --out"));
+    }
+  }
+  ~FolderLock() { close(descriptor_); }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_ = -1;
+};
+
+Study write_study(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const fs::path& folder) {
+  Study study = make_study(config, runs, read_results(folder, runs));
+  write_file_atomically(folder / "testbed.json", study_json(config, runs, study));
+  return study;
+}
+
+void create_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  SWITCHYARD_CHECK(!error, DataError, "cannot create ", folder.string(), ": ", error.message());
+}
+
+}  // namespace
+
+bool TestbedResult::all_done() const {
+  return std::all_of(runs.begin(), runs.end(), [](const RunProgress& run) {
+    return run.status == RunStatus::Done || run.status == RunStatus::Skipped;
+  });
+}
+
+TestbedResult run_testbed(const TestbedConfig& config, const RunnerOptions& options, TestbedSink& sink) {
+  const std::vector<PlannedRun> runs = expand(config);
+  create_folder(options.folder);
+  const FolderLock lock(options.folder);
+  // Everything that can be refused is refused before a file of an earlier attempt is touched.
+  Runner runner(runs, options, sink);
+  write_file_atomically(options.folder / "testbed.toml", to_toml(config));
+  write_study(config, runs, options.folder);
+  TestbedResult result;
+  result.runs = runner.run();
+  result.study = write_study(config, runs, options.folder);
+  return result;
+}
+
+}  // namespace switchyard
