@@ -70,6 +70,16 @@ TEST(Ledger, ADifferentSecondRunNamesStepForwardLayerAndExpert) {
       "step 41, forward 1, layer 2: the second run sent 1 slots of segment 0 to expert 0, the first 0");
 }
 
+TEST(Ledger, TheFirstRunsProbabilitiesAreKept) {
+  StepLedger ledger(explicit_plan({{1}}), 1, 2);
+  SegmentStatistics statistics = statistics_of({0, 1}, 1);
+  statistics.prob_sums_SE = at::empty({1, 2}, at::kDouble).fill_(0.5);
+  ledger.record(0, 0, statistics);
+  statistics.prob_sums_SE = at::empty({1, 2}, at::kDouble).fill_(9.0);
+  ledger.record(0, 0, statistics);
+  EXPECT_THAT(ledger.prob_sums_E(0, {0, 1}), testing::ElementsAre(0.5, 0.5));
+}
+
 TEST(Ledger, TokensMustBeThoseOfThePlan) {
   StepLedger ledger(explicit_plan({{3}}), 1, 2);
   expect_message<ShapeError>(
@@ -109,6 +119,22 @@ TEST(Lifecycle, TheGraphOutlivesTheStep) {
   }
   passed_TE.mul(0.0).sum().backward();
   EXPECT_THAT(doubles_of(leaf_TE.grad()), testing::ElementsAre(0.2, 0.0));
+}
+
+TEST(Lifecycle, Float32ProbabilitiesGetFloat32Gradients) {
+  StepBalance balance(default_config(), shape_of(1), explicit_plan({{2}}), {});
+  ExplicitForward forward = explicit_forward({{0, {0}, {.5, .5}}, {-1, {0}, {.5, .5}}, {0, {1}, {.5, .5}}}, 2);
+  forward.routing.probs_TE = forward.routing.probs_TE.to(at::kFloat);
+  const at::Tensor leaf_TE = forward.routing.probs_TE.set_requires_grad(true);
+  const at::Tensor passed_TE = balance.through_probs(0, 0, leaf_TE, forward.segment_T);
+  EXPECT_EQ(passed_TE.scalar_type(), at::kFloat);
+  balance.record(0, 0, forward.routing, forward.segment_T);
+  balance.close_forward(0);
+  balance.close_counting();
+  passed_TE.mul(0.0).sum().backward();
+  // .1 * 2 * .5 / 2 for each valid token and expert, nothing for padding.
+  const std::vector<double> expected = {.05F, .05F, 0, 0, .05F, .05F};
+  EXPECT_EQ(doubles_of(leaf_TE.grad()), expected);
 }
 
 TEST(Lifecycle, B24ALossThatCannotActIsAnError) {
