@@ -57,13 +57,13 @@ void fill_means(EvaluationRecord& record) {
 }  // namespace
 
 LayerEvaluation evaluate_layer(int64_t layer, const LayerTally& tally, const TallyShape& shape,
-                               std::span<const int64_t> domain_X, const Matrix<int64_t>& labels_PX,
+                               std::span<const int64_t> domain_X, const Matrix<int64_t>& labels_QX,
                                const std::optional<Matrix<double>>& reference_NE) {
   const Matrix<int64_t> counts_NE = counts_by_domain(tally.slots_XE, domain_X, shape.num_domains);
   const Specialization slots =
-      slot_specialization(tally.slots_XE, domain_X, labels_PX, {shape.num_domains, shape.num_chosen, reference_NE});
+      slot_specialization(tally.slots_XE, domain_X, labels_QX, {shape.num_domains, shape.num_chosen, reference_NE});
   const Specialization first =
-      first_choice_specialization(tally.first_choice_XE, domain_X, labels_PX, shape.num_domains);
+      first_choice_specialization(tally.first_choice_XE, domain_X, labels_QX, shape.num_domains);
   const Agreement agreement = best_agreement(joint_shares(counts_NE), shape.num_chosen);
 
   LayerEvaluation result;
@@ -100,10 +100,10 @@ EvaluationRecord make_evaluation(const RoutingTally& tally, std::span<const Doma
   record.sequences = input.sequences;
   record.permutations = input.permutations;
   fill_losses(losses, record);
-  const Matrix<int64_t> labels_PX = permute_labels(tally.domain_X(), input.permutations, rng);
+  const Matrix<int64_t> labels_QX = permute_labels(tally.domain_X(), input.permutations, rng);
   const std::vector<LayerTally>& layers = tally.layers();
   for (size_t l = 0; l < layers.size(); ++l) {
-    record.layers.push_back(evaluate_layer(static_cast<int64_t>(l), layers[l], shape, tally.domain_X(), labels_PX,
+    record.layers.push_back(evaluate_layer(static_cast<int64_t>(l), layers[l], shape, tally.domain_X(), labels_QX,
                                            input.reference_NE));
   }
   fill_means(record);

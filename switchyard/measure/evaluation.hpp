@@ -37,9 +37,9 @@ struct EvaluationInput {
                                                const EvaluationInput& input, Rng& rng);
 
 /// The part that concerns one layer.
-/// @param labels_PX  permute_labels() of the documents' domains
+/// @param labels_QX  permute_labels() of the documents' domains
 [[nodiscard]] LayerEvaluation evaluate_layer(int64_t layer, const LayerTally& tally, const TallyShape& shape,
-                                             std::span<const int64_t> domain_X, const Matrix<int64_t>& labels_PX,
+                                             std::span<const int64_t> domain_X, const Matrix<int64_t>& labels_QX,
                                              const std::optional<Matrix<double>>& reference_NE);
 
 /// A floating-point tensor [X, Y] as plain numbers, such as the reference router's shares.

@@ -95,12 +95,12 @@ std::optional<Matrix<double>> select_rows(const std::optional<Matrix<double>>& t
 }
 
 Specialization measure(const Matrix<int64_t>& counts_XE, const Matrix<int64_t>& counts_NE,
-                       const Matrix<int64_t>& labels_PX, const Ceiling& ceiling) {
+                       const Matrix<int64_t>& labels_QX, const Ceiling& ceiling) {
   const Matrix<double> joint_NE = joint_shares(counts_NE);
   Specialization result;
   result.information = mutual_information(joint_NE);
   result.purity = expert_purity(joint_NE);
-  result.null = null_level(counts_XE, labels_PX, counts_NE.rows());
+  result.null = null_level(counts_XE, labels_QX, counts_NE.rows());
   result.ceiling = ceiling;
   result.score = specialization_score(result.information, result.null.information, ceiling.information);
   return result;
@@ -192,13 +192,13 @@ Ceiling attainable(int64_t num_domains, int64_t num_experts, int64_t num_chosen,
 Matrix<int64_t> permute_labels(std::span<const int64_t> domain_X, int64_t permutations, Rng& rng) {
   SWITCHYARD_CHECK(permutations >= 1, UsageError, "specialization: ", permutations,
                    " label permutations; expected at least 1 (200 for numbers that are shown)");
-  Matrix<int64_t> labels_PX(permutations, static_cast<int64_t>(domain_X.size()));
+  Matrix<int64_t> labels_QX(permutations, static_cast<int64_t>(domain_X.size()));
   for (int64_t p = 0; p < permutations; ++p) {
-    const std::span<int64_t> row = labels_PX.row(p);
+    const std::span<int64_t> row = labels_QX.row(p);
     std::copy(domain_X.begin(), domain_X.end(), row.begin());
     for (size_t left = row.size(); left > 1; --left) std::swap(row[left - 1], row[static_cast<size_t>(rng.below(left))]);
   }
-  return labels_PX;
+  return labels_QX;
 }
 
 Matrix<int64_t> counts_by_domain(const Matrix<int64_t>& counts_XE, std::span<const int64_t> label_X,
@@ -215,13 +215,13 @@ Matrix<int64_t> counts_by_domain(const Matrix<int64_t>& counts_XE, std::span<con
   return counts_NE;
 }
 
-NullLevel null_level(const Matrix<int64_t>& counts_XE, const Matrix<int64_t>& labels_PX, int64_t num_domains) {
+NullLevel null_level(const Matrix<int64_t>& counts_XE, const Matrix<int64_t>& labels_QX, int64_t num_domains) {
   NullLevel level;
-  if (labels_PX.rows() == 0) return level;
-  const double count = static_cast<double>(labels_PX.rows());
+  if (labels_QX.rows() == 0) return level;
+  const double count = static_cast<double>(labels_QX.rows());
   std::vector<double> informations;
-  for (int64_t p = 0; p < labels_PX.rows(); ++p) {
-    const Matrix<double> joint_NE = joint_shares(counts_by_domain(counts_XE, labels_PX.row(p), num_domains));
+  for (int64_t p = 0; p < labels_QX.rows(); ++p) {
+    const Matrix<double> joint_NE = joint_shares(counts_by_domain(counts_XE, labels_QX.row(p), num_domains));
     informations.push_back(mutual_information(joint_NE));
     level.purity += expert_purity(joint_NE) / count;
   }
@@ -237,23 +237,23 @@ double specialization_score(double information, double null, double ceiling) {
 }
 
 Specialization slot_specialization(const Matrix<int64_t>& slots_XE, std::span<const int64_t> domain_X,
-                                   const Matrix<int64_t>& labels_PX, const SpecializationShape& shape) {
+                                   const Matrix<int64_t>& labels_QX, const SpecializationShape& shape) {
   const Matrix<int64_t> counts_NE = counts_by_domain(slots_XE, domain_X, shape.num_domains);
   const std::vector<int64_t> present = present_domains(counts_NE);
   if (present.empty()) return {};
   const Ceiling ceiling = attainable(static_cast<int64_t>(present.size()), slots_XE.columns(), shape.num_chosen,
                                      select_rows(shape.reference_NE, present, shape.num_domains));
-  return measure(slots_XE, counts_NE, labels_PX, ceiling);
+  return measure(slots_XE, counts_NE, labels_QX, ceiling);
 }
 
 Specialization first_choice_specialization(const Matrix<int64_t>& first_choice_XE, std::span<const int64_t> domain_X,
-                                           const Matrix<int64_t>& labels_PX, int64_t num_domains) {
+                                           const Matrix<int64_t>& labels_QX, int64_t num_domains) {
   const Matrix<int64_t> counts_NE = counts_by_domain(first_choice_XE, domain_X, num_domains);
   const size_t present = present_domains(counts_NE).size();
   if (present == 0) return {};
   const double domains = static_cast<double>(present);
   const double experts = static_cast<double>(first_choice_XE.columns());
-  return measure(first_choice_XE, counts_NE, labels_PX,
+  return measure(first_choice_XE, counts_NE, labels_QX,
                  {std::log(std::min(domains, experts)), std::min(1.0, experts / domains)});
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 // How far experts have become specialists of the data's domains. Pure functions of integer counts.
-// N domains, E experts, K chosen per token, X documents, P label permutations. Informations are in nats.
+// N domains, E experts, K chosen per token, X documents, Q label permutations. Informations are in nats.
 //
 // Everything starts from J_NE = C_de / (N' sum_e C_de): the share of (domain, expert) when each of the N' domains that have
 // slots weighs 1/N'. A domain without slots has a zero row and takes part in nothing; with no slots at all every number is 0.
@@ -51,23 +51,23 @@ struct Ceiling {
 [[nodiscard]] Ceiling attainable(int64_t num_domains, int64_t num_experts, int64_t num_chosen,
                                  const std::optional<Matrix<double>>& reference_NE = std::nullopt);
 
-/// Domain labels of the documents, permuted: row p is a random reordering of domain_X. Documents keep their size, domains
+/// Domain labels of the documents, permuted: row q is a random reordering of domain_X. Documents keep their size, domains
 /// their number of documents.
-/// @param permutations  P >= 1; at least 200 for numbers that are shown
+/// @param permutations  Q >= 1; at least 200 for numbers that are shown
 [[nodiscard]] Matrix<int64_t> permute_labels(std::span<const int64_t> domain_X, int64_t permutations, Rng& rng);
 
 /// Sums of the rows of counts_XE by label. @throws ShapeError for a label outside [0, N)
 [[nodiscard]] Matrix<int64_t> counts_by_domain(const Matrix<int64_t>& counts_XE, std::span<const int64_t> label_X,
                                                int64_t num_domains);
 
-/// What unrelated labels would measure, over the P permutations.
+/// What unrelated labels would measure, over the Q permutations.
 struct NullLevel {
   double information = 0.0;            // mean: I0
   double information_deviation = 0.0;  // population deviation over permutations
   double purity = 0.0;                 // mean
 };
-/// Exact integer sums; costs P X E additions. With one document per domain a permutation only renames the domains: I0 = I.
-[[nodiscard]] NullLevel null_level(const Matrix<int64_t>& counts_XE, const Matrix<int64_t>& labels_PX, int64_t num_domains);
+/// Exact integer sums; costs Q X E additions. With one document per domain a permutation only renames the domains: I0 = I.
+[[nodiscard]] NullLevel null_level(const Matrix<int64_t>& counts_XE, const Matrix<int64_t>& labels_QX, int64_t num_domains);
 
 /// S = (I - I0) / (Imax - I0). 0 where there is no room between null and ceiling (Imax - I0 <= 1e-9), as with one domain.
 [[nodiscard]] double specialization_score(double information, double null, double ceiling);
@@ -95,12 +95,12 @@ struct SpecializationShape {
 
 /// Over requested slots, against attainable() of the domains that have slots.
 [[nodiscard]] Specialization slot_specialization(const Matrix<int64_t>& slots_XE, std::span<const int64_t> domain_X,
-                                                 const Matrix<int64_t>& labels_PX, const SpecializationShape& shape);
+                                                 const Matrix<int64_t>& labels_QX, const SpecializationShape& shape);
 
 /// Over first choices, against min(ln N', ln E). The reference itself measures less than 1 where several domains share
 /// experts, because its first choice is a random one of the prescribed experts.
 [[nodiscard]] Specialization first_choice_specialization(const Matrix<int64_t>& first_choice_XE,
                                                          std::span<const int64_t> domain_X,
-                                                         const Matrix<int64_t>& labels_PX, int64_t num_domains);
+                                                         const Matrix<int64_t>& labels_QX, int64_t num_domains);
 
 }  // namespace switchyard

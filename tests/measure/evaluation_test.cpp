@@ -156,13 +156,13 @@ TEST(Evaluation, CarriesWhatTheFunctionsMeasure) {
   EXPECT_EQ(record.permutations, 50);
   ASSERT_EQ(record.layers.size(), 2u);
   Rng rng(1, "permutations");
-  const Matrix<int64_t> labels_PX = permute_labels(tally.domain_X(), 50, rng);
+  const Matrix<int64_t> labels_QX = permute_labels(tally.domain_X(), 50, rng);
   double score = 0.0, max_vio = 0.0;
   for (size_t l = 0; l < 2; ++l) {
     const LayerEvaluation& layer = record.layers[l];
     const LayerTally& counts = tally.layers()[l];
     const Matrix<int64_t> counts_NE = counts_by_domain(counts.slots_XE, tally.domain_X(), 4);
-    const Specialization slots = slot_specialization(counts.slots_XE, tally.domain_X(), labels_PX, {4, 2, {}});
+    const Specialization slots = slot_specialization(counts.slots_XE, tally.domain_X(), labels_QX, {4, 2, {}});
     EXPECT_EQ(layer.layer, static_cast<int64_t>(l));
     EXPECT_EQ(layer.counts_NE, counts_NE.nested());
     EXPECT_EQ(layer.specialization, slots.score);

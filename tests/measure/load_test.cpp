@@ -65,11 +65,19 @@ TEST(LoadMetrics, OfTheSumAreNotTheMeanOfTheParts) {
   EXPECT_EQ(mean_load({}), LoadMetrics{});
 }
 
-// B16: the loss is blind to a full collapse under even probabilities, the load is not.
+// B16: the loss can be below 1 and is blind to a full collapse under even probabilities; the load is neither.
 TEST(LoadMetrics, SeeTheCollapseThatTheLossDoesNotSee) {
-  const double loss_of_collapse_with_even_probs = 4.0 * (1.0 * 0.25 + 0.0 * 0.25 + 0.0 * 0.25 + 0.0 * 0.25);
-  EXPECT_EQ(loss_of_collapse_with_even_probs, 1.0);
-  EXPECT_EQ(load_metrics(Counts{100, 0, 0, 0}).max_vio, 3.0);
+  const auto lbl = [](const Counts& counts, const std::vector<double>& probs) {
+    double sum = 0.0;
+    for (size_t e = 0; e < counts.size(); ++e) sum += static_cast<double>(counts[e]) * probs[e];
+    return sum * static_cast<double>(counts.size()) / static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
+  };
+  const Counts uneven = {6, 4};
+  EXPECT_NEAR(lbl(uneven, {0.31, 0.69}), 0.924, 1e-12);
+  EXPECT_NEAR(load_metrics(uneven).max_vio, 0.2, 1e-12);
+  const Counts collapsed = {100, 0, 0, 0};
+  EXPECT_EQ(lbl(collapsed, {0.25, 0.25, 0.25, 0.25}), 1.0);
+  EXPECT_EQ(load_metrics(collapsed).max_vio, 3.0);
 }
 
 TEST(LoadMetrics, RefuseWhatIsNotACount) {

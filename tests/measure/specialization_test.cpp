@@ -163,15 +163,15 @@ TEST(PermuteLabels, KeepsTheLabelsAndTheSeed) {
   for (int64_t x = 0; x < 60; ++x) domain_X.push_back(x % 7);
   Rng rng(3, "permutations");
   Rng same(3, "permutations");
-  const Counts labels_PX = permute_labels(domain_X, 20, rng);
-  EXPECT_EQ(labels_PX, permute_labels(domain_X, 20, same));
+  const Counts labels_QX = permute_labels(domain_X, 20, rng);
+  EXPECT_EQ(labels_QX, permute_labels(domain_X, 20, same));
   std::vector<int64_t> sorted = domain_X;
   std::ranges::sort(sorted);
   for (int64_t p = 0; p < 20; ++p) {
-    std::vector<int64_t> row(labels_PX.row(p).begin(), labels_PX.row(p).end());
+    std::vector<int64_t> row(labels_QX.row(p).begin(), labels_QX.row(p).end());
     EXPECT_NE(row, domain_X);
     if (p > 0) {
-      EXPECT_FALSE(std::ranges::equal(labels_PX.row(p), labels_PX.row(p - 1)));
+      EXPECT_FALSE(std::ranges::equal(labels_QX.row(p), labels_QX.row(p - 1)));
     }
     std::ranges::sort(row);
     EXPECT_EQ(row, sorted);
@@ -182,10 +182,10 @@ TEST(PermuteLabels, KeepsTheLabelsAndTheSeed) {
 TEST(PermuteLabels, DrawsEveryOrderEquallyOften) {
   Rng rng(1, "permutations");
   const std::vector<int64_t> domain_X = {0, 1, 2};
-  const Counts labels_PX = permute_labels(domain_X, 6000, rng);
+  const Counts labels_QX = permute_labels(domain_X, 6000, rng);
   std::vector<int64_t> seen(27);
-  for (int64_t p = 0; p < labels_PX.rows(); ++p) {
-    ++seen[static_cast<size_t>(labels_PX(p, 0) * 9 + labels_PX(p, 1) * 3 + labels_PX(p, 2))];
+  for (int64_t p = 0; p < labels_QX.rows(); ++p) {
+    ++seen[static_cast<size_t>(labels_QX(p, 0) * 9 + labels_QX(p, 1) * 3 + labels_QX(p, 2))];
   }
   EXPECT_EQ(std::ranges::count_if(seen, [](int64_t n) { return n > 0; }), 6);
   for (const int64_t n : seen) {
@@ -280,8 +280,8 @@ TEST(Specialization, OfFirstChoicesReachesOneWhereDomainsShareNothing) {
   const auto choose = [](int64_t domain, int64_t, Rng& rng) { return random_pair(2 * domain, 2 * domain + 2, rng); };
   const Corpus corpus = make_corpus(8, 12, 16, choose);
   Rng rng(2, "permutations");
-  const Counts labels_PX = permute_labels(corpus.domain_X, 200, rng);
-  const Specialization first = first_choice_specialization(corpus.first_choice_XE, corpus.domain_X, labels_PX, 8);
+  const Counts labels_QX = permute_labels(corpus.domain_X, 200, rng);
+  const Specialization first = first_choice_specialization(corpus.first_choice_XE, corpus.domain_X, labels_QX, 8);
   EXPECT_NEAR(first.score, 1.0, 1e-12);
   EXPECT_DOUBLE_EQ(first.ceiling.information, std::log(8.0));
 }
@@ -335,17 +335,17 @@ TEST(Specialization, IgnoresNamesOfDomainsAndExperts) {
 TEST(Specialization, IsDefinedAtTheEdges) {
   const std::vector<int64_t> domain_X = {0, 1, 2};
   Rng rng(1, "permutations");
-  const Counts labels_PX = permute_labels(domain_X, 50, rng);
+  const Counts labels_QX = permute_labels(domain_X, 50, rng);
   const SpecializationShape shape{3, 1, std::nullopt};
   // One document a domain: a permutation only renames the domains, so everything is null.
   const Counts single_XE = table({{9, 0, 1}, {0, 9, 1}, {1, 1, 9}});
-  const Specialization single = slot_specialization(single_XE, domain_X, labels_PX, shape);
+  const Specialization single = slot_specialization(single_XE, domain_X, labels_QX, shape);
   EXPECT_GT(single.information, 0.3);
   EXPECT_NEAR(single.score, 0.0, 1e-12);
   // Perfect and one document a domain: no room between null and ceiling.
-  EXPECT_EQ(slot_specialization(table({{9, 0, 0}, {0, 9, 0}, {0, 0, 9}}), domain_X, labels_PX, shape).score, 0.0);
+  EXPECT_EQ(slot_specialization(table({{9, 0, 0}, {0, 9, 0}, {0, 0, 9}}), domain_X, labels_QX, shape).score, 0.0);
   // Nothing counted at all.
-  const Specialization none = slot_specialization(Counts(3, 3), domain_X, labels_PX, shape);
+  const Specialization none = slot_specialization(Counts(3, 3), domain_X, labels_QX, shape);
   EXPECT_EQ(none.score, 0.0);
   EXPECT_EQ(none.purity, 0.0);
   // No documents.
@@ -366,12 +366,12 @@ TEST(Specialization, LeavesOutDomainsWithoutSlots) {
   // Neither 3 nor 4 domains divide 10 experts: the ceiling is that of the rows that have slots.
   const std::vector<int64_t> domain_X = {0, 0, 2, 2, 3, 3};
   Rng rng(1, "permutations");
-  const Counts labels_PX = permute_labels(domain_X, 20, rng);
+  const Counts labels_QX = permute_labels(domain_X, 20, rng);
   Counts counts_XE(6, 10);
   Matrix<double> reference_NE(4, 10);
   for (int64_t x = 0; x < 6; ++x) counts_XE(x, x) = 5;
   for (int64_t d = 0; d < 4; ++d) reference_NE(d, 2 * d) = reference_NE(d, (2 * d + 3) % 10) = 1.0;
-  const Specialization rest = slot_specialization(counts_XE, domain_X, labels_PX, {4, 2, reference_NE});
+  const Specialization rest = slot_specialization(counts_XE, domain_X, labels_QX, {4, 2, reference_NE});
   Matrix<double> present_NE(3, 10);
   for (int64_t d = 0; d < 3; ++d) std::ranges::copy(reference_NE.row(d == 0 ? 0 : d + 1), present_NE.row(d).begin());
   EXPECT_DOUBLE_EQ(rest.ceiling.information, mutual_information(joint_shares(present_NE)));
