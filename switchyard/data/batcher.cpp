@@ -66,8 +66,8 @@ std::vector<size_t> sample_sources(const std::vector<Source>& sources, int64_t c
   for (const size_t index : order) total += sources[index].weight;
   // 2^20 offsets strictly inside (0, 1): rounding cannot push a point over the boundary it lies beside when M = N.
   constexpr uint64_t kOffsets = uint64_t{1} << 20;
-  const double offset =
-      (static_cast<double>(Rng(seed, "data_domain_offset", {as_word(step)}).below(kOffsets)) + 0.5) / static_cast<double>(kOffsets);
+  const double offset = (static_cast<double>(Rng(seed, "data_domain_offset", {as_word(step)}).below(kOffsets)) + 0.5) /
+                        static_cast<double>(kOffsets);
   std::vector<size_t> sampled;
   size_t at = 0;
   double end = sources[order[0]].weight;
@@ -82,8 +82,8 @@ std::vector<size_t> sample_sources(const std::vector<Source>& sources, int64_t c
 
 void check_weights(const BatcherConfig& config, const std::vector<std::string>& chosen) {
   for (const auto& [name, weight] : config.weights) {
-    SWITCHYARD_CHECK(std::find(chosen.begin(), chosen.end(), name) != chosen.end(), ConfigError, "weights: ",
-                     unknown_name("domain", name, chosen));
+    SWITCHYARD_CHECK(std::find(chosen.begin(), chosen.end(), name) != chosen.end(), ConfigError,
+                     "weights: ", unknown_name("domain", name, chosen));
   }
   if (config.weights.empty()) return;
   for (const std::string& name : chosen) {
@@ -139,9 +139,9 @@ struct Batcher::Impl {
       source.label = static_cast<int64_t>(sources.size());
       const int64_t tokens = dataset.shard(domain, Split::Train).num_tokens();
       source.windows = windows_per_epoch(tokens, config.sequence_length);
-      SWITCHYARD_CHECK(source.windows > 0, DataError, "domain '", names.back(), "' of ", dataset.folder().string(), " has ", tokens,
-                       " training tokens; sequences of ", config.sequence_length, " need at least ", 2 * config.sequence_length,
-                       ": use shorter sequences or more text");
+      SWITCHYARD_CHECK(source.windows > 0, DataError, "domain '", names.back(), "' of ", dataset.folder().string(), " has ",
+                       tokens, " training tokens; sequences of ", config.sequence_length, " need at least ",
+                       2 * config.sequence_length, ": use shorter sequences or more text");
       sources.push_back(std::move(source));
     }
     check_weights(config, names);
@@ -184,9 +184,11 @@ const BatcherState& Batcher::state() const { return impl_->state; }
 
 void Batcher::restore(const BatcherState& state) {
   SWITCHYARD_CHECK(state.drawn_N.size() == impl_->sources.size(), StateError, "batcher state of ", state.drawn_N.size(),
-                   " domains was given; this batcher has ", impl_->sources.size(), ": resume with the data and config it was saved with");
+                   " domains was given; this batcher has ", impl_->sources.size(),
+                   ": resume with the data and config it was saved with");
   const bool negative = std::any_of(state.drawn_N.begin(), state.drawn_N.end(), [](int64_t drawn) { return drawn < 0; });
-  SWITCHYARD_CHECK(state.step >= 0 && !negative, StateError, "batcher state with a negative number was given; the checkpoint is damaged");
+  SWITCHYARD_CHECK(state.step >= 0 && !negative, StateError,
+                   "batcher state with a negative number was given; the checkpoint is damaged");
   impl_->state = state;
 }
 

@@ -26,13 +26,13 @@ enum class Composition {
 void parse(std::string_view text, Composition& value);
 
 struct BatcherConfig {
-  int64_t sequence_length = 512;            // S
-  int64_t sequences_per_micro_batch = 1;    // B
-  int64_t micro_batches = 8;                // M, per optimizer step
+  int64_t sequence_length = 512;          // S
+  int64_t sequences_per_micro_batch = 1;  // B
+  int64_t micro_batches = 8;              // M, per optimizer step
   Composition composition = Composition::OneDomain;
   SegmentKind segments = SegmentKind::Row;
-  std::vector<std::string> domains;         // in the order of their labels; empty: all of the data set
-  std::map<std::string, double> weights;    // share of each domain; empty: equal
+  std::vector<std::string> domains;       // in the order of their labels; empty: all of the data set
+  std::map<std::string, double> weights;  // share of each domain; empty: equal
 
   template <class Visitor>
   void for_each_field(Visitor&& visit) {

@@ -124,7 +124,8 @@ std::vector<bool> choose_heldout(const std::string& domain, const DomainText& te
   }
   if (number == 0) {
     const auto shorter = [](const std::string& left, const std::string& right) { return left.size() < right.size(); };
-    held[static_cast<size_t>(std::min_element(text.documents.begin(), text.documents.end(), shorter) - text.documents.begin())] = true;
+    held[static_cast<size_t>(std::min_element(text.documents.begin(), text.documents.end(), shorter) -
+                             text.documents.begin())] = true;
   }
   return held;
 }
@@ -132,7 +133,8 @@ std::vector<bool> choose_heldout(const std::string& domain, const DomainText& te
 void build_dataset(const BuildOptions& options, PackageFetcher& fetcher, Progress& progress) {
   check_options(options);
   StagedFolder folder(options.out);  // first, so that a folder in the way costs no download
-  build_from(options.from.empty() ? load_preset(options, fetcher, progress) : load_folder(options, progress), options, folder, progress);
+  build_from(options.from.empty() ? load_preset(options, fetcher, progress) : load_folder(options, progress), options, folder,
+             progress);
   folder.commit();
 }
 

@@ -17,12 +17,12 @@ namespace switchyard {
 inline constexpr int64_t kPackageTextCap = 8'000'000;
 
 struct BuildOptions {
-  std::string preset = "mix8";            // of preset_table(); not used with `from`
-  std::filesystem::path from;             // a folder with one folder of text files per domain; empty: packages
-  std::filesystem::path out;              // must not exist
-  std::filesystem::path package_cache;    // empty: default_package_cache()
-  std::optional<int64_t> cap_bytes;       // text of a domain; unset: kPackageTextCap for packages, none for own text; 0: none
-  double heldout_fraction = 0.05;         // of each domain's bytes, in (0, 0.5]
+  std::string preset = "mix8";          // of preset_table(); not used with `from`
+  std::filesystem::path from;           // a folder with one folder of text files per domain; empty: packages
+  std::filesystem::path out;            // must not exist
+  std::filesystem::path package_cache;  // empty: default_package_cache()
+  std::optional<int64_t> cap_bytes;     // text of a domain; unset: kPackageTextCap for packages, none for own text; 0: none
+  double heldout_fraction = 0.05;       // of each domain's bytes, in (0, 0.5]
   TokenizerOptions tokenizer;
   int64_t num_threads = 2;
 };

@@ -23,10 +23,11 @@ void check_file_name(const fs::path& manifest, const std::string& file) {
 TokenShard open_shard(const fs::path& folder, const SplitRecord& split, int64_t vocab_size, ShardCheck check) {
   check_file_name(folder / "manifest.json", split.file);
   TokenShard shard(folder / split.file, check);
-  SWITCHYARD_CHECK(shard.num_documents() == split.documents && shard.num_tokens() == split.tokens && shard.vocab_size() == vocab_size,
-                   DataError, (folder / split.file).string(), " holds ", shard.num_documents(), " documents and ",
-                   shard.num_tokens(), " tokens of a vocabulary of ", shard.vocab_size(), "; the manifest says ", split.documents,
-                   ", ", split.tokens, " and ", vocab_size, "; build the data set again");
+  SWITCHYARD_CHECK(
+      shard.num_documents() == split.documents && shard.num_tokens() == split.tokens && shard.vocab_size() == vocab_size,
+      DataError, (folder / split.file).string(), " holds ", shard.num_documents(), " documents and ", shard.num_tokens(),
+      " tokens of a vocabulary of ", shard.vocab_size(), "; the manifest says ", split.documents, ", ", split.tokens, " and ",
+      vocab_size, "; build the data set again");
   return shard;
 }
 

@@ -49,8 +49,8 @@ class Dataset {
   std::filesystem::path folder_;
   Manifest manifest_;
   std::string hash_;
-  std::vector<TokenShard> shards_;             // domain * 2 + split
-  std::vector<int64_t> first_documents_;       // the same order, and the total at the end
+  std::vector<TokenShard> shards_;        // domain * 2 + split
+  std::vector<int64_t> first_documents_;  // the same order, and the total at the end
 };
 
 }  // namespace switchyard

@@ -10,9 +10,10 @@ namespace {
 std::vector<Window> spread_windows(const Dataset& dataset, int64_t domain, int64_t label, int64_t length, int64_t count) {
   const int64_t tokens = dataset.shard(domain, Split::Heldout).num_tokens();
   const int64_t available = std::max<int64_t>(0, (tokens - 1) / length);
-  SWITCHYARD_CHECK(count <= available, DataError, "domain '", dataset.manifest().domains[static_cast<size_t>(domain)].name, "' of ",
-                   dataset.folder().string(), " has ", tokens, " held-out tokens, enough for ", available, " sequences of ", length,
-                   "; ", count, " were asked for: ask for fewer or build the data set with more held-out text");
+  SWITCHYARD_CHECK(count <= available, DataError, "domain '", dataset.manifest().domains[static_cast<size_t>(domain)].name,
+                   "' of ", dataset.folder().string(), " has ", tokens, " held-out tokens, enough for ", available,
+                   " sequences of ", length, "; ", count,
+                   " were asked for: ask for fewer or build the data set with more held-out text");
   std::vector<Window> windows;
   for (int64_t i = 0; i < count; ++i) windows.push_back({domain, label, i * available / count * length});
   return windows;

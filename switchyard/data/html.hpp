@@ -16,7 +16,7 @@ namespace switchyard {
 struct Tag {
   std::string_view name;  // letters and digits after '<' or '</'; empty for no tag or another kind of tag
   bool closing = false;
-  size_t end = 0;         // behind the '>'
+  size_t end = 0;  // behind the '>'
 };
 [[nodiscard]] Tag tag_at(std::string_view text, size_t at);
 

@@ -62,8 +62,10 @@ std::optional<Macro> parse_macro(std::string_view line) {
 bool opens_hidden_block(const Macro& macro) {
   static constexpr std::array<std::string_view, 4> kNames{"de", "de1", "ig", "am"};
   const size_t end = static_cast<size_t>(
-      std::find_if(macro.line.begin(), macro.line.end(), [](unsigned char letter) { return std::isalnum(letter) == 0; }) - macro.line.begin());
-  const bool word_goes_on = end < macro.line.size() && (macro.line[end] == '_' || static_cast<unsigned char>(macro.line[end]) >= 0x80);
+      std::find_if(macro.line.begin(), macro.line.end(), [](unsigned char letter) { return std::isalnum(letter) == 0; }) -
+      macro.line.begin());
+  const bool word_goes_on =
+      end < macro.line.size() && (macro.line[end] == '_' || static_cast<unsigned char>(macro.line[end]) >= 0x80);
   return !word_goes_on && contains(kNames, macro.line.substr(0, end));
 }
 
@@ -88,8 +90,9 @@ std::string first_word(std::string_view arguments) {
 void add_macro(const Macro& macro, std::vector<std::string>& lines) {
   static constexpr std::array<std::string_view, 4> kHeadings{"SH", "SS", "Sh", "Ss"};
   static constexpr std::array<std::string_view, 6> kPairs{"BR", "IR", "RB", "RI", "BI", "IB"};
-  static constexpr std::array<std::string_view, 23> kFonts{"B",  "I",  "SM", "SB", "Nm", "Nd", "Fl", "Ar", "Xr", "Pa", "It", "Cm",
-                                                           "Dv", "Va", "Fa", "Fn", "Ft", "Em", "Sy", "Li", "Op", "Ql", "Dq"};
+  static constexpr std::array<std::string_view, 23> kFonts{"B",  "I",  "SM", "SB", "Nm", "Nd", "Fl", "Ar",
+                                                           "Xr", "Pa", "It", "Cm", "Dv", "Va", "Fa", "Fn",
+                                                           "Ft", "Em", "Sy", "Li", "Op", "Ql", "Dq"};
   static constexpr std::array<std::string_view, 5> kBreaks{"PP", "P", "LP", "Pp", "sp"};
   if (contains(kHeadings, macro.name)) {
     lines.emplace_back();
@@ -147,11 +150,11 @@ std::string replace_escapes(std::string_view text, const Escape& escape) {
 size_t special_character(std::string_view rest, std::string& out) {
   using Pair = std::pair<std::string_view, std::string_view>;
   static constexpr std::array<Pair, 18> kCharacters{
-      Pair{R"(\-)", "-"},           Pair{R"(\(aq)", "'"},          Pair{R"(\(dq)", "\""},        Pair{R"(\e)", "\\"},
-      Pair{R"(\ )", " "},           Pair{R"(\~)", " "},            Pair{R"(\(em)", "\u2014"},    Pair{R"(\(en)", "\u2013"},
-      Pair{R"(\(bu)", "\u2022"},    Pair{R"(\(co)", "\u00a9"},     Pair{R"(\(lq)", "\u201c"},    Pair{R"(\(rq)", "\u201d"},
-      Pair{R"(\(oq)", "\u2018"},    Pair{R"(\(cq)", "\u2019"},     Pair{R"(\(ti)", "~"},         Pair{R"(\(ha)", "^"},
-      Pair{R"(\(ga)", "`"},         Pair{R"(\*(Aq)", "'"}};
+      Pair{R"(\-)", "-"},        Pair{R"(\(aq)", "'"},      Pair{R"(\(dq)", "\""},     Pair{R"(\e)", "\\"},
+      Pair{R"(\ )", " "},        Pair{R"(\~)", " "},        Pair{R"(\(em)", "\u2014"}, Pair{R"(\(en)", "\u2013"},
+      Pair{R"(\(bu)", "\u2022"}, Pair{R"(\(co)", "\u00a9"}, Pair{R"(\(lq)", "\u201c"}, Pair{R"(\(rq)", "\u201d"},
+      Pair{R"(\(oq)", "\u2018"}, Pair{R"(\(cq)", "\u2019"}, Pair{R"(\(ti)", "~"},      Pair{R"(\(ha)", "^"},
+      Pair{R"(\(ga)", "`"},      Pair{R"(\*(Aq)", "'"}};
   for (const auto& [name, character] : kCharacters) {
     if (!rest.starts_with(name)) continue;
     out.append(character);
@@ -220,7 +223,8 @@ size_t leftover_escape(std::string_view rest, std::string&) {
 
 std::string man_to_text(std::string_view page) {
   std::string text = join_visible_lines(page);
-  for (const Escape& escape : {Escape(special_character), Escape(formatting_escape), Escape(unicode_escape), Escape(leftover_escape)}) {
+  for (const Escape& escape :
+       {Escape(special_character), Escape(formatting_escape), Escape(unicode_escape), Escape(leftover_escape)}) {
     text = replace_escapes(text, escape);
   }
   std::string out;

@@ -26,15 +26,9 @@ Json to_json(const SplitRecord& split) {
 Json to_json(const DomainRecord& domain) {
   Json packages = Json::array();
   for (const PackageRecord& package : domain.packages) packages.push_back(to_json(package));
-  return {{"name", domain.name},
-          {"description", domain.description},
-          {"license", domain.license},
-          {"packages", packages},
-          {"text_sha256", domain.text_sha256},
-          {"text_bytes", domain.text_bytes},
-          {"documents", domain.documents},
-          {"train", to_json(domain.train)},
-          {"heldout", to_json(domain.heldout)}};
+  return {{"name", domain.name},           {"description", domain.description}, {"license", domain.license},
+          {"packages", packages},          {"text_sha256", domain.text_sha256}, {"text_bytes", domain.text_bytes},
+          {"documents", domain.documents}, {"train", to_json(domain.train)},    {"heldout", to_json(domain.heldout)}};
 }
 
 PackageRecord package_from(const Json& json) {

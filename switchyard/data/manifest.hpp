@@ -48,12 +48,12 @@ struct DomainRecord {
 };
 
 struct Manifest {
-  std::string source;               // "mix8", "mix16" or "folder"
-  int64_t cap_bytes = 0;            // of each domain's text; 0: none
-  int64_t vocab_size = 0;           // pieces of the tokenizer
-  int64_t end_of_document = 0;      // token that ends each document
-  std::string tokenizer_sha256;     // of tokenizer.model
-  double heldout_fraction = 0.0;    // asked for, of each domain's bytes
+  std::string source;             // "mix8", "mix16" or "folder"
+  int64_t cap_bytes = 0;          // of each domain's text; 0: none
+  int64_t vocab_size = 0;         // pieces of the tokenizer
+  int64_t end_of_document = 0;    // token that ends each document
+  std::string tokenizer_sha256;   // of tokenizer.model
+  double heldout_fraction = 0.0;  // asked for, of each domain's bytes
   std::vector<DomainRecord> domains;
 
   bool operator==(const Manifest&) const = default;

@@ -51,7 +51,8 @@ std::string read_member(const fs::path& deb, std::string_view prefix) {
   while (archive_entry* entry = next_entry(deb, reader.get())) {
     if (std::string_view(archive_entry_pathname(entry)).starts_with(prefix)) return read_entry(deb, reader.get());
   }
-  throw DataError(join_text("cannot read package ", deb.string(), ": it has no member ", prefix, "*, so it is no Debian package"));
+  throw DataError(
+      join_text("cannot read package ", deb.string(), ": it has no member ", prefix, "*, so it is no Debian package"));
 }
 
 std::string_view plain_path(std::string_view path) {
@@ -60,10 +61,11 @@ std::string_view plain_path(std::string_view path) {
 }
 
 // Copies what an earlier member of the archive holds under another name.
-PackageFile hard_link(const fs::path& deb, const std::vector<PackageFile>& files, std::string_view path, std::string_view target) {
+PackageFile hard_link(const fs::path& deb, const std::vector<PackageFile>& files, std::string_view path,
+                      std::string_view target) {
   const auto found = std::find_if(files.begin(), files.end(), [&](const PackageFile& file) { return file.path == target; });
-  SWITCHYARD_CHECK(found != files.end(), DataError, "cannot read package ", deb.string(), ": ", path,
-                   " is a hard link to ", target, ", which the recipe does not read");
+  SWITCHYARD_CHECK(found != files.end(), DataError, "cannot read package ", deb.string(), ": ", path, " is a hard link to ",
+                   target, ", which the recipe does not read");
   return {std::string(path), found->bytes};
 }
 
@@ -99,7 +101,8 @@ std::string control_field(const std::string& control, std::string_view field) {
 
 std::vector<PackageFile> read_package(const fs::path& deb, const FileFilter& wanted) {
   std::vector<PackageFile> files = read_tar(deb, read_member(deb, "data.tar"), wanted);
-  std::sort(files.begin(), files.end(), [](const PackageFile& left, const PackageFile& right) { return left.path < right.path; });
+  std::sort(files.begin(), files.end(),
+            [](const PackageFile& left, const PackageFile& right) { return left.path < right.path; });
   return files;
 }
 

@@ -10,7 +10,7 @@
 namespace switchyard {
 
 struct PackageFile {
-  std::string path;   // "usr/share/man/de/man1/ls.1.gz"
+  std::string path;  // "usr/share/man/de/man1/ls.1.gz"
   std::string bytes;
 };
 

@@ -40,9 +40,7 @@ void create_folder(const fs::path& folder) {
 // folder beside the cache, and whole files are renamed into it.
 class DownloadFolder {
  public:
-  explicit DownloadFolder(const fs::path& cache) : path_(cache / join_text(".part-", ::getpid())) {
-    create_folder(path_);
-  }
+  explicit DownloadFolder(const fs::path& cache) : path_(cache / join_text(".part-", ::getpid())) { create_folder(path_); }
   ~DownloadFolder() {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
@@ -101,7 +99,8 @@ std::string download(const std::vector<std::string>& patterns, const fs::path& f
   return result.exit_code == 0 ? "" : tail_of(result);
 }
 
-[[noreturn]] void throw_not_fetched(const std::vector<std::string>& patterns, const std::string& problem, const ChildResult& update) {
+[[noreturn]] void throw_not_fetched(const std::vector<std::string>& patterns, const std::string& problem,
+                                    const ChildResult& update) {
   const std::string updated = update.exit_code == 0 ? "" : join_text(" ('apt-get update' failed too: ", tail_of(update), ")");
   throw DataError(join_text("cannot download ", comma_list(patterns), ": ", problem, updated,
                             "\nCheck the network, run 'apt-get update' as root, or build from your own text with --from DIR."));

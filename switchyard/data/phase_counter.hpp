@@ -12,7 +12,8 @@ namespace switchyard {
 /// Counts what several threads finish and reports it one call at a time.
 class PhaseCounter {
  public:
-  PhaseCounter(Progress& progress, std::string phase, int64_t total) : progress_(progress), phase_(std::move(phase)), total_(total) {
+  PhaseCounter(Progress& progress, std::string phase, int64_t total)
+      : progress_(progress), phase_(std::move(phase)), total_(total) {
     progress_.report(phase_, 0, total_);
   }
   void add(int64_t count) {

@@ -68,7 +68,8 @@ std::vector<std::string> help_paragraphs(std::string_view html) {
   std::vector<std::string> paragraphs;
   for (size_t at = area.find('<'); at != kNone; at = area.find('<', at)) {
     const Tag tag = tag_at(area, at);
-    const size_t close = tag.closing || !is_paragraph(tag.name) ? kNone : area.find("</" + std::string(tag.name) + ">", tag.end);
+    const size_t close =
+        tag.closing || !is_paragraph(tag.name) ? kNone : area.find("</" + std::string(tag.name) + ">", tag.end);
     if (close == kNone) {
       ++at;
       continue;

@@ -16,9 +16,9 @@ using PackageReader = std::function<std::vector<PackageFile>(std::string_view pa
 
 struct Recipe {
   std::string_view name;
-  std::string_view description;           // one line
-  std::string_view license;               // as the packages' copyright files say
-  std::vector<std::string_view> packages; // patterns of package_fetch.hpp
+  std::string_view description;            // one line
+  std::string_view license;                // as the packages' copyright files say
+  std::vector<std::string_view> packages;  // patterns of package_fetch.hpp
   void (*extract)(const PackageReader& read, DocumentSink& sink);
 };
 

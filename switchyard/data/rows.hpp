@@ -18,8 +18,8 @@ void parse(std::string_view text, SegmentKind& value);
 
 /// A window of S + 1 tokens of a domain's documents laid end to end.
 struct Window {
-  int64_t domain = 0;       // in the data set
-  int64_t label = 0;        // what domain_T shall say
+  int64_t domain = 0;  // in the data set
+  int64_t label = 0;   // what domain_T shall say
   int64_t first_token = 0;
 };
 

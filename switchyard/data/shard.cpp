@@ -49,12 +49,14 @@ uint32_t crc_of(const void* bytes, size_t size) {
 
 uint32_t header_crc(const Header& header) { return crc_of(&header, offsetof(Header, header_crc)); }
 
-void check_content(const fs::path& path, std::span<const int32_t> tokens, std::span<const uint64_t> offsets, int64_t vocab_size) {
+void check_content(const fs::path& path, std::span<const int32_t> tokens, std::span<const uint64_t> offsets,
+                   int64_t vocab_size) {
   SWITCHYARD_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens.size(), ShapeError, "cannot write ",
                    path.string(), ": document offsets must begin with 0 and end with the number of tokens, ", tokens.size());
   SWITCHYARD_CHECK(std::is_sorted(offsets.begin(), offsets.end()), ShapeError, "cannot write ", path.string(),
                    ": document offsets fall");
-  const auto outside = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) { return token < 0 || token >= vocab_size; });
+  const auto outside =
+      std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) { return token < 0 || token >= vocab_size; });
   SWITCHYARD_CHECK(outside == tokens.end(), ShapeError, "cannot write ", path.string(), ": token ", outside - tokens.begin(),
                    " is ", outside == tokens.end() ? 0 : *outside, "; expected [0, ", vocab_size, ")");
 }

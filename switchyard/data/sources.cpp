@@ -48,8 +48,8 @@ SourceDomain extract_domain(const Recipe& recipe, const PackagePaths& paths, int
   }
   domain.text = sink.take();
   SWITCHYARD_CHECK(!domain.text.documents.empty(), DataError, "domain '", recipe.name, "' came out empty: ",
-                   "its packages hold none of the files that the recipe reads, or the first document is over the cap of ", cap_bytes,
-                   " bytes");
+                   "its packages hold none of the files that the recipe reads, or the first document is over the cap of ",
+                   cap_bytes, " bytes");
   finish_record(domain);
   return domain;
 }
@@ -57,8 +57,9 @@ SourceDomain extract_domain(const Recipe& recipe, const PackagePaths& paths, int
 // Names become file names and config keys.
 void check_domain_name(const fs::path& folder) {
   const std::string name = folder.filename().string();
-  const bool good = std::all_of(name.begin(), name.end(),
-                                [](unsigned char letter) { return std::isalnum(letter) != 0 || letter == '_' || letter == '-'; });
+  const bool good = std::all_of(name.begin(), name.end(), [](unsigned char letter) {
+    return std::isalnum(letter) != 0 || letter == '_' || letter == '-';
+  });
   SWITCHYARD_CHECK(good, DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
 }
 
@@ -144,7 +145,8 @@ std::vector<SourceDomain> load_preset(const BuildOptions& options, PackageFetche
 std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& progress) {
   SWITCHYARD_CHECK(fs::is_directory(options.from), DataError, options.from.string(),
                    " is not a folder; expected one that holds a folder of text files per domain");
-  const std::vector<fs::path> folders = visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
+  const std::vector<fs::path> folders =
+      visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
   SWITCHYARD_CHECK(!folders.empty(), DataError, options.from.string(),
                    " holds no folder; expected one folder of text files per domain");
   const auto count = static_cast<int64_t>(folders.size());

@@ -20,5 +20,4 @@ struct SourceDomain {
 /// Reads the domains of options.from.
 [[nodiscard]] std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& progress);
 
-
 }  // namespace switchyard

@@ -32,7 +32,8 @@ std::string_view next_part(std::string_view rest) {
 }
 
 void check_kind(const sentencepiece::SentencePieceProcessor& processor, std::string_view name) {
-  const bool specials = processor.unk_id() == kUnknownPiece && processor.bos_id() == kBeginPiece && processor.eos_id() == kEndPiece;
+  const bool specials =
+      processor.unk_id() == kUnknownPiece && processor.bos_id() == kBeginPiece && processor.eos_id() == kEndPiece;
   const bool bytes = processor.GetPieceSize() > kFirstBytePiece + 255 && processor.IsByte(static_cast<int>(kFirstBytePiece)) &&
                      processor.IsByte(static_cast<int>(kFirstBytePiece) + 255);
   const bool newline = bytes && processor.IdToPiece(static_cast<int>(kNewlinePiece)) == "\n";

@@ -14,7 +14,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 bool is_learned(const sentencepiece::SentencePieceProcessor& processor, int id) {
-  return id != kNewlinePiece && !processor.IsByte(id) && !processor.IsControl(id) && !processor.IsUnknown(id) && !processor.IsUnused(id);
+  return id != kNewlinePiece && !processor.IsByte(id) && !processor.IsControl(id) && !processor.IsUnknown(id) &&
+         !processor.IsUnused(id);
 }
 
 // SentencePiece merges the two neighbours whose union is the best piece; tokenizers wants the pairs in order of preference.
@@ -54,8 +55,12 @@ Json replace_step(std::string_view from, std::string_view to) {
 enum class Special { No, Yes };
 
 Json added_token(int64_t id, std::string_view content, Special special) {
-  return {{"id", id},         {"content", content}, {"single_word", false},
-          {"lstrip", false},  {"rstrip", false},    {"normalized", false},
+  return {{"id", id},
+          {"content", content},
+          {"single_word", false},
+          {"lstrip", false},
+          {"rstrip", false},
+          {"normalized", false},
           {"special", special == Special::Yes}};
 }
 
@@ -82,10 +87,10 @@ std::string tokenizer_json(const Tokenizer& tokenizer) {
                       added_token(kBeginPiece, tokenizer.piece(kBeginPiece), Special::Yes),
                       added_token(kEndPiece, tokenizer.piece(kEndPiece), Special::Yes),
                       added_token(kNewlinePiece, "\n", Special::No)};
-  const Json normalizer = {{"type", "Sequence"},
-                           {"normalizers",
-                            {replace_step(kEscape, kEscapedEscape), replace_step(kSpaceMark, kEscapedSpaceMark),
-                             replace_step(" ", kSpaceMark)}}};
+  const Json normalizer = {
+      {"type", "Sequence"},
+      {"normalizers",
+       {replace_step(kEscape, kEscapedEscape), replace_step(kSpaceMark, kEscapedSpaceMark), replace_step(" ", kSpaceMark)}}};
   const Json decoder = {{"type", "Sequence"},
                         {"decoders",
                          {replace_step(kSpaceMark, " "), Json{{"type", "ByteFallback"}}, Json{{"type", "Fuse"}},
@@ -100,7 +105,7 @@ std::string tokenizer_json(const Tokenizer& tokenizer) {
                       {"ignore_merges", false},
                       {"vocab", vocabulary},
                       {"merges", merges_of(processor)}};
-  const Json json = {{"version", "1.0"},          {"truncation", nullptr},   {"padding", nullptr},
+  const Json json = {{"version", "1.0"},          {"truncation", nullptr},    {"padding", nullptr},
                      {"added_tokens", added},     {"normalizer", normalizer}, {"pre_tokenizer", nullptr},
                      {"post_processor", nullptr}, {"decoder", decoder},       {"model", model}};
   return json.dump(1) + "\n";

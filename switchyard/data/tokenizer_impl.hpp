@@ -10,10 +10,14 @@
 
 namespace switchyard {
 
-inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";         // U+2581
-inline constexpr std::string_view kEscape = "\xF4\x8F\x96\x81";        // U+10F581, X
-inline constexpr std::string_view kEscapedEscape = "\xF4\x8F\x96\x81" "0";
-inline constexpr std::string_view kEscapedSpaceMark = "\xF4\x8F\x96\x81" "1";
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";   // U+2581
+inline constexpr std::string_view kEscape = "\xF4\x8F\x96\x81";  // U+10F581, X
+inline constexpr std::string_view kEscapedEscape =
+    "\xF4\x8F\x96\x81"
+    "0";
+inline constexpr std::string_view kEscapedSpaceMark =
+    "\xF4\x8F\x96\x81"
+    "1";
 
 struct Tokenizer::Impl {
   sentencepiece::SentencePieceProcessor processor;

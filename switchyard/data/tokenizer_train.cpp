@@ -97,8 +97,8 @@ std::string train_tokenizer(std::span<const std::vector<std::string_view>> domai
   LineIterator iterator(lines);
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(trainer_settings(options), &iterator, &model);
-  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size, " pieces could be learned: ", status.ToString(),
-                   "; give more text or a smaller vocabulary");
+  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size,
+                   " pieces could be learned: ", status.ToString(), "; give more text or a smaller vocabulary");
   return model;
 }
 

@@ -100,12 +100,18 @@ int run(int count, char** words) {
   }
   const std::string verb = words[1];
   const Arguments arguments(words + 2, words + count);
-  if (verb == "build") build(arguments);
-  else if (verb == "text") text(arguments);
-  else if (verb == "encode") encode(arguments);
-  else if (verb == "decode") decode(arguments);
-  else if (verb == "speed") speed(arguments);
-  else return 2;
+  if (verb == "build")
+    build(arguments);
+  else if (verb == "text")
+    text(arguments);
+  else if (verb == "encode")
+    encode(arguments);
+  else if (verb == "decode")
+    decode(arguments);
+  else if (verb == "speed")
+    speed(arguments);
+  else
+    return 2;
   return 0;
 }
 

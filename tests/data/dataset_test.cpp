@@ -1,0 +1,111 @@
+#include "switchyard/data/dataset.hpp"
+
+#include <gmock/gmock.h>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/data/batch.hpp"
+#include "switchyard/data/rows.hpp"
+#include "tests/data/support.hpp"
+
+namespace switchyard {
+namespace {
+
+using test::error_of;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class DatasetTest : public ::testing::Test {
+ protected:
+  DatasetTest() { test::make_dataset(folder(), {{"ada", {{{5, 6}, {7}}, {{8}}}}, {"bob", {{{9, 9, 9}}, {{4}, {5}}}}}, 10); }
+  [[nodiscard]] std::filesystem::path folder() const { return scratch_.path() / "data"; }
+  void replace_in_manifest(const std::string& from, const std::string& to) const {
+    std::string text = read_file(folder() / "manifest.json");
+    ASSERT_NE(text.find(from), std::string::npos) << from;
+    text.replace(text.find(from), from.size(), to);
+    test::put_file(folder() / "manifest.json", text);
+  }
+  [[nodiscard]] std::string open_error() const {
+    return error_of<DataError>([this] { Dataset dataset(folder()); });
+  }
+  test::ScratchFolder scratch_;
+};
+
+TEST_F(DatasetTest, NumbersDomainsAndDocuments) {
+  const Dataset dataset(folder());
+  EXPECT_THAT(dataset.domain_names(), ElementsAre("ada", "bob"));
+  EXPECT_EQ(dataset.domain_index("bob"), 1);
+  EXPECT_EQ(dataset.first_document(0, Split::Train), 0);
+  EXPECT_EQ(dataset.first_document(0, Split::Heldout), 2);
+  EXPECT_EQ(dataset.first_document(1, Split::Train), 3);
+  EXPECT_EQ(dataset.first_document(1, Split::Heldout), 4);
+  EXPECT_EQ(dataset.num_documents(), 6);
+  EXPECT_EQ(dataset.shard(1, Split::Train).num_tokens(), 4);
+  EXPECT_THAT(dataset.select_domains({}), ElementsAre(0, 1));
+  EXPECT_THAT(error_of<UsageError>([&] { (void)dataset.domain_index("bop"); }), HasSubstr("did you mean 'bob'"));
+  EXPECT_THROW((void)dataset.shard(2, Split::Train), UsageError);
+}
+
+TEST_F(DatasetTest, ManifestReadsBack) {
+  Manifest manifest = Dataset(folder()).manifest();
+  manifest.domains[0].packages = {{"p", "1:2-3", "p_1%3a2-3_all.deb", "ab", 12}};
+  manifest.domains[0].description = "\"quoted\" \u00e9";
+  manifest.cap_bytes = 77;
+  EXPECT_EQ(manifest_from_json(manifest_to_json(manifest), "m"), manifest);
+}
+
+TEST_F(DatasetTest, WhatDoesNotFitIsRefused) {
+  EXPECT_THAT(error_of<DataError>([this] { Dataset dataset(scratch_.path()); }), HasSubstr("no data set in"));
+  replace_in_manifest("\"version\": 1", "\"version\": 2");
+  EXPECT_THAT(open_error(), HasSubstr("version 2, this program reads 1"));
+  replace_in_manifest("\"version\": 2", "\"version\": \"1\"");
+  EXPECT_THAT(open_error(), HasSubstr("manifest.json"));
+  replace_in_manifest("\"version\": \"1\"", "\"version\": 1");
+  replace_in_manifest("\"tokens\": 5", "\"tokens\": 6");
+  EXPECT_THAT(open_error(), HasSubstr("ada.train.tokens holds 2 documents and 5 tokens"));
+  replace_in_manifest("\"tokens\": 6", "\"tokens\": 5");
+  replace_in_manifest("ada.train.tokens", "../data/ada.train.tokens");
+  EXPECT_THAT(open_error(), HasSubstr("not a plain file name"));
+  replace_in_manifest("../data/ada.train.tokens", "ada.train.tokens");
+  replace_in_manifest("\"heldout\"", "\"held\"");
+  EXPECT_THAT(open_error(), HasSubstr("heldout"));
+  test::put_file(folder() / "manifest.json", "{");
+  EXPECT_THAT(open_error(), HasSubstr("not a data set manifest"));
+}
+
+TEST_F(DatasetTest, MissingAndDamagedShardsAreNamed) {
+  std::string bytes = read_file(folder() / "bob.heldout.tokens");
+  bytes.back() ^= 1;
+  test::put_file(folder() / "bob.heldout.tokens", bytes);
+  EXPECT_THAT(open_error(), HasSubstr("bob.heldout.tokens: the tokens are damaged"));
+  EXPECT_NO_THROW(Dataset(folder(), ShardCheck::Structure));
+  std::filesystem::remove(folder() / "bob.heldout.tokens");
+  EXPECT_THAT(open_error(), HasSubstr("bob.heldout.tokens"));
+}
+
+TEST_F(DatasetTest, JoinedBatchesKeepSegmentsAndMicroBatches) {
+  const Dataset dataset(folder());
+  const auto row = [&](int64_t domain, int64_t micro_batch) {
+    return batch_of_windows(dataset, Split::Train, {{domain, domain, 0}}, 3, SegmentKind::Document, micro_batch);
+  };
+  const Batch joined = join_batches({row(0, 0), row(1, 1), row(0, 2)});
+  EXPECT_EQ(joined.ids_BS.sizes(), (std::vector<int64_t>{3, 3}));
+  EXPECT_THAT(joined.segment_tokens, ElementsAre(3, 3, 3));
+  EXPECT_THAT(joined.segment_micro_batch, ElementsAre(0, 1, 2));
+  const auto* segments = joined.segment_T.const_data_ptr<int64_t>();
+  EXPECT_THAT(std::vector<int64_t>(segments, segments + 9), ElementsAre(0, 0, 0, 1, 1, 1, 2, 2, 2));
+  Batch padded = row(0, 0);
+  padded.segment_T.mutable_data_ptr<int64_t>()[2] = -1;
+  padded.targets_BS.mutable_data_ptr<int64_t>()[2] = kIgnoredTarget;
+  padded.segment_tokens = {2};
+  const Batch twice = join_batches({row(1, 0), padded});
+  EXPECT_EQ(twice.segment_T.const_data_ptr<int64_t>()[5], -1) << "padding stays padding";
+  EXPECT_EQ(twice.num_valid_tokens(), 5);
+  EXPECT_EQ(twice.num_targets(), 5);
+  EXPECT_THROW((void)join_batches({}), ShapeError);
+  const Batch short_row = batch_of_windows(dataset, Split::Train, {{0, 0, 0}}, 2, SegmentKind::Row, 0);
+  EXPECT_THROW((void)join_batches({row(0, 0), short_row}), ShapeError);
+}
+
+}  // namespace
+}  // namespace switchyard
