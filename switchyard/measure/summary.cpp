@@ -1,5 +1,6 @@
 #include "switchyard/measure/summary.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
