@@ -154,6 +154,7 @@ TEST_F(BatcherTest, MixedHoldsTheSameSequences) {
   config.composition = Composition::Mixed;
   Batcher mixed(*dataset_, config, 3);
   int mixed_batches = 0;
+  std::set<std::vector<int64_t>> deals;  // where the rows of a step went
   for (int step = 0; step < 20; ++step) {
     std::multiset<std::vector<int64_t>> pure_rows, mixed_rows;
     const std::vector<Batch> pure_step = pure.next_step();
@@ -163,8 +164,18 @@ TEST_F(BatcherTest, MixedHoldsTheSameSequences) {
       mixed_rows.insert(numbers(join_batches(mixed_step).ids_BS[row]));
     }
     EXPECT_EQ(pure_rows, mixed_rows);
+    const at::Tensor pure_ids = join_batches(pure_step).ids_BS;
+    const at::Tensor mixed_ids = join_batches(mixed_step).ids_BS;
+    std::vector<int64_t> deal;
+    for (int64_t row = 0; row < 8; ++row) {
+      for (int64_t place = 0; place < 8; ++place) {
+        if (pure_ids[row].equal(mixed_ids[place])) deal.push_back(place);
+      }
+    }
+    deals.insert(deal);
     for (const int64_t domain : micro_batch_domains(mixed_step)) mixed_batches += domain < 0 ? 1 : 0;
   }
+  EXPECT_GT(deals.size(), 15U) << "each step deals anew";
   EXPECT_GT(mixed_batches, 40) << "of 80; a random pair is of two domains with probability 6/7";
 }
 

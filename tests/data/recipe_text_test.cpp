@@ -44,7 +44,7 @@ TEST(Unicode, ReplacesMaximalParts) {
 }
 
 TEST(Unicode, CodePointsGoRound) {
-  rc::check("append, then read", [] {
+  EXPECT_TRUE(rc::check("append, then read", [] {
     const auto point =
         *rc::gen::suchThat(rc::gen::inRange<uint32_t>(0, 0x110000), [](uint32_t p) { return p < 0xD800 || p > 0xDFFF; });
     std::string text;
@@ -53,7 +53,7 @@ TEST(Unicode, CodePointsGoRound) {
     RC_ASSERT(!find_invalid_utf8(text));
     RC_ASSERT(next_code_point(text, at) == point);
     RC_ASSERT(at == text.size());
-  });
+  }));
 }
 
 TEST(Unicode, StripsEverySpace) {

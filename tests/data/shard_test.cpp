@@ -72,7 +72,7 @@ TEST(Shard, WideTokensWhereTheVocabularyNeedsThem) {
 
 TEST(Shard, ReadsWhatWasWritten) {
   const test::ScratchFolder scratch;
-  rc::check("any documents", [&](const std::vector<std::vector<uint16_t>>& documents) {
+  EXPECT_TRUE(rc::check("any documents", [&](const std::vector<std::vector<uint16_t>>& documents) {
     std::vector<int32_t> tokens;
     std::vector<uint64_t> offsets{0};
     for (const auto& document : documents) {
@@ -87,7 +87,7 @@ TEST(Shard, ReadsWhatWasWritten) {
       shard.copy_tokens(shard.document_start(static_cast<int64_t>(d)), std::span<int64_t>(read));
       RC_ASSERT(std::equal(read.begin(), read.end(), documents[d].begin(), documents[d].end()));
     }
-  });
+  }));
 }
 
 TEST(Shard, RefusesWhatDoesNotFit) {
