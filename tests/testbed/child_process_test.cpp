@@ -1,0 +1,66 @@
+#include "switchyard/testbed/child_process.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr std::chrono::milliseconds kWait{50};
+
+std::vector<std::string> run_to_end(ChildProcess& child) {
+  std::vector<std::string> lines;
+  for (bool running = true; running;) {
+    running = child.running();
+    for (std::string& line : child.read_lines()) lines.push_back(std::move(line));
+    if (running) wait_for_any({&child}, kWait);
+  }
+  return lines;
+}
+
+ChildCommand shell(const std::string& script) { return {{"/bin/sh", "-c", script}, {}}; }
+
+TEST(ChildProcess, GivesLinesErrorsAndExitCode) {
+  ChildProcess child(shell("echo one; echo two; echo wrong >&2; exit 7"));
+  EXPECT_THAT(run_to_end(child), ElementsAre("one", "two"));
+  EXPECT_EQ(child.error_tail(), "wrong\n");
+  EXPECT_EQ(child.exit_code(), 7);
+}
+
+TEST(ChildProcess, HasTheEnvironmentItIsGivenAndNoInput) {
+  ChildCommand command = shell("echo \"$SWITCHYARD_TEST\"; cat; echo end");
+  command.environment["SWITCHYARD_TEST"] = "a b";
+  ChildProcess child(command);
+  EXPECT_THAT(run_to_end(child), ElementsAre("a b", "end"));
+}
+
+TEST(ChildProcess, KeepsTheEndOfALongErrorOutput) {
+  ChildProcess child(shell("i=0; while [ $i -lt 2000 ]; do echo \"line $i of the error\" >&2; i=$((i+1)); done"));
+  (void)run_to_end(child);
+  EXPECT_LE(child.error_tail().size(), 16U * 1024U);
+  EXPECT_THAT(child.error_tail(), HasSubstr("line 1999 of the error\n"));
+}
+
+TEST(ChildProcess, ReportsTheSignalThatEndedIt) {
+  ChildProcess child(shell("echo ready; while true; do read x < /dev/zero; done"));
+  while (child.read_lines().empty()) wait_for_any({&child}, kWait);
+  child.signal(SIGTERM);
+  (void)run_to_end(child);
+  EXPECT_EQ(child.exit_code(), 128 + SIGTERM);
+}
+
+TEST(ChildProcess, SaysWhatCannotBeStarted) {
+  EXPECT_THAT([] { ChildProcess child({{"/no/such/program"}, {}}); },
+              ::testing::ThrowsMessage<DataError>(
+                  ::testing::AllOf(HasSubstr("/no/such/program"), HasSubstr("No such file"))));
+}
+
+}  // namespace
+}  // namespace switchyard
