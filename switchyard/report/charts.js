@@ -28,8 +28,8 @@
       drawPlot(plot, traces, {
         height: 380, shapes: bounds, xaxis: { title: { text: title, standoff: 10 }, nticks: 7 },
         yaxis: { title: { text: "S, specialisation", standoff: 6 }, nticks: 8 },
-        annotations: [["null", 0], ["attainable", 1]].map(([text, y]) => ({
-          text, y, x: 1, xref: "paper", xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11, color: cssColor("--quiet") } })),
+        annotations: [["null", 0, "top"], ["attainable", 1, "bottom"]].map(([text, y, yanchor]) => ({
+          text, y, x: 1, xref: "paper", xanchor: "right", yanchor, showarrow: false, font: { size: 11, color: cssColor("--quiet") } })),
       }, "Specialisation against " + title + ", one mark a run; the numbers are in the table below the chart");
     });
     offerNumbers(figure, () => [tableOf("Specialisation and " + title, ["Run", "S", title],

@@ -1,5 +1,10 @@
   // ---- Grids of small pictures: domain x expert tables and expert loads. -----------------------------------------------
 
+  // Expert numbers below the columns, where they do not run into each other; hover and tables have them anyway.
+  function hasRoomForNumbers(node, group) {
+    return node.clientWidth >= 15 * group.numExperts + 60;
+  }
+
   function drawShares(node, group, layer, label) {
     const position = layer.order.map((_, i) => i);
     const z = group.domains.map((_, d) => layer.order.map((e) => layer.shares[d][e]));
@@ -10,7 +15,7 @@
       colorscale: shades(), zmin: 0, zmax: 1, showscale: false, xgap: 1, ygap: 1,
     }], {
       height: 20 * group.domains.length + 42, margin: { l: 12, r: 4, t: 6, b: 30 },
-      xaxis: { tickvals: group.numExperts <= 32 ? position : [], ticktext: layer.order.map(String), tickfont: { size: 9 },
+      xaxis: { tickvals: hasRoomForNumbers(node, group) ? position : [], ticktext: layer.order.map(String), tickfont: { size: 9 },
                tickangle: 0, showgrid: false, ticks: "", linecolor: "rgba(0,0,0,0)", fixedrange: true },
       yaxis: { tickvals: group.domains.map((_, d) => d), ticktext: group.domains.map((name) => plotText(shorten(name, 14))),
                tickfont: { size: 11 }, autorange: "reversed", showgrid: false, ticks: "", linecolor: "rgba(0,0,0,0)",
@@ -31,7 +36,7 @@
       textposition: "none",
     }], {
       height: 170, bargap: 0.25, margin: { l: 34, r: 4, t: 8, b: 28 },
-      xaxis: { tickvals: group.numExperts <= 32 ? order.map((_, i) => i) : [], ticktext: order.map(String), tickfont: { size: 9 },
+      xaxis: { tickvals: hasRoomForNumbers(node, group) ? order.map((_, i) => i) : [], ticktext: order.map(String), tickfont: { size: 9 },
                tickangle: 0, showgrid: false, ticks: "", fixedrange: true },
       yaxis: { range: [0, group.maxLoad * 1.05], nticks: 5, fixedrange: true },
       shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: cssColor("--text"), width: 1, dash: "dot" } }],
@@ -48,7 +53,7 @@
     const panels = figure.querySelector(".panels");
     while (panels.children.length > items.length) panels.lastElementChild.remove();
     while (panels.children.length < items.length) {
-      panels.append(element("div", { className: "panel" }, element("h4"), element("div", { className: "plot" })));
+      panels.append(element("div", { className: "panel" }, element("h3"), element("div", { className: "plot" })));
     }
     items.forEach((item, i) => {
       const [heading, plot] = panels.children[i].children;

@@ -54,7 +54,7 @@ std::string study_text(const ReportOptions& options) {
   std::string html;
   if (!options.question.empty()) html += "<p class=\"question\">" + html_escape(options.question) + "</p>\n";
   if (!options.claims.empty()) {
-    html += "<h3>Claims, as the testbed evaluated them on every seed</h3>\n<ul class=\"claims\">";
+    html += "<h2>Claims, as the testbed evaluated them on every seed</h2>\n<ul class=\"claims\">";
     for (const ClaimInfo& claim : options.claims) {
       html += join_text("<li class=\"", html_escape(claim.verdict), "\"><b>", html_escape(claim.verdict), "</b> ",
                         html_escape(claim.text), claim.detail.empty() ? "" : "<small>" + html_escape(claim.detail) + "</small>",

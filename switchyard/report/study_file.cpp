@@ -51,7 +51,11 @@ StudyFile parse_study(const json& root) {
   return study;
 }
 
-bool has_log(const fs::path& folder) { return fs::exists(folder / "log.jsonl"); }
+// A run that is just being started has an empty log.
+bool has_log(const fs::path& folder) {
+  const fs::path log = folder / "log.jsonl";
+  return fs::is_regular_file(log) && fs::file_size(log) > 0;
+}
 
 RunInput read_run(const fs::path& folder, const std::string& name) {
   RunInput run;
@@ -70,7 +74,6 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
   };
   if (options.title == ReportOptions().title && !study.name.empty()) options.title = study.name;
   fill(options.question, study.question);
-  fill(options.baseline, study.baseline);
   fill(options.arms, study.arms);
   options.notes.insert(options.notes.end(), study.notes.begin(), study.notes.end());
   options.claims.insert(options.claims.end(), study.claims.begin(), study.claims.end());
@@ -83,6 +86,9 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
       missing += (missing.empty() ? "" : ", ") + run.name;
     }
   }
+  const bool has_baseline = std::any_of(source.runs.begin(), source.runs.end(),
+                                        [&](const RunInput& run) { return run.log.start.arm == study.baseline; });
+  if (has_baseline) fill(options.baseline, study.baseline);
   if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + missing + ".");
 }
 

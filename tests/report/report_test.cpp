@@ -162,7 +162,7 @@ TEST(WriteReport, ReadsRunFoldersAndATestbed) {
   const auto runs = synthetic_demo();
   testing::write_run_folder(folder.path() / "bed" / "one", runs[0]);
   testing::write_run_folder(folder.path() / "alone", runs[1]);
-  write_file_atomically(folder.path() / "bed" / "testbed.json", R"({"name": "My bed", "question": "Why?",
+  write_file_atomically(folder.path() / "bed" / "testbed.json", R"({"name": "My bed", "question": "Why?", "baseline": "not_run_yet",
       "arms": [{"name": "optimizer_batch", "kind": "floor"}],
       "runs": [{"name": "one", "folder": "one"}, {"name": "two", "folder": "two"}]})");
   const ReportSource source = read_report_source({folder.path() / "bed", folder.path() / "alone/"});
@@ -172,6 +172,7 @@ TEST(WriteReport, ReadsRunFoldersAndATestbed) {
   EXPECT_EQ(source.runs[0].log.steps.size(), runs[0].log.steps.size());
   EXPECT_EQ(source.options.title, "My bed");
   EXPECT_EQ(source.options.arms.at(0).kind, ArmKind::Floor);
+  EXPECT_EQ(source.options.baseline, "");
   EXPECT_THAT(source.options.notes, ::testing::ElementsAre("Planned runs without a log, left out: two."));
   write_report({folder.path() / "bed"}, folder.path() / "report.html");
   EXPECT_THAT(own_part(read_file(folder.path() / "report.html")), HasSubstr("<p class=\"question\">Why?</p>"));
