@@ -91,14 +91,19 @@ TEST(TokenIdentity, LeavesTheReferenceAtOne) {
   EXPECT_NEAR(score(tallied), 1.0, 1e-12);
 }
 
-// Half 0 knows id 0 only (expert 0 always), half 1 ids 0 and 1. Worked out by hand.
+// Half 0 knows ids 0 (expert 0 always) and 2 (expert 1 always), half 1 ids 0 and 1. Worked out by hand.
 TEST(TokenIdentity, MatchesHandWorkedShares) {
   std::array<TokenTable, 2> halves;
-  halves[0] = {Matrix<int64_t>({{4, 0}, {0, 0}}), Matrix<int64_t>({{4, 0}, {0, 0}})};
-  halves[1] = {Matrix<int64_t>({{1, 3}, {0, 2}}), Matrix<int64_t>({{2, 0}, {2, 2}})};
+  halves[0] = {Matrix<int64_t>({{4, 0}, {0, 0}, {0, 4}}), Matrix<int64_t>({{4, 0, 0}, {0, 0, 4}})};
+  halves[1] = {Matrix<int64_t>({{1, 3}, {0, 4}, {0, 0}}), Matrix<int64_t>({{2, 0, 0}, {2, 4, 0}})};
   // Domain 0: four tokens of half 0 with p(. | 0) of half 1, (1/4, 3/4); two of half 1 with (1, 0): (3, 3) of 6.
-  // Domain 1: two of id 0 with (1, 0), two of id 1, unseen in half 0, with its p(e) = (1, 0): (4, 0) of 4.
-  EXPECT_EQ(token_identity_shares(halves), Matrix<double>({{0.25, 0.25}, {0.5, 0.0}}));
+  // Domain 1: four of id 2, unseen in half 1, with its p(e) = (1/8, 7/8); two of id 0 with (1, 0); four of id 1, unseen in
+  // half 0, with its p(e) = (1/2, 1/2): (4.5, 5.5) of 10.
+  const Matrix<double> joint_NE = token_identity_shares(halves);
+  EXPECT_DOUBLE_EQ(joint_NE(0, 0), 0.25);
+  EXPECT_DOUBLE_EQ(joint_NE(0, 1), 0.25);
+  EXPECT_DOUBLE_EQ(joint_NE(1, 0), 0.225);
+  EXPECT_DOUBLE_EQ(joint_NE(1, 1), 0.275);
 }
 
 TEST(TokenIdentity, LeavesOutPadding) {
