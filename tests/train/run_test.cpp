@@ -2,6 +2,7 @@
 
 #include "switchyard/train/run.hpp"
 
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -157,6 +158,15 @@ TEST_F(RunTest, SameSeedSameBitsAndAnotherSeedNot) {
   run.seed = 6;
   start(run, "c");
   EXPECT_NE(log("a").steps.back().loss, log("c").steps.back().loss);
+}
+
+TEST_F(RunTest, SameBitsForAFixedNumberOfThreads) {
+  RunConfig run = config();
+  run.execution.threads = 2;
+  start(run, "a");
+  EXPECT_EQ(at::get_num_threads(), 2);
+  start(run, "b");
+  expect_same_run("a", "b");
 }
 
 // Six steps run through more than one epoch of the made-up data, so the order of windows is resumed too.
