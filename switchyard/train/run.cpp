@@ -161,7 +161,8 @@ class TrainingRun {
     }
     if (result.replay_differences > 0) {
       recorder_->notice(state_.step, join_text("step ", state_.step, ": ", result.replay_differences,
-                                              " choices of the pre-pass were replayed where the router would have chosen otherwise"));
+                                              " choices of the pre-pass were replayed where the router would have "
+                                              "chosen otherwise"));
     }
   }
 

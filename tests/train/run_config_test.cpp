@@ -66,7 +66,8 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));
   EXPECT_THAT(error_of("\n[execution]\nforward = 'seperate'"),
-              testing::AllOf(testing::HasSubstr("run.toml:3: execution.forward"), testing::HasSubstr("did you mean 'separate'")));
+              testing::AllOf(testing::HasSubstr("run.toml:3: execution.forward"),
+                             testing::HasSubstr("did you mean 'separate'")));
   EXPECT_THAT(error_of("[optimizer]\nlearning_rat = 1"), testing::HasSubstr("did you mean 'learning_rate'"));
 }
 
