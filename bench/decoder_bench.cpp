@@ -92,8 +92,11 @@ void register_all() {
   add("decoder/D128_F128_S256_B8/bfloat16", kSmall, ComputeType::BFloat16);
   add("decoder/D128_F128_S256_B8/float32", kSmall, ComputeType::Float32);
   for (const int64_t positions : {256, 512}) {
-    benchmark::RegisterBenchmark("attention/ours", run_attention)->Arg(positions)->Unit(benchmark::kMillisecond)->UseRealTime();
-    benchmark::RegisterBenchmark("attention/aten", run_attention_of_aten)->Arg(positions)->Unit(benchmark::kMillisecond)->UseRealTime();
+    const auto add_attention = [=](const char* name, void (*run)(benchmark::State&)) {
+      benchmark::RegisterBenchmark(name, run)->Arg(positions)->Unit(benchmark::kMillisecond)->UseRealTime();
+    };
+    add_attention("attention/ours", run_attention);
+    add_attention("attention/aten", run_attention_of_aten);
   }
 }
 

@@ -105,7 +105,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query_BJSIW, const at::Tensor& key_BJSW,
                             const at::Tensor& value_BJSW) {
     const Flat flat(query_BJSIW, key_BJSW, value_BJSW);
-    at::Tensor out_TC = at::empty({flat.batch * flat.positions, flat.kv_heads * flat.group * flat.width}, flat.query.options());
+    at::Tensor out_TC =
+        at::empty({flat.batch * flat.positions, flat.kv_heads * flat.group * flat.width}, flat.query.options());
     variable_list saved = {query_BJSIW, key_BJSW, value_BJSW};
     for_each_block(flat.positions, [&](int64_t begin, int64_t size) {
       const int64_t seen = begin + size;
@@ -159,7 +160,8 @@ at::Tensor causal_attention_reference(const AttentionHeads& heads) {
   const at::Tensor key = heads.key_BJSW.reshape({batch * kv_heads, positions, width});
   const at::Tensor value = heads.value_BJSW.reshape({batch * kv_heads, positions, width});
   const at::Tensor future_SS = at::ones({positions, positions}, at::TensorOptions(at::kBool)).triu(1);
-  const at::Tensor future = future_SS.unsqueeze(1).expand({positions, group, positions}).reshape({positions * group, positions});
+  const at::Tensor future =
+      future_SS.unsqueeze(1).expand({positions, group, positions}).reshape({positions * group, positions});
   const at::Tensor scores = at::bmm(flat_query, key.transpose(1, 2)).to(wide);
   const at::Tensor weights = at::softmax(scores.masked_fill(future, -std::numeric_limits<double>::infinity()), -1);
   const at::Tensor out = at::bmm(weights.to(type), value).reshape({batch, kv_heads, positions, group * width});

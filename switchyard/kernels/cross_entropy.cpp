@@ -124,7 +124,8 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
     if (d_hidden_ND.defined()) {
       d_hidden_TD = at::mul(d_hidden_ND, gradients[0]);
       if (index_N.defined()) {
-        const at::Tensor all_TD = at::zeros({context->saved_data["tokens"].toInt(), d_hidden_ND.size(1)}, d_hidden_ND.options());
+        const int64_t num_tokens = context->saved_data["tokens"].toInt();
+        const at::Tensor all_TD = at::zeros({num_tokens, d_hidden_ND.size(1)}, d_hidden_ND.options());
         d_hidden_TD = all_TD.index_copy(0, index_N, d_hidden_TD);
       }
     }

@@ -63,7 +63,8 @@ void ModelConfig::validate(const std::string& where) const {
   at_least("shared_expert_width", shared_expert_width, 0);
   if (!dense_layers.empty()) at_least("dense_width", dense_width, 1);
   SWITCHYARD_CHECK(num_heads % num_kv_heads == 0, ConfigError, where, ": num_heads ", num_heads,
-                   " is not a multiple of num_kv_heads ", num_kv_heads, "; each key head serves num_heads / num_kv_heads query heads");
+                   " is not a multiple of num_kv_heads ", num_kv_heads,
+                   "; each key head serves num_heads / num_kv_heads query heads");
   SWITCHYARD_CHECK(head_width % 2 == 0, ConfigError, where, ": head_width ", head_width,
                    " is odd; the rotary embedding turns pairs, so it must be even");
   SWITCHYARD_CHECK(!has_moe_layers || num_chosen <= num_experts, ConfigError, where, ": num_chosen ", num_chosen,

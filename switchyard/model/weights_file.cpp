@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
@@ -57,7 +58,6 @@ std::string make_header(const std::vector<TensorMap::const_iterator>& order, con
   for (const auto& entry : order) {
     const auto& [name, tensor] = *entry;
     SWITCHYARD_CHECK(name != kMetadataKey, UsageError, "a tensor cannot be called ", kMetadataKey);
-    SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
     const uint64_t end = begin + tensor.nbytes();
     header[name] = {{"dtype", type_name(tensor.scalar_type(), name)},
                     {"shape", tensor.sizes().vec()},
@@ -109,8 +109,9 @@ StoredTensor parse_tensor(const std::string& name, const Json& fields, const std
 }
 
 void check_layout(std::vector<StoredTensor>& stored, uint64_t data_bytes, const std::string& file) {
-  std::sort(stored.begin(), stored.end(),
-            [](const auto& left, const auto& right) { return std::tie(left.begin, left.end) < std::tie(right.begin, right.end); });
+  std::sort(stored.begin(), stored.end(), [](const auto& left, const auto& right) {
+    return std::tie(left.begin, left.end) < std::tie(right.begin, right.end);
+  });
   uint64_t end = 0;
   for (const StoredTensor& tensor : stored) {
     SWITCHYARD_CHECK(tensor.begin == end, DataError, file, ": tensor '", tensor.name, "' begins at byte ", tensor.begin,
@@ -132,14 +133,17 @@ Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file
   std::string text(header_bytes, '\0');
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
   Json header = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  SWITCHYARD_CHECK(in.good() && header.is_object(), DataError, file, ": the header is not a JSON object; not a safetensors file");
+  SWITCHYARD_CHECK(in.good() && header.is_object(), DataError, file,
+                   ": the header is not a JSON object; not a safetensors file");
   return header;
 }
 
 }  // namespace
 
 void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata) {
-  for (const auto& [name, tensor] : tensors) SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
+  for (const auto& [name, tensor] : tensors) {
+    SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
+  }
   const std::vector<TensorMap::const_iterator> order = file_order(tensors);
   const std::string header = make_header(order, metadata);
   write_file_atomically(path, [&](std::ostream& out) {

@@ -95,7 +95,8 @@ TEST(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
   EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0, 4}, at::kLong), kIgnored), ShapeError);
   EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0, -1}, at::kLong), kIgnored), ShapeError);
   EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0}, at::kLong), kIgnored), ShapeError);
-  EXPECT_THROW((void)linear_cross_entropy(hidden, random_tensor({4, 2}, 2), at::tensor({0, 1}, at::kLong), kIgnored), ShapeError);
+  const at::Tensor narrow_head = random_tensor({4, 2}, 2);
+  EXPECT_THROW((void)linear_cross_entropy(hidden, narrow_head, at::tensor({0, 1}, at::kLong), kIgnored), ShapeError);
 }
 
 }  // namespace

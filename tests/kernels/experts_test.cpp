@@ -43,9 +43,11 @@ std::vector<at::Tensor> random_inputs(const Case& c, at::ScalarType type = at::k
 void expect_case(const Case& c, double tolerance) {
   const at::Tensor token_A = at::tensor(c.tokens, at::kLong);
   const at::Tensor offsets_E = offsets_of(c.expert_size);
-  expect_same_function([&](const auto& in) { return grouped_experts(in[0], in[1], in[2], {token_A, in[3], offsets_E}); },
-                       [&](const auto& in) { return grouped_experts_reference(in[0], in[1], in[2], {token_A, in[3], offsets_E}); },
-                       random_inputs(c), tolerance);
+  const auto run = [&](const auto& function, const auto& in) {
+    return function(in[0], in[1], in[2], ExpertSlots{token_A, in[3], offsets_E});
+  };
+  expect_same_function([&](const auto& in) { return run(grouped_experts, in); },
+                       [&](const auto& in) { return run(grouped_experts_reference, in); }, random_inputs(c), tolerance);
 }
 
 TEST(GroupedExperts, MatchesAHandWorkedToken) {
@@ -80,13 +82,15 @@ TEST(GroupedExperts, EqualsItsReferenceForAnyRouting) {
 }
 
 TEST(GroupedExperts, IsCloseInBfloat16) {
-  const Case c{40, 32, 24, [] { std::vector<int64_t> t; for (int64_t i = 0; i < 80; ++i) t.push_back(i * 7 % 40); return t; }(), {30, 0, 50}};
+  Case c{40, 32, 24, {}, {30, 0, 50}};
+  for (int64_t slot = 0; slot < 80; ++slot) c.tokens.push_back(slot * 7 % 40);
   const at::Tensor token_A = at::tensor(c.tokens, at::kLong);
   std::vector<at::Tensor> in = random_inputs(c, at::kBFloat16);
   for (size_t i = 1; i < 3; ++i) in[i] = in[i].mul(0.2);
   const ExpertSlots slots{token_A, in[3], offsets_of(c.expert_size)};
   const ExpertSlots exact_slots{token_A, in[3].to(at::kDouble), slots.offsets_E};
-  const at::Tensor exact = grouped_experts_reference(in[0].to(at::kDouble), in[1].to(at::kDouble), in[2].to(at::kDouble), exact_slots);
+  const at::Tensor exact =
+      grouped_experts_reference(in[0].to(at::kDouble), in[1].to(at::kDouble), in[2].to(at::kDouble), exact_slots);
   EXPECT_LE(max_difference(grouped_experts(in[0], in[1], in[2], slots), exact), 0.02 * exact.abs().max().item<double>());
 }
 

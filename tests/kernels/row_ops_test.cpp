@@ -13,7 +13,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 TEST(RowOps, StoreRoundsToNearestEvenAsTorchDoes) {
-  std::vector<float> values = {1.0F, 1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F, kInfinity, -kInfinity, 1e-40F, 0.1F, kNan};
+  std::vector<float> values = {1.0F,      1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F,
+                               kInfinity, -kInfinity,  1e-40F,      0.1F,         kNan};
   std::vector<c10::BFloat16> stored(values.size());
   row_ops<c10::BFloat16>().store(values.data(), stored.data(), static_cast<int64_t>(values.size()));
   for (size_t i = 0; i + 1 < values.size(); ++i) EXPECT_EQ(stored[i].x, c10::BFloat16(values[i]).x) << values[i];

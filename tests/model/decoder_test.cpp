@@ -214,7 +214,8 @@ TEST(Decoder, RefreshMovesTheMastersIntoTheComputeCopies) {
   const double after = run_step(model, batch);
   EXPECT_GT(std::abs(after - before), 1e-2);
   for (const Parameter* parameter : model.parameters()) {
-    EXPECT_TRUE(at::equal(parameter->compute.detach(), parameter->master.to(parameter->compute.scalar_type()))) << parameter->name;
+    const at::Tensor expected = parameter->master.to(parameter->compute.scalar_type());
+    EXPECT_TRUE(at::equal(parameter->compute.detach(), expected)) << parameter->name;
   }
 }
 

@@ -55,7 +55,9 @@ TEST_F(HfFormat, ReadsBackWhatItWrote) {
     Decoder read = import_hf(folder_, ComputeType::BFloat16);
     const auto expected = model.named_weights(), found = read.named_weights();
     ASSERT_EQ(found.size(), expected.size());
-    for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(found[i].tensor, expected[i].tensor)) << expected[i].name;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_TRUE(at::equal(found[i].tensor, expected[i].tensor)) << expected[i].name;
+    }
     const Batch batch = random_batch(2, 7, config.vocab_size, 1);
     EXPECT_TRUE(at::equal(model.forward(batch, {}), read.forward(batch, {})));
     config.dense_layers = {0, 2};

@@ -110,7 +110,8 @@ TEST_F(WeightsFile, RefusesHeadersThatContradictThemselves) {
   expect_refused(R"({"a":{"dtype":"F32","shape":[1]}})", 4, "header entry");
   expect_refused(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4, "negative");
   expect_refused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8, "gaps");
-  expect_refused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+  expect_refused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                 R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
                  4, "overlap");
   expect_refused(R"({"a":{"dtype":"F64","shape":[4611686018427387904,4],"data_offsets":[0,0]}})", 0, "too large");
   expect_refused(R"({"__metadata__":{"a":1}})", 0, "map of strings");
