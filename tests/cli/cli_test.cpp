@@ -1,0 +1,122 @@
+#include "switchyard/cli/cli.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+namespace switchyard {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Outcome {
+  int code = 0;
+  std::string out;
+  std::string err;
+};
+
+Outcome run(const std::vector<std::string>& arguments, Screen screen = Screen::Plain) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const std::atomic<bool> stop{false};
+  Session session{out, err};
+  session.out_screen = screen;
+  session.err_screen = screen;
+  session.stop = &stop;
+  const int code = run_cli(arguments, session);
+  return {code, out.str(), err.str()};
+}
+
+TEST(Cli, HelpsOnEveryVerbWithAnExample) {
+  const Outcome program = run({"--help"});
+  EXPECT_EQ(program.code, 0);
+  for (const std::string verb : {"data", "train", "testbed", "report", "export", "list", "version"}) {
+    EXPECT_THAT(program.out, HasSubstr("\n  " + verb + " "));
+    const Outcome help = run({verb, "--help"});
+    EXPECT_EQ(help.code, 0) << verb;
+    EXPECT_THAT(help.out, AllOf(HasSubstr("Usage: switchyard " + verb), HasSubstr("Example"))) << verb;
+    EXPECT_EQ(help.err, "") << verb;
+  }
+  EXPECT_THAT(run({"data", "build", "--help"}).out,
+              AllOf(HasSubstr("Usage: switchyard data build"), HasSubstr("mix16: chess"), Not(HasSubstr("Exit codes"))));
+}
+
+TEST(Cli, ExplainsWrongUse) {
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string expected;
+  };
+  const std::vector<Case> cases = {
+      {{}, "a verb is missing; known: data, train"},
+      {{"trian"}, "unknown verb 'trian' (did you mean 'train'?)"},
+      {{"data"}, "a verb is missing; known: build, show"},
+      {{"data", "biuld"}, "unknown verb 'biuld' (did you mean 'build'?)"},
+      {{"train", "x.toml", "--outt", "y"}, "unknown option '--outt' (did you mean '--out'?)"},
+      {{"train"}, "no CONFIG given"},
+      {{"train", "/no/such.toml"}, "/no/such.toml: No such file"},
+      {{"train", "--resume", "/no/such"}, "is no run folder"},
+      {{"train", "--resume", "a", "--out", "b"}, "--out and --resume"},
+      {{"list", "router"}, "unknown list 'router' (did you mean 'routers'?)"},
+      {{"list"}, "what is required"},
+      {{"testbed", "x", "--jobs", "none"}, "--jobs"},
+      {{"report", "/no/such"}, "no folder /no/such"},
+      {{"report"}, "runs is required"},
+      {{"export", "/no/such", "out"}, "no folder /no/such"},
+      {{"data", "build", "--preset", "mix8", "--from", "x"}, "--preset and --from"},
+      {{"data", "build", "--preset", "mix9", "--out", "/no/such/place"}, "did you mean 'mix8'?"},
+  };
+  for (const Case& wrong : cases) {
+    const Outcome outcome = run(wrong.arguments);
+    EXPECT_EQ(outcome.code, kExitWrongUse) << wrong.expected;
+    EXPECT_THAT(outcome.err, AllOf(::testing::StartsWith("switchyard: "), HasSubstr(wrong.expected)));
+    EXPECT_EQ(outcome.out, "") << wrong.expected;
+  }
+}
+
+TEST(Cli, FailsOnDataThatIsNotThere) {
+  const Outcome outcome = run({"data", "show", "/no/such/data"});
+  EXPECT_EQ(outcome.code, kExitFailed);
+  EXPECT_THAT(outcome.err, HasSubstr("/no/such/data"));
+}
+
+TEST(Cli, ListsAsTextAndAsJson) {
+  for (const std::string topic : {"routers", "balancers", "scopes", "metrics", "keys"}) {
+    const Outcome text = run({"list", topic});
+    EXPECT_EQ(text.code, 0) << topic;
+    const nlohmann::json items = nlohmann::json::parse(run({"list", topic, "--json"}).out);
+    ASSERT_TRUE(items.is_array()) << topic;
+    EXPECT_EQ(static_cast<size_t>(std::count(text.out.begin(), text.out.end(), '\n')), items.size() + 1) << topic;
+    for (const auto& item : items) {
+      const std::string name = item.contains("name") ? item["name"] : item["key"];
+      EXPECT_THAT(text.out, HasSubstr("\n" + name)) << topic;
+      EXPECT_FALSE(item["description"].get<std::string>().empty()) << topic << " " << name;
+    }
+  }
+}
+
+TEST(Cli, TellsItsVersion) {
+  EXPECT_THAT(run({"version"}).out, HasSubstr("PyTorch 2.13"));
+  EXPECT_TRUE(nlohmann::json::parse(run({"version", "--json"}).out).contains("commit"));
+}
+
+TEST(Cli, ColoursOnlyATerminal) {
+  EXPECT_THAT(run({"list", "scopes"}, Screen::Terminal).out, HasSubstr("\x1b["));
+  EXPECT_THAT(run({"list", "scopes"}).out, Not(HasSubstr("\x1b")));
+  EXPECT_THAT(run({"trian"}).err, Not(HasSubstr("\x1b")));
+}
+
+TEST(Cli, FailsWhenItsOutputCannotBeWritten) {
+  std::ostringstream out;
+  std::ostringstream err;
+  out.setstate(std::ios::badbit);
+  Session session{out, err};
+  EXPECT_EQ(run_cli({"list", "scopes"}, session), kExitFailed);
+  EXPECT_THAT(err.str(), HasSubstr("could not be written"));
+}
+
+}  // namespace
+}  // namespace switchyard
