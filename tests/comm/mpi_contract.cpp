@@ -1,0 +1,68 @@
+// The contract over processes. Started by ctest: mpirun -n N mpi_contract N [contract | progress_thread | time_limit | loop].
+// A world of another size fails.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include "contract.hpp"
+#include "switchyard/comm/mpi.hpp"
+
+namespace {
+
+using namespace switchyard;
+
+void run_contract(Communicator& world) {
+  for (const test::ContractCase& each : test::contract_cases()) {
+    each.run(world);
+    world.barrier();
+  }
+}
+
+// Sums until somebody dies; tells its process id so that a test can see to that.
+void sum_for_ever(Communicator& world) {
+  std::printf("rank %ld has process %ld\n", static_cast<long>(world.rank()), static_cast<long>(getpid()));
+  std::fflush(stdout);
+  for (int64_t step = 0;; ++step) {
+    world.set_step(step);
+    std::vector<double> values(20000, 1.0);
+    world.all_reduce_sum(values);
+  }
+}
+
+void run(Communicator& world, int64_t expected_size, const std::string& mode) {
+  test::require(world.size() == expected_size, "expected a world of " + std::to_string(expected_size) + " ranks, got " +
+                                                   std::to_string(world.size()));
+  if (mode == "contract" || mode == "progress_thread") {
+    run_contract(world);
+  } else if (mode == "time_limit") {
+    test::check_time_limit(world);
+  } else if (mode == "loop") {
+    sum_for_ever(world);
+  } else {
+    test::require(false, "unknown mode " + mode);
+  }
+  if (world.rank() == 0) std::printf("%s holds on %ld ranks\n", mode.c_str(), static_cast<long>(world.size()));
+  std::fflush(stdout);
+  world.barrier();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: mpi_contract RANKS MODE\n");
+    return 2;
+  }
+  const std::string mode = argv[2];
+  MpiSession session(mode == "progress_thread" ? Progress::Thread : Progress::InCalls);
+  try {
+    run(*session.world(), std::atol(argv[1]), mode);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    session.end_all_ranks(1);
+  }
+  return 0;
+}

@@ -1,0 +1,148 @@
+// What only ranks in one process can show: who fails, who is woken, whose memory is touched.
+#include "switchyard/comm/threads.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard::test {
+namespace {
+
+using testing::HasSubstr;
+
+std::string error_of(int64_t ranks, const std::function<void(Communicator&)>& body) {
+  try {
+    run_ranks(ranks, body);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(RunRanks, GivesEachThreadItsRank) {
+  std::vector<std::atomic<int>> seen_R(4);
+  run_ranks(4, [&](Communicator& comm) {
+    EXPECT_EQ(comm.size(), 4);
+    EXPECT_EQ(comm.describe(), "rank " + std::to_string(comm.rank()) + " of 4");
+    ++seen_R[static_cast<size_t>(comm.rank())];
+  });
+  for (const std::atomic<int>& seen : seen_R) EXPECT_EQ(seen, 1);
+  EXPECT_THROW(run_ranks(0, [](Communicator&) {}), UsageError);
+}
+
+TEST(RunRanks, BarrierHoldsEveryoneBack) {
+  std::atomic<int> arrived = 0;
+  run_ranks(4, [&](Communicator& comm) {
+    for (int round = 1; round <= 20; ++round) {
+      ++arrived;
+      comm.barrier();
+      EXPECT_GE(arrived, 4 * round);
+      comm.barrier();
+    }
+  });
+}
+
+TEST(RunRanks, RethrowsTheFirstErrorAndWakesTheOthers) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::vector<std::string> texts_R(4);
+  const auto body = [&](Communicator& comm) {
+    comm.set_step(5);
+    comm.barrier();
+    if (comm.rank() == 2) throw DataError("shard 7 is torn");
+    try {
+      std::vector<int64_t> values(4);
+      comm.all_reduce_sum(values);
+    } catch (const CommError& error) {
+      texts_R[static_cast<size_t>(comm.rank())] = error.what();
+      throw;
+    }
+  };
+  EXPECT_THROW(run_ranks(4, body), DataError);
+  for (const size_t rank : {0, 1, 3}) {
+    EXPECT_THAT(texts_R[rank], HasSubstr("rank " + std::to_string(rank) + " of 4, all_reduce_sum of 4 int64 (call 1, step 5)"));
+    EXPECT_THAT(texts_R[rank], HasSubstr("rank 2 failed: shard 7 is torn"));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+}
+
+// The rank that fails has an operation in flight, whose memory dies with its stack.
+TEST(RunRanks, ReportsTheCauseAlsoWithOperationsInFlight) {
+  for (int round = 0; round < 50; ++round) {
+    const std::string text = error_of(3, [](Communicator& comm) {
+      std::vector<int64_t> first(40000, 1), second(40000, 1);
+      Pending a = comm.start_all_reduce_sum(first);
+      if (comm.rank() == 1) throw std::runtime_error("boom");
+      Pending b = comm.start_all_reduce_sum(second);
+      a.wait();
+      b.wait();
+    });
+    EXPECT_EQ(text, "boom");
+  }
+}
+
+TEST(RunRanks, WakesParts) {
+  const std::string text = error_of(4, [](Communicator& comm) {
+    const std::unique_ptr<Communicator> part = comm.split(comm.rank() / 2, 0);
+    if (comm.rank() == 3) throw std::runtime_error("boom");
+    if (comm.rank() == 2) part->barrier();
+    comm.barrier();
+  });
+  EXPECT_EQ(text, "boom");
+}
+
+TEST(RunRanks, NamesARankThatReturnedEarly) {
+  const std::string text = error_of(3, [](Communicator& comm) {
+    if (comm.rank() == 1) return;
+    comm.barrier();
+  });
+  EXPECT_THAT(text, HasSubstr("rank 1 has returned without joining in"));
+}
+
+TEST(RunRanks, DroppingACallEndsTheGroup) {
+  const std::string text = error_of(2, [](Communicator& comm) {
+    std::vector<int64_t> values(10);
+    if (comm.rank() == 0) {
+      { Pending dropped = comm.start_all_reduce_sum(values); }
+      EXPECT_THROW(comm.barrier(), CommError);
+    } else {
+      comm.all_reduce_sum(values);
+    }
+  });
+  EXPECT_THAT(text, HasSubstr("rank 0 of 2 dropped its all_reduce_sum of 10 int64 (call 0) without waiting"));
+}
+
+TEST(RunRanks, PartsAreNamedByBothRanks) {
+  run_ranks(4, [](Communicator& comm) {
+    const std::unique_ptr<Communicator> part = comm.split(comm.rank() / 2, 0);
+    EXPECT_EQ(part->describe(), "rank " + std::to_string(comm.rank() % 2) + " of 2 (world rank " + std::to_string(comm.rank()) +
+                                    " of 4)");
+  });
+}
+
+// One rank starts, computes long, and waits late: the others must not wait for its wait.
+TEST(RunRanks, AsynchronousSumsNeedNoWaiterOnTheOtherSide) {
+  std::atomic<bool> others_done = false;
+  run_ranks(2, [&](Communicator& comm) {
+    std::vector<int64_t> values(300000, comm.rank() + 1);
+    Pending pending = comm.start_all_reduce_sum(values);
+    if (comm.rank() == 0) {
+      const auto begin = std::chrono::steady_clock::now();
+      while (!others_done && std::chrono::steady_clock::now() - begin < std::chrono::seconds(20)) {
+      }
+      EXPECT_TRUE(others_done) << "rank 1 could not complete while rank 0 computed";
+    }
+    pending.wait();
+    others_done = true;
+    EXPECT_EQ(values, std::vector<int64_t>(300000, 3));
+  });
+}
+
+}  // namespace
+}  // namespace switchyard::test
