@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
-#include "switchyard/router/router.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/evaluate.hpp"
 #include "switchyard/train/recorder.hpp"
@@ -123,11 +122,6 @@ class TrainingRun {
     if (heldout_.sequences < kSequencesRule) {
       recorder_->notice(0, join_text("evaluation runs over ", heldout_.sequences, " held-out sequences; below ",
                                     kSequencesRule, " its error is near the difference between seeds"));
-    }
-    const bool balanced = config_.balance.method != "none" && config_.balance.coefficient != 0.0;
-    if (balanced && find_router(config_.model.router.name).balancing == TakesBalancing::No) {
-      recorder_->notice(0, join_text("the router ", config_.model.router.name,
-                                    " takes no balancing: balance.coefficient acts on nothing that chooses experts"));
     }
   }
 

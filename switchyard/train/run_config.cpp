@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "switchyard/router/router.hpp"
 #include "switchyard/train/choice.hpp"
 
 namespace switchyard {
@@ -59,6 +60,10 @@ void RunConfig::validate(const std::string& where) const {
   check(!name.empty(), "name", "empty", "a name");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
+  const bool balanced = balance.method != "none" && (balance.coefficient != 0.0 || balance.z_coefficient != 0.0);
+  const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
+  check(!balanced || takes_it, "balance.coefficient", balance.coefficient,
+        join_text("0 (and z_coefficient 0): the router ", model.router.name, " takes no balancing"));
 }
 
 std::map<std::string, std::string> flatten(const RunConfig& config) {

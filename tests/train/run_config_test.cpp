@@ -37,7 +37,7 @@ weights = { de = 0.25, fr = 0.75 }
 [model]
 width = 64
 [model.router]
-name = "frozen_random"
+name = "top_k"
 [balance]
 scope = "sequences(4)"
 [optimizer]
@@ -50,7 +50,7 @@ forward = "separate"
 )toml");
   EXPECT_EQ(config.data.batcher.micro_batches, 3);
   EXPECT_EQ(config.data.path, "somewhere");
-  EXPECT_EQ(config.model.router.name, "frozen_random");
+  EXPECT_EQ(config.model.router.name, "top_k");
   EXPECT_EQ(config.balance.scope.num_sequences, 4);
   EXPECT_EQ(config.optimizer.schedule, ScheduleKind::Wsd);
   EXPECT_EQ(config.execution.exact, ExactOrder::Prepass);
@@ -62,6 +62,8 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("steps = 0"), testing::HasSubstr("run.toml: steps is 0; expected 1 or more"));
   EXPECT_THAT(error_of("[checkpoint]\nkeep_last = 0"), testing::HasSubstr("checkpoint.keep_last is 0; expected 1"));
   EXPECT_THAT(error_of("[evaluation]\npermutations = 0"), testing::HasSubstr("evaluation.permutations is 0"));
+  EXPECT_THAT(error_of("[model.router]\nname = 'frozen_random'"), testing::HasSubstr("the router frozen_random takes no balancing"));
+  EXPECT_EQ(error_of("[model.router]\nname = 'frozen_random'\n[balance]\ncoefficient = 0.0"), "no error");
   EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));

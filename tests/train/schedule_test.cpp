@@ -65,7 +65,7 @@ TEST(Schedule, RunShorterThanItsWarmUpNeverPassesThePeak) {
 }
 
 TEST(Schedule, StaysBetweenFloorAndPeakAndNeverRisesAfterWarmUp) {
-  rc::check([](int) {
+  EXPECT_TRUE(rc::check([](int) {
     OptimizerConfig config = make_config(*rc::gen::element(ScheduleKind::Constant, ScheduleKind::Cosine, ScheduleKind::Wsd));
     config.warmup_steps = *rc::gen::inRange<int64_t>(0, 20);
     config.min_ratio = *rc::gen::inRange(0, 101) / 100.0;
@@ -78,7 +78,7 @@ TEST(Schedule, StaysBetweenFloorAndPeakAndNeverRisesAfterWarmUp) {
       RC_ASSERT(rate >= config.learning_rate * config.min_ratio - 1e-15);
       previous = rate;
     }
-  });
+  }));
 }
 
 TEST(Schedule, RefusesStepsOutsideTheRun) {
