@@ -37,8 +37,9 @@ weights = { de = 0.25, fr = 0.75 }
 [model]
 width = 64
 [model.router]
-name = "top_k"
+name = "frozen_random"
 [balance]
+coefficient = 0.0
 scope = "sequences(4)"
 [optimizer]
 learning_rate = 1e-3
@@ -50,7 +51,7 @@ forward = "separate"
 )toml");
   EXPECT_EQ(config.data.batcher.micro_batches, 3);
   EXPECT_EQ(config.data.path, "somewhere");
-  EXPECT_EQ(config.model.router.name, "top_k");
+  EXPECT_EQ(config.model.router.name, "frozen_random");
   EXPECT_EQ(config.balance.scope.num_sequences, 4);
   EXPECT_EQ(config.optimizer.schedule, ScheduleKind::Wsd);
   EXPECT_EQ(config.execution.exact, ExactOrder::Prepass);
