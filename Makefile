@@ -12,7 +12,7 @@ jobs ?= $(shell cores=$$(nproc); echo $$((cores < $(memory_jobs) ? cores : $(mem
 demo_arguments ?=
 
 help:
-	@echo "make demo       set-up, build, data, eight kinds of training compared, one HTML report"
+	@echo "make demo       set-up, build, data, seven ways of training compared, one HTML report"
 	@echo "make test       set-up, build, all quick tests"
 	@echo "make test-long  sanitizers, clang-tidy, header checks, slow tests"
 	@echo "make setup      system packages (apt), .venv, PyTorch"
@@ -48,7 +48,8 @@ test-long: all
 	@tools/test_long.sh $(jobs)
 
 bench: configure
-	@cmake --build --preset release --target bench -j $(jobs)
+	@cmake --build --preset release --target decoder_bench -j $(jobs)
+	@build/release/bench/decoder_bench
 
 clean:
 	rm -rf build
