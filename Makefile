@@ -25,8 +25,7 @@ setup:
 	@tools/setup.sh
 
 configure: setup
-	@cmake --preset release -Wno-dev >build-configure.log 2>&1 || { cat build-configure.log; rm -f build-configure.log; exit 1; }
-	@rm -f build-configure.log
+	@log=$$(mktemp); cmake --preset release -Wno-dev >"$$log" 2>&1 || { cat "$$log"; rm -f "$$log"; exit 1; }; rm -f "$$log"
 
 build: configure
 	@cmake --build --preset release --target switchyard -j $(jobs)
