@@ -141,5 +141,72 @@ class Headers(ToolTest):
         self.expect("check_headers.py", 1, "configure first", options=self.options)
 
 
+# Stands in for clang-tidy: a finding for each BAD; a file that includes two with CLASH does not compile.
+FAKE_TIDY = """#!/usr/bin/env python3
+import re, sys
+if "--version" in sys.argv:
+    print("fake 1")
+    sys.exit(0)
+main = sys.argv[sys.argv.index("--") - 1]
+text = open(main).read()
+files = re.findall(r'#include "(/.*[.]cpp)"', text) or [main]
+print("read", len(files), file=sys.stderr)
+if sum("CLASH" in open(file).read() for file in files) > 1:
+    print(main + ":1:1: error: redefinition of 'x' [clang-diagnostic-error]")
+    sys.exit(1)
+bad = [file for file in files if "BAD" in open(file).read()]
+for file in bad:
+    print(file + ":1:1: error: this is bad [bugprone-bad,-warnings-as-errors]")
+sys.exit(1 if bad else 0)
+"""
+
+
+class Tidy(ToolTest):
+    def setUp(self):
+        super().setUp()
+        self.write("tidy", FAKE_TIDY)
+        (self.root / "tidy").chmod(0o755)
+        self.write(".clang-tidy", "Checks: '*'\n")
+        self.options = ["--build", str(self.root / "build"), "--clang-tidy", str(self.root / "tidy")]
+        self.commands = []
+
+    def source(self, path, text, flags=""):
+        self.write(path, text)
+        file = str(self.root / path)
+        self.commands.append({"directory": str(self.root), "file": file, "command": f"c++ {flags} -c {file}"})
+        self.write("build/compile_commands.json", json.dumps(self.commands))
+
+    def test_reads_together_what_does_not_clash(self):
+        self.source("switchyard/core/a.cpp", "namespace {\nint count(int x) { return x; }\n}\n")
+        self.source("switchyard/core/b.cpp", "namespace {\nint sum(int x) { return x; }\n}\n")
+        self.source("switchyard/core/c.cpp", "namespace {\nconst int count = 3;\n}\n")
+        self.source("switchyard/core/d.cpp", "int d;\n", flags="-DOTHER")
+        self.source("switchyard/comm/e.cpp", "int e;\n")
+        self.expect("check_tidy.py", 0, "5 sources, 5 read in 4 batches, 0 findings", options=self.options)
+
+    def test_reads_one_by_one_what_does_not_compile_together(self):
+        self.source("switchyard/core/a.cpp", "// CLASH\n")
+        self.source("switchyard/core/b.cpp", "// CLASH\n")
+        self.expect("check_tidy.py", 0, "2 read in 1 batches, 0 findings", options=self.options)
+        self.source("switchyard/core/b.cpp", "// CLASH BAD\n")
+        self.expect("check_tidy.py", 1, "core/b.cpp:1:1: error: this is bad", "1 findings", options=self.options)
+
+    def test_reads_again_only_what_changed_or_failed(self):
+        self.write("switchyard/core/a.hpp", "#pragma once\n")
+        self.source("switchyard/core/a.cpp", '#include "switchyard/core/a.hpp"\n')
+        self.source("switchyard/comm/b.cpp", "// BAD\n")
+        self.expect("check_tidy.py", 1, "2 sources, 2 read", "1 findings", options=self.options)
+        self.expect("check_tidy.py", 1, "2 sources, 1 read", "1 findings", options=self.options)
+        self.write("switchyard/comm/b.cpp", "// good\n")
+        self.write("switchyard/core/a.hpp", "#pragma once\n// changed\n")
+        self.expect("check_tidy.py", 0, "2 sources, 2 read", options=self.options)
+        self.write(".clang-tidy", "Checks: 'bugprone-*'\n")
+        self.expect("check_tidy.py", 0, "2 sources, 2 read", options=self.options)
+
+    def test_asks_for_a_configured_build(self):
+        self.write("build/compile_commands.json", "[]")
+        self.expect("check_tidy.py", 1, "configure first", options=self.options)
+
+
 if __name__ == "__main__":
     unittest.main()
