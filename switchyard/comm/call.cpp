@@ -10,21 +10,30 @@ namespace {
 
 const char* name_of(Operation operation) {
   switch (operation) {
-    case Operation::AllReduceSum: return "all_reduce_sum";
-    case Operation::AllGather: return "all_gather";
-    case Operation::AllToAll: return "all_to_all";
-    case Operation::Broadcast: return "broadcast";
-    case Operation::Barrier: return "barrier";
+    case Operation::AllReduceSum:
+      return "all_reduce_sum";
+    case Operation::AllGather:
+      return "all_gather";
+    case Operation::AllToAll:
+      return "all_to_all";
+    case Operation::Broadcast:
+      return "broadcast";
+    case Operation::Barrier:
+      return "barrier";
   }
   return "unknown operation";
 }
 
 const char* name_of(ElementType type) {
   switch (type) {
-    case ElementType::Bytes: return "bytes";
-    case ElementType::Int64: return "int64";
-    case ElementType::Double: return "double";
-    case ElementType::Float: return "float";
+    case ElementType::Bytes:
+      return "bytes";
+    case ElementType::Int64:
+      return "int64";
+    case ElementType::Double:
+      return "double";
+    case ElementType::Float:
+      return "float";
   }
   return "elements of unknown type";
 }
@@ -63,10 +72,13 @@ std::string find_count_mismatch(std::span<const CallHeader> headers_R) {
 
 int64_t bytes_of(ElementType type) {
   switch (type) {
-    case ElementType::Bytes: return 1;
-    case ElementType::Float: return 4;
+    case ElementType::Bytes:
+      return 1;
+    case ElementType::Float:
+      return 4;
     case ElementType::Int64:
-    case ElementType::Double: return 8;
+    case ElementType::Double:
+      return 8;
   }
   return 1;
 }
@@ -109,8 +121,10 @@ std::vector<int64_t> encode(const CallHeader& header) {
 }
 
 CallHeader decode(std::span<const int64_t> words) {
-  const bool fits = words.size() >= kHeaderWords && words[6] >= 0 && words.size() >= kHeaderWords + 2 * static_cast<size_t>(words[6]);
-  SWITCHYARD_CHECK(fits, CommError, "a message of ", words.size(), " words is no call header: the ranks run different programs");
+  const bool fits =
+      words.size() >= kHeaderWords && words[6] >= 0 && words.size() >= kHeaderWords + 2 * static_cast<size_t>(words[6]);
+  SWITCHYARD_CHECK(fits, CommError, "a message of ", words.size(),
+                   " words is no call header: the ranks run different programs");
   CallHeader header;
   header.operation = static_cast<Operation>(words[0]);
   header.type = static_cast<ElementType>(words[1]);
@@ -127,13 +141,16 @@ CallHeader decode(std::span<const int64_t> words) {
 std::span<const std::byte> send_slice(const Call& call, int64_t rank, int64_t peer) {
   const CallHeader& header = call.header;
   switch (header.operation) {
-    case Operation::AllGather: return call.send;
-    case Operation::Broadcast: return rank == header.root && rank != peer ? call.send : std::span<const std::byte>();
+    case Operation::AllGather:
+      return call.send;
+    case Operation::Broadcast:
+      return rank == header.root && rank != peer ? call.send : std::span<const std::byte>();
     case Operation::AllToAll:
       return call.send.subspan(static_cast<size_t>(sum_before(header.send_bytes_R, peer)),
                                static_cast<size_t>(header.send_bytes_R[static_cast<size_t>(peer)]));
     case Operation::AllReduceSum:
-    case Operation::Barrier: return {};
+    case Operation::Barrier:
+      return {};
   }
   return {};
 }
@@ -143,12 +160,14 @@ std::span<std::byte> receive_slice(const Call& call, int64_t rank, int64_t peer)
   switch (header.operation) {
     case Operation::AllGather:
       return call.receive.subspan(static_cast<size_t>(header.bytes * peer), static_cast<size_t>(header.bytes));
-    case Operation::Broadcast: return peer == header.root && rank != peer ? call.receive : std::span<std::byte>();
+    case Operation::Broadcast:
+      return peer == header.root && rank != peer ? call.receive : std::span<std::byte>();
     case Operation::AllToAll:
       return call.receive.subspan(static_cast<size_t>(sum_before(header.receive_bytes_R, peer)),
                                   static_cast<size_t>(header.receive_bytes_R[static_cast<size_t>(peer)]));
     case Operation::AllReduceSum:
-    case Operation::Barrier: return {};
+    case Operation::Barrier:
+      return {};
   }
   return {};
 }

@@ -1,6 +1,6 @@
 #pragma once
-// What a collective call is, untyped: the part that all ranks must agree on, and this rank's memory. Meant for those who write a
-// communicator; callers use communicator.hpp. R: ranks of the group.
+// What a collective call is, untyped: the part that all ranks must agree on, and this rank's memory. Meant for those who
+// write a communicator; callers use communicator.hpp. R: ranks of the group.
 
 #include <cstddef>
 #include <cstdint>
@@ -25,10 +25,10 @@ inline constexpr int64_t kNoStep = -1;
 struct CallHeader {
   Operation operation = Operation::Barrier;
   ElementType type = ElementType::Bytes;
-  int64_t bytes = 0;      // that each rank contributes; the root's for a broadcast; 0 for all-to-all
-  int64_t root = 0;       // broadcast only
-  int64_t sequence = 0;   // number of the call in its group, from 0
-  int64_t step = kNoStep;  // label for messages; ranks need not agree on it
+  int64_t bytes = 0;                     // that each rank contributes; the root's for a broadcast; 0 for all-to-all
+  int64_t root = 0;                      // broadcast only
+  int64_t sequence = 0;                  // number of the call in its group, from 0
+  int64_t step = kNoStep;                // label for messages; ranks need not agree on it
   std::vector<int64_t> send_bytes_R;     // all-to-all only
   std::vector<int64_t> receive_bytes_R;  // all-to-all only
 };

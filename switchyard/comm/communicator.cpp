@@ -12,8 +12,8 @@ namespace {
 void check_counts(const std::string& who, const char* name, std::span<const int64_t> counts_R, int64_t size, int64_t total) {
   SWITCHYARD_CHECK(std::ssize(counts_R) == size, UsageError, who, ": all_to_all: ", name, " has ", counts_R.size(),
                    " counts for a group of ", size, " ranks");
-  SWITCHYARD_CHECK(std::ranges::all_of(counts_R, [](int64_t count) { return count >= 0; }), UsageError, who, ": all_to_all: ",
-                   name, " has a negative count");
+  SWITCHYARD_CHECK(std::ranges::all_of(counts_R, [](int64_t count) { return count >= 0; }), UsageError, who,
+                   ": all_to_all: ", name, " has a negative count");
   const int64_t sum = std::accumulate(counts_R.begin(), counts_R.end(), int64_t{0});
   SWITCHYARD_CHECK(sum == total, UsageError, who, ": all_to_all: ", name, " adds up to ", sum, " elements, the memory holds ",
                    total);
@@ -60,8 +60,8 @@ Pending Communicator::start_sum(ElementType type, std::span<std::byte> values) {
 
 void Communicator::run_gather(std::span<const std::byte> mine, std::span<std::byte> all_R) {
   const size_t expected = mine.size() * static_cast<size_t>(size());
-  SWITCHYARD_CHECK(all_R.size() == expected, UsageError, describe(), ": all_gather of ", mine.size(), " bytes a rank needs room for ",
-                   expected, " bytes, ", all_R.size(), " were given");
+  SWITCHYARD_CHECK(all_R.size() == expected, UsageError, describe(), ": all_gather of ", mine.size(),
+                   " bytes a rank needs room for ", expected, " bytes, ", all_R.size(), " were given");
   Call call = new_call(Operation::AllGather, ElementType::Bytes, mine.size(), CallMode::Blocking);
   call.send = mine;
   call.receive = all_R;

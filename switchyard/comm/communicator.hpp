@@ -2,10 +2,10 @@
 // Who adds numbers up with whom. Sums are taken in rank order, whatever arrives first: the same bits on every rank and in every
 // run (an adapter around another library's group says where it cannot promise that).
 //
-// Every operation is collective: all ranks of the group must call it, in the same order, one thread per communicator. Errors are
-// CommError and name rank, operation, call number and step: a time limit that passed and who was missing, a rank that failed, calls
-// that do not belong together (another operation, type, length or root). After a mismatch, which every rank sees, the group can
-// be used on; after any other CommError it cannot, and the program should end.
+// Every operation is collective: all ranks of the group must call it, in the same order, one thread per communicator. Errors
+// are CommError and name rank, operation, call number and step: a time limit that passed and who was missing, a rank that
+// failed, calls that do not belong together (another operation, type, length or root). After a mismatch, which every rank
+// sees, the group can be used on; after any other CommError it cannot, and the program should end.
 
 #include <chrono>
 #include <concepts>
@@ -45,11 +45,11 @@ class [[nodiscard]] Pending {
 /// Contiguous memory whose elements can be sent as bytes: std::vector<double>, std::span<const Record>.
 template <typename Range>
 concept Sendable = std::ranges::contiguous_range<Range> && std::ranges::sized_range<Range> &&
-                   std::is_trivially_copyable_v<std::ranges::range_value_t<Range>>;
+    std::is_trivially_copyable_v<std::ranges::range_value_t<Range>>;
 
 template <typename Range, typename Value>
 concept ReceivableOf = Sendable<Range> && std::same_as<std::ranges::range_value_t<Range>, Value> &&
-                       !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Range>>>;
+    !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Range>>>;
 
 /// A group of ranks.
 class Communicator {
@@ -78,9 +78,15 @@ class Communicator {
   void all_reduce_sum(std::span<float> values) { run_sum(ElementType::Float, std::as_writable_bytes(values)); }
 
   /// The same, in the background as far as the implementation can (docs/comm.md says which can).
-  Pending start_all_reduce_sum(std::span<int64_t> values) { return start_sum(ElementType::Int64, std::as_writable_bytes(values)); }
-  Pending start_all_reduce_sum(std::span<double> values) { return start_sum(ElementType::Double, std::as_writable_bytes(values)); }
-  Pending start_all_reduce_sum(std::span<float> values) { return start_sum(ElementType::Float, std::as_writable_bytes(values)); }
+  Pending start_all_reduce_sum(std::span<int64_t> values) {
+    return start_sum(ElementType::Int64, std::as_writable_bytes(values));
+  }
+  Pending start_all_reduce_sum(std::span<double> values) {
+    return start_sum(ElementType::Double, std::as_writable_bytes(values));
+  }
+  Pending start_all_reduce_sum(std::span<float> values) {
+    return start_sum(ElementType::Float, std::as_writable_bytes(values));
+  }
 
   /// all_R = the ranks' `mine` one after the other.
   /// @throws UsageError unless all_R holds size() times as many elements; they must not overlap
@@ -106,10 +112,8 @@ class Communicator {
 
   /// Every rank has the root's values. @throws UsageError unless root is in [0, size)
   template <Sendable Values>
-    requires ReceivableOf<Values, std::ranges::range_value_t<Values>>
-  void broadcast(Values&& values, int64_t root) {
-    run_broadcast(writable_bytes_in(values), root);
-  }
+  requires ReceivableOf<Values, std::ranges::range_value_t<Values>>
+  void broadcast(Values&& values, int64_t root) { run_broadcast(writable_bytes_in(values), root); }
 
   /// Returns once every rank has called it.
   void barrier();

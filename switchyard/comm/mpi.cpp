@@ -75,7 +75,10 @@ class MpiWork final : public Work {
  public:
   MpiWork(std::shared_ptr<MpiSession::Impl> session, std::shared_ptr<Channel> channel, std::shared_ptr<Machine> machine,
           std::string who, std::chrono::milliseconds limit)
-      : session_(std::move(session)), channel_(std::move(channel)), machine_(std::move(machine)), who_(std::move(who)),
+      : session_(std::move(session)),
+        channel_(std::move(channel)),
+        machine_(std::move(machine)),
+        who_(std::move(who)),
         limit_(limit) {}
 
   ~MpiWork() override {
@@ -109,7 +112,9 @@ class MpiWork final : public Work {
   [[nodiscard]] std::string where() const { return join_text(who_, ", ", to_string(machine_->header()), ": "); }
 
   // Completed in the order started: an earlier call that is still under way holds later ones back.
-  [[nodiscard]] bool is_complete() const { return machine_->done() && std::ranges::find(channel_->in_flight, machine_) == channel_->in_flight.end(); }
+  [[nodiscard]] bool is_complete() const {
+    return machine_->done() && std::ranges::find(channel_->in_flight, machine_) == channel_->in_flight.end();
+  }
 
   // True when complete.
   bool step(Clock::time_point begin) {
@@ -124,9 +129,9 @@ class MpiWork final : public Work {
     }
     if (Clock::now() - begin < limit_) return false;
     const std::vector<int64_t> missing = machine_->missing();
-    const std::string late =
-        join_text("the time limit of ", limit_.count(), " ms passed; ",
-                  missing.empty() ? std::string("all ranks arrived, but not all of their data") : "not arrived: " + rank_list(missing));
+    const std::string late = join_text(
+        "the time limit of ", limit_.count(), " ms passed; ",
+        missing.empty() ? std::string("all ranks arrived, but not all of their data") : "not arrived: " + rank_list(missing));
     give_up(join_text("an earlier ", to_string(machine_->header()), " failed: ", late));
     throw CommError(where() + late);
   }
@@ -224,8 +229,8 @@ MpiSession::MpiSession(Progress progress) : impl_(std::make_shared<Impl>()) {
   int provided = 0;
   mpi::check(MPI_Init_thread(nullptr, nullptr, wanted, &provided), "MPI_Init_thread");
   mpi::check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  SWITCHYARD_CHECK(provided >= wanted, CommError, "this MPI gives thread level ", provided, ", a progress thread needs ", wanted,
-                   "; use Progress::InCalls");
+  SWITCHYARD_CHECK(provided >= wanted, CommError, "this MPI gives thread level ", provided, ", a progress thread needs ",
+                   wanted, "; use Progress::InCalls");
   if (progress == Progress::Thread) {
     impl_->progress = std::jthread([impl = impl_.get()](const std::stop_token& stop) { impl->run_progress(stop); });
   }

@@ -1,5 +1,6 @@
 #pragma once
-// Ranks as processes under mpirun or srun. In a build without MPI (SWITCHYARD_WITH_MPI=OFF) these exist too, and say so when used.
+// Ranks as processes under mpirun or srun. In a build without MPI (SWITCHYARD_WITH_MPI=OFF) these exist too, and say so when
+// used.
 
 #include <cstdint>
 #include <memory>
@@ -22,8 +23,8 @@ enum class Progress {
 
 /// MPI from MPI_Init to MPI_Finalize. One in a process, made in main; outlives its communicators.
 ///
-/// The destructor ends MPI, which waits for all ranks. While an exception passes, or after a communicator failed, it does not: the
-/// process is then to end with an exit code that is not 0, at which mpirun ends the other ranks.
+/// The destructor ends MPI, which waits for all ranks. While an exception passes, or after a communicator failed, it does not:
+/// the process is then to end with an exit code that is not 0, at which mpirun ends the other ranks.
 class MpiSession {
  public:
   /// @throws CommError if MPI cannot start, was started before, or has not the threads that `progress` needs;

@@ -88,10 +88,17 @@ void Machine::advance() {
     requests_.clear();
     receives_.clear();
     switch (stage_) {
-      case Stage::Announce: read_headers(); break;
-      case Stage::Exchange: add_chunk(); break;
-      case Stage::Share: stage_ = Stage::Done; break;
-      case Stage::Done: break;
+      case Stage::Announce:
+        read_headers();
+        break;
+      case Stage::Exchange:
+        add_chunk();
+        break;
+      case Stage::Share:
+        stage_ = Stage::Done;
+        break;
+      case Stage::Done:
+        break;
     }
   }
 }

@@ -36,10 +36,14 @@ inline void ordered_sum(ElementType type, std::span<const std::byte* const> inpu
     ordered_sum<T>(typed_R, reinterpret_cast<T*>(output.data()), output.size() / sizeof(T));
   };
   switch (type) {
-    case ElementType::Int64: return add(static_cast<int64_t*>(nullptr));
-    case ElementType::Double: return add(static_cast<double*>(nullptr));
-    case ElementType::Float: return add(static_cast<float*>(nullptr));
-    case ElementType::Bytes: return;  // the interface offers no sum of bytes
+    case ElementType::Int64:
+      return add(static_cast<int64_t*>(nullptr));
+    case ElementType::Double:
+      return add(static_cast<double*>(nullptr));
+    case ElementType::Float:
+      return add(static_cast<float*>(nullptr));
+    case ElementType::Bytes:
+      return;  // the interface offers no sum of bytes
   }
 }
 

@@ -45,9 +45,9 @@ struct World {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<char> returned_R;
-  std::string failure;             // "rank 2 failed: ..."
-  std::exception_ptr first_error;  // what run_ranks rethrows
-  std::exception_ptr first_peer_error;  // the same, if no rank has an error of its own
+  std::string failure;                                                        // "rank 2 failed: ..."
+  std::exception_ptr first_error;                                             // what run_ranks rethrows
+  std::exception_ptr first_peer_error;                                        // the same, if no rank has an error of its own
   std::map<std::tuple<const Group*, int64_t>, std::shared_ptr<Group>> parts;  // until all members have fetched theirs
 };
 
@@ -55,7 +55,7 @@ struct Group {
   std::shared_ptr<World> world;
   std::vector<int64_t> world_ranks;
   std::map<int64_t, std::shared_ptr<Meeting>> meetings;  // by call number; those that some rank has yet to join
-  std::string given_up;  // why nothing more can take place in this group
+  std::string given_up;                                  // why nothing more can take place in this group
   size_t num_fetched = 0;
 };
 
@@ -100,7 +100,11 @@ class ThreadWork final : public Work {
  public:
   ThreadWork(std::shared_ptr<Group> group, std::shared_ptr<Meeting> meeting, CallHeader header, std::string who,
              std::chrono::milliseconds limit)
-      : group_(std::move(group)), meeting_(std::move(meeting)), header_(std::move(header)), who_(std::move(who)), limit_(limit) {}
+      : group_(std::move(group)),
+        meeting_(std::move(meeting)),
+        header_(std::move(header)),
+        who_(std::move(who)),
+        limit_(limit) {}
 
   ~ThreadWork() override {
     if (finished_) return;
@@ -128,7 +132,8 @@ class ThreadWork final : public Work {
         throw PeerError(where() + reason);
       }
       if (group_->world->changed.wait_until(lock, deadline) == std::cv_status::timeout && !meeting_->all_arrived()) {
-        const std::string late = join_text("the time limit of ", limit_.count(), " ms passed; not arrived: ", rank_list(missing()));
+        const std::string late =
+            join_text("the time limit of ", limit_.count(), " ms passed; not arrived: ", rank_list(missing()));
         give_up(join_text(who_, " gave up its ", to_string(header_), ": ", late));
         throw CommError(where() + late);
       }

@@ -144,7 +144,8 @@ void completes_by_polling(Communicator& comm) {
   Pending pending = comm.start_all_reduce_sum(values);
   const auto begin = std::chrono::steady_clock::now();
   while (!pending.ready()) {
-    require(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30), says(comm, "polling does not complete a call"));
+    require(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30),
+            says(comm, "polling does not complete a call"));
   }
   pending.wait();
   require(values == std::vector<int64_t>(3000, comm.size()), says(comm, "wrong sum after polling"));
@@ -244,7 +245,8 @@ void parts_inherit_labels(Communicator& comm) {
   const std::unique_ptr<Communicator> part = comm.split(0, 0);
   comm.set_time_limit(limit);
   comm.set_step(kNoStep);
-  require(part->step() == 41 && part->time_limit() == std::chrono::milliseconds(12345), says(comm, "labels were not inherited"));
+  require(part->step() == 41 && part->time_limit() == std::chrono::milliseconds(12345),
+          says(comm, "labels were not inherited"));
 }
 
 void refuses_bad_arguments(Communicator& comm) {
@@ -290,7 +292,8 @@ void names_mismatched_calls(Communicator& comm) {
     // The one mismatch that a single rank can make.
     const std::vector<int64_t> out = {8}, in = {4};
     std::vector<int64_t> eight(8), four(4);
-    require_in(comm_error_of([&] { comm.all_to_all(eight, out, four, in); }), "rank 0 sends 64 bytes to rank 0, which expects 32");
+    require_in(comm_error_of([&] { comm.all_to_all(eight, out, four, in); }),
+               "rank 0 sends 64 bytes to rank 0, which expects 32");
     return;
   }
   comm.set_step(12);

@@ -28,8 +28,8 @@ struct ContractCase {
 /// All cases after which the group can be used on.
 [[nodiscard]] std::span<const ContractCase> contract_cases();
 
-/// A rank that does not come: the others get a CommError that names it, within the limit. Rank 0 stays away from a part that this
-/// makes, so the group itself can be used on; that part cannot. Needs parts and at least 2 ranks.
+/// A rank that does not come: the others get a CommError that names it, within the limit. Rank 0 stays away from a part that
+/// this makes, so the group itself can be used on; that part cannot. Needs parts and at least 2 ranks.
 void check_time_limit(Communicator& world);
 
 /// Throws ContractFailure with the text unless the condition holds.

@@ -33,8 +33,8 @@ void sum_for_ever(Communicator& world) {
 }
 
 void run(Communicator& world, int64_t expected_size, const std::string& mode) {
-  test::require(world.size() == expected_size, "expected a world of " + std::to_string(expected_size) + " ranks, got " +
-                                                   std::to_string(world.size()));
+  test::require(world.size() == expected_size,
+                "expected a world of " + std::to_string(expected_size) + " ranks, got " + std::to_string(world.size()));
   if (mode == "contract" || mode == "progress_thread") {
     run_contract(world);
   } else if (mode == "time_limit") {

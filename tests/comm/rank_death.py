@@ -49,7 +49,8 @@ def main():
     assert not any(is_alive(process) for process in processes.values()), "a rank outlived mpirun"
     assert code != 0, "mpirun reports success"
     assert seconds < LIMIT_SECONDS, f"the others took {seconds:.1f} s to end"
-    assert re.search(rf"rank {VICTIM}\b.*(signal 9|[Kk]illed)", rest, re.DOTALL), "no message names the rank that died:\n" + rest
+    says_who = re.search(rf"rank {VICTIM}\b.*(signal 9|[Kk]illed)", rest, re.DOTALL)
+    assert says_who, "no message names the rank that died:\n" + rest
     print(f"rank death holds: the others ended {seconds:.2f} s after rank {VICTIM} was killed, exit code {code}")
 
 

@@ -121,8 +121,8 @@ TEST(RunRanks, DroppingACallEndsTheGroup) {
 TEST(RunRanks, PartsAreNamedByBothRanks) {
   run_ranks(4, [](Communicator& comm) {
     const std::unique_ptr<Communicator> part = comm.split(comm.rank() / 2, 0);
-    EXPECT_EQ(part->describe(), "rank " + std::to_string(comm.rank() % 2) + " of 2 (world rank " + std::to_string(comm.rank()) +
-                                    " of 4)");
+    EXPECT_EQ(part->describe(),
+              "rank " + std::to_string(comm.rank() % 2) + " of 2 (world rank " + std::to_string(comm.rank()) + " of 4)");
   });
 }
 

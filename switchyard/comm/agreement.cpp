@@ -1,0 +1,55 @@
+#include "switchyard/comm/agreement.hpp"
+
+#include <algorithm>
+#include <span>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+std::vector<int64_t> all_values(Communicator& comm, int64_t value) {
+  std::vector<int64_t> all_R(static_cast<size_t>(comm.size()));
+  comm.all_gather(std::span(&value, 1), all_R);
+  return all_R;
+}
+
+std::string where(const Communicator& comm) {
+  return comm.step() == kNoStep ? comm.describe() : join_text(comm.describe(), ", step ", comm.step());
+}
+
+}  // namespace
+
+std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text) {
+  const std::vector<int64_t> lengths_R = all_values(comm, std::ssize(text));
+  const auto longest = static_cast<size_t>(std::ranges::max(lengths_R));
+  std::string padded(text);
+  padded.resize(longest);
+  std::string all_R(longest * lengths_R.size(), '\0');
+  comm.all_gather(padded, all_R);
+  std::vector<std::string> texts;
+  for (size_t rank = 0; rank < lengths_R.size(); ++rank) {
+    texts.push_back(all_R.substr(rank * longest, static_cast<size_t>(lengths_R[rank])));
+  }
+  return texts;
+}
+
+void throw_if_any(Communicator& comm, std::string_view problem) {
+  const std::vector<std::string> problems_R = all_gather_text(comm, problem);
+  std::string text;
+  for (size_t rank = 0; rank < problems_R.size(); ++rank) {
+    if (!problems_R[rank].empty()) text += join_text(text.empty() ? "" : "; ", "rank ", rank, ": ", problems_R[rank]);
+  }
+  SWITCHYARD_CHECK(text.empty(), CommError, where(comm), ": ", text);
+}
+
+void require_equal(Communicator& comm, std::string_view what, int64_t value) {
+  const std::vector<int64_t> values_R = all_values(comm, value);
+  if (std::ranges::count(values_R, value) == std::ssize(values_R)) return;
+  std::string text = join_text(where(comm), ": the ranks differ in ", what, ":");
+  for (size_t rank = 0; rank < values_R.size(); ++rank)
+    text += join_text(rank > 0 ? "," : "", " rank ", rank, " has ", values_R[rank]);
+  throw CommError(text);
+}
+
+}  // namespace switchyard

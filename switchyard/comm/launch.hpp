@@ -1,0 +1,17 @@
+#pragma once
+// What Open MPI needs to start ranks of this program on one machine.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace switchyard {
+
+/// The command line that starts `program` (its path and arguments) on num_ranks processes: as root too, with more ranks than
+/// cores, not bound to cores (bound, all threads of a rank share one core), and each rank with its share of the threads.
+/// @param num_threads  OpenMP threads of a rank; 0: the machine's cores divided by the ranks, at least 1
+/// @throws UsageError unless num_ranks >= 1, num_threads >= 0 and a program is given
+[[nodiscard]] std::vector<std::string> mpirun_command(int64_t num_ranks, int64_t num_threads,
+                                                      const std::vector<std::string>& program);
+
+}  // namespace switchyard
