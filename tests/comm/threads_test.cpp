@@ -8,6 +8,7 @@
 #include <chrono>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
@@ -116,6 +117,46 @@ TEST(RunRanks, DroppingACallEndsTheGroup) {
     }
   });
   EXPECT_THAT(text, HasSubstr("rank 0 of 2 dropped its all_reduce_sum of 10 int64 (call 0) without waiting"));
+}
+
+// The others' errors come first, and are not what went wrong.
+TEST(RunRanks, PrefersTheErrorOfTheRankThatCausedIt) {
+  std::atomic<bool> was_told = false;
+  const std::string text = error_of(2, [&](Communicator& comm) {
+    std::vector<int64_t> values(10);
+    if (comm.rank() == 0) {
+      { Pending dropped = comm.start_all_reduce_sum(values); }
+      while (!was_told) std::this_thread::yield();
+      throw std::runtime_error("boom");
+    }
+    try {
+      comm.all_reduce_sum(values);
+    } catch (const CommError&) {
+      was_told = true;
+      throw;
+    }
+  });
+  EXPECT_EQ(text, "boom");
+}
+
+// When all have arrived the others may be at work on the memory: dropping the call must leave nothing to be done with it.
+TEST(RunRanks, DroppingACallThatAllHaveStartedCompletesIt) {
+  std::atomic<bool> has_started = false, was_checked = false;
+  run_ranks(2, [&](Communicator& comm) {
+    std::vector<int64_t> values(100000, comm.rank() + 1);
+    if (comm.rank() == 0) {
+      while (!has_started) std::this_thread::yield();
+      { Pending dropped = comm.start_all_reduce_sum(values); }
+      EXPECT_EQ(values, std::vector<int64_t>(100000, 3));
+      was_checked = true;
+    } else {
+      Pending pending = comm.start_all_reduce_sum(values);
+      has_started = true;
+      while (!was_checked) std::this_thread::yield();
+      pending.wait();
+      EXPECT_EQ(values, std::vector<int64_t>(100000, 3));
+    }
+  });
 }
 
 TEST(RunRanks, PartsAreNamedByBothRanks) {
