@@ -1,5 +1,5 @@
 #pragma once
-// What nearly every source file pays for. Files still include what they use; tools/check_headers.py compiles without this.
+// For files that hold tensors but call few operations on them. Reading it costs 0.8 CPU-seconds a file.
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
@@ -14,6 +14,3 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/custom_function.h>
