@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = os.environ["SWITCHYARD_PROGRAM"]
 
-ALPHABETS = {"digits": "0123456789+-*=", "letters": "abcdefghijklm", "greek": "αβγδεζηθικλμ"}
+ALPHABETS = {"digits": "0123456789+-*=", "letters": "abcdefghijklm", "greek": "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03b8\u03b9\u03ba\u03bb\u03bc"}
 
 
 def run(*arguments, code=0, **options):

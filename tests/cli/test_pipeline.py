@@ -189,7 +189,7 @@ def test_a_run_is_exported_for_transformers(work, whole_run):
     model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.num_experts == 6
-    text = "12+34 αβγ\n"
+    text = "12+34 \u03b1\u03b2\u03b3\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
 
 
