@@ -107,12 +107,16 @@ TEST(RunRanks, NamesARankThatReturnedEarly) {
 }
 
 TEST(RunRanks, DroppingACallEndsTheGroup) {
-  const std::string text = error_of(2, [](Communicator& comm) {
+  std::atomic<bool> has_dropped = false;
+  const std::string text = error_of(2, [&](Communicator& comm) {
     std::vector<int64_t> values(10);
     if (comm.rank() == 0) {
       { Pending dropped = comm.start_all_reduce_sum(values); }
+      has_dropped = true;
       EXPECT_THROW(comm.barrier(), CommError);
     } else {
+      // Not earlier: a call that all have started is completed when it is dropped.
+      while (!has_dropped) std::this_thread::yield();
       comm.all_reduce_sum(values);
     }
   });
@@ -121,14 +125,17 @@ TEST(RunRanks, DroppingACallEndsTheGroup) {
 
 // The others' errors come first, and are not what went wrong.
 TEST(RunRanks, PrefersTheErrorOfTheRankThatCausedIt) {
-  std::atomic<bool> was_told = false;
+  std::atomic<bool> has_dropped = false, was_told = false;
   const std::string text = error_of(2, [&](Communicator& comm) {
     std::vector<int64_t> values(10);
     if (comm.rank() == 0) {
       { Pending dropped = comm.start_all_reduce_sum(values); }
+      has_dropped = true;
       while (!was_told) std::this_thread::yield();
       throw std::runtime_error("boom");
     }
+    // Not earlier: a call that all have started is completed when it is dropped, and nobody would be told of anything.
+    while (!has_dropped) std::this_thread::yield();
     try {
       comm.all_reduce_sum(values);
     } catch (const CommError&) {
