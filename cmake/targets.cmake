@@ -1,6 +1,10 @@
 # switchyard_library(FOLDER SOURCES a.cpp ... LINKS switchyard_core ...): one static library a folder, named switchyard_FOLDER.
-# switchyard_test(FOLDER SOURCES ...): one GoogleTest program a folder, each test registered with ctest under its own name.
-option(SWITCHYARD_PRECOMPILED_HEADER "Share one precompiled header" ON)
+# switchyard_test(FOLDER SOURCES ... ALONE ...): one GoogleTest program a folder, one ctest entry. ALONE: not in the unity build,
+# because its local names are those of another source.
+option(SWITCHYARD_PRECOMPILED_HEADER "Share precompiled headers" ON)
+option(SWITCHYARD_UNITY_BUILD "Compile several sources of a target as one: most of a compilation is reading headers" ON)
+# In a unity build GCC takes the types of a source for those of a header.
+set(SWITCHYARD_UNITY_FLAGS $<$<BOOL:${SWITCHYARD_UNITY_BUILD}>:-Wno-subobject-linkage>)
 
 add_library(switchyard_options INTERFACE)
 add_library(switchyard::options ALIAS switchyard_options)
@@ -41,8 +45,10 @@ set(SWITCHYARD_PRECOMPILED_model operations)
 set(SWITCHYARD_PRECOMPILED_train operations)
 set(SWITCHYARD_PRECOMPILED_kernels autograd)
 
+# What every target of ours gets: shared headers read once for several sources.
 function(switchyard_precompile target)
-  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF UNITY_BUILD ${SWITCHYARD_UNITY_BUILD} UNITY_BUILD_BATCH_SIZE 8)
+  target_compile_options(${target} PRIVATE ${SWITCHYARD_UNITY_FLAGS})
   if(NOT SWITCHYARD_PRECOMPILED_HEADER)
     return()
   endif()
@@ -88,9 +94,10 @@ function(switchyard_program name)
 endfunction()
 
 function(switchyard_test folder)
-  cmake_parse_arguments(arg "" "" "SOURCES;LINKS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;ALONE;LINKS" ${ARGN})
   set(name ${folder}_test)
-  switchyard_program(${name} SOURCES ${arg_SOURCES}
+  set_source_files_properties(${arg_ALONE} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  switchyard_program(${name} SOURCES ${arg_SOURCES} ${arg_ALONE}
     LINKS switchyard_${folder} ${arg_LINKS} GTest::gmock GTest::gtest_main ${RAPIDCHECK_LIBRARY})
   target_include_directories(${name} SYSTEM PRIVATE ${RAPIDCHECK_INCLUDE})
   add_test(NAME ${name} COMMAND ${name})

@@ -14,7 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kBarWidth = 24;
 constexpr int64_t kBytesPerMegabyte = 1'000'000;
 
 struct BuildArguments {

@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct ExportArguments {
   std::string checkpoint;
   std::string folder;
   std::string data;
@@ -28,7 +28,7 @@ fs::path checkpoint_path(const fs::path& given, Session& session) {
   return found.path;
 }
 
-int export_model(const Arguments& arguments, Session& session) {
+int export_model(const ExportArguments& arguments, Session& session) {
   SWITCHYARD_CHECK(fs::is_directory(arguments.checkpoint), UsageError, "no folder ", arguments.checkpoint,
                    "; expected a checkpoint (RUN/checkpoints/step-...) or a run");
   const fs::path checkpoint = checkpoint_path(arguments.checkpoint, session);
@@ -51,7 +51,7 @@ int export_model(const Arguments& arguments, Session& session) {
 }  // namespace
 
 void add_export_verb(CLI::App& app, Action& chosen) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ExportArguments>();
   CLI::App* verb = app.add_subcommand("export", "A trained model and its tokenizer as a Hugging Face folder (Qwen3-MoE)");
   verb->add_option("checkpoint", arguments->checkpoint, "checkpoint folder, or a run for its newest")->required()->type_name("CHECKPOINT");
   verb->add_option("folder", arguments->folder, "new folder to write")->required()->type_name("DIR");

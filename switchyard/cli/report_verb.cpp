@@ -10,12 +10,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct ReportArguments {
   std::vector<std::string> runs;
   std::string out = "report.html";
 };
 
-int make_report(const Arguments& arguments, Session& session) {
+int make_report(const ReportArguments& arguments, Session& session) {
   std::vector<fs::path> folders;
   for (const std::string& run : arguments.runs) {
     SWITCHYARD_CHECK(fs::is_directory(run), UsageError, "no folder ", run, "; expected a run or a testbed folder");
@@ -29,7 +29,7 @@ int make_report(const Arguments& arguments, Session& session) {
 }  // namespace
 
 void add_report_verb(CLI::App& app, Action& chosen) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ReportArguments>();
   CLI::App* verb = app.add_subcommand("report", "One self-contained HTML file about runs; a testbed folder stands for its runs");
   verb->add_option("runs", arguments->runs, "run or testbed folders")->required()->type_name("RUN...");
   verb->add_option("--out", arguments->out, "file to write")->capture_default_str()->type_name("FILE");

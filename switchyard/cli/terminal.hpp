@@ -26,6 +26,8 @@ enum class Style { Bold, Faint, Red, Green, Yellow };
 /// "1,234,567".
 [[nodiscard]] std::string grouped_digits(int64_t number);
 
+inline constexpr int64_t kBarWidth = 24;  // of progress bars, in characters
+
 /// "[#####-----]" of `width` characters between the brackets; done in [0, total].
 [[nodiscard]] std::string bar_text(int64_t done, int64_t total, int64_t width);
 

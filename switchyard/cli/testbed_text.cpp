@@ -8,7 +8,6 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kBarWidth = 24;
 
 std::string summary_cell(const Summary& summary, int digits) {
   if (summary.count == 0) return "-";

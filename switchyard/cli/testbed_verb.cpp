@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct TestbedArguments {
   std::string config;
   std::string out;
   int64_t jobs = 0;
@@ -57,7 +57,7 @@ std::string skipped_text(const std::vector<RunProgress>& runs) {
   return skipped == 0 ? "" : join_text(" (", skipped, " finished before)");
 }
 
-int exit_code(const TestbedResult& result, const Arguments& arguments) {
+int exit_code(const TestbedResult& result, const TestbedArguments& arguments) {
   const bool claims_hold = std::all_of(result.study.claims.begin(), result.study.claims.end(), [](const ClaimResult& claim) {
     return claim.verdict == Verdict::Holds;
   });
@@ -65,7 +65,7 @@ int exit_code(const TestbedResult& result, const Arguments& arguments) {
 }
 
 // What did not finish, on the error stream.
-void print_problems(const TestbedResult& result, const fs::path& folder, const Arguments& arguments, Session& session) {
+void print_problems(const TestbedResult& result, const fs::path& folder, const TestbedArguments& arguments, Session& session) {
   std::vector<std::string> failed;
   bool interrupted = false;
   for (const RunProgress& run : result.runs) {
@@ -83,7 +83,7 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const A
   }
 }
 
-int run(const Arguments& arguments, Session& session) {
+int run(const TestbedArguments& arguments, Session& session) {
   const TestbedConfig config = read_testbed_config(arguments.config, arguments.overrides);
   RunnerOptions options;
   options.folder = arguments.out.empty() ? fs::path("runs") / config.name : fs::path(arguments.out);
@@ -113,7 +113,7 @@ int run(const Arguments& arguments, Session& session) {
 }  // namespace
 
 void add_testbed_verb(CLI::App& app, Action& chosen) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TestbedArguments>();
   CLI::App* verb = app.add_subcommand(
       "testbed", "Compare ways of training: arms x seeds, several at a time, then a summary and a report.\n"
                  "Repeat the command after an interruption: finished runs are skipped, unfinished ones resumed.");

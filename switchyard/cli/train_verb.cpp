@@ -17,10 +17,9 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kBarWidth = 24;
 constexpr std::chrono::milliseconds kJsonInterval{100};
 
-struct Arguments {
+struct TrainArguments {
   std::string config;
   std::string out;
   std::string resume;
@@ -127,7 +126,7 @@ class JsonSink : public ProgressSink {
   Clock::time_point last_{};
 };
 
-RunConfig read_run(const Arguments& arguments) {
+RunConfig read_run(const TrainArguments& arguments) {
   SWITCHYARD_CHECK(arguments.out.empty() || arguments.resume.empty(), UsageError,
                    "--out and --resume are both given; a resumed run stays in its folder");
   SWITCHYARD_CHECK(!arguments.config.empty() || !arguments.resume.empty(), UsageError,
@@ -140,7 +139,7 @@ RunConfig read_run(const Arguments& arguments) {
   return config;
 }
 
-int finish(const RunResult& result, const fs::path& folder, const Arguments& arguments, JsonSink& json, Session& session) {
+int finish(const RunResult& result, const fs::path& folder, const TrainArguments& arguments, JsonSink& json, Session& session) {
   const bool done = result.reason == EndReason::Done;
   if (arguments.format == OutputFormat::Json) {
     json.write({{"kind", "end"}, {"reason", done ? "done" : "interrupted"}, {"step", result.step}, {"folder", folder.string()}});
@@ -154,7 +153,7 @@ int finish(const RunResult& result, const fs::path& folder, const Arguments& arg
   return done ? kExitDone : kExitFailed;
 }
 
-int run(const Arguments& arguments, Session& session) {
+int run(const TrainArguments& arguments, Session& session) {
   const RunConfig config = read_run(arguments);
   RunOptions options;
   options.resume = arguments.resume.empty() ? Resume::No : Resume::Yes;
@@ -180,7 +179,7 @@ int run(const Arguments& arguments, Session& session) {
 }  // namespace
 
 void add_train_verb(CLI::App& app, Action& chosen) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   CLI::App* verb = app.add_subcommand(
       "train", "One training run, in a folder of its own: log, checkpoints, held-out evaluation.\n"
                "Ctrl-C finishes the step and saves; --resume goes on to the same bits.");

@@ -13,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
+using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 at::ScalarType scalar_type_of(ElementType type) {
   switch (type) {
@@ -94,7 +94,7 @@ class C10dWork final : public Work {
 
 class C10dCommunicator final : public Communicator {
  public:
-  C10dCommunicator(Group group, c10::Device device) : group_(std::move(group)), device_(device) {}
+  C10dCommunicator(GroupPtr group, c10::Device device) : group_(std::move(group)), device_(device) {}
   [[nodiscard]] int64_t rank() const override { return group_->getRank(); }
   [[nodiscard]] int64_t size() const override { return group_->getSize(); }
 
@@ -168,14 +168,14 @@ class C10dCommunicator final : public Communicator {
                                "torch.distributed.new_group and wrap that"));
   }
 
-  Group group_;
+  GroupPtr group_;
   c10::Device device_;
   std::shared_ptr<InFlight> last_;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_c10d_communicator(Group group, c10::Device device) {
+std::unique_ptr<Communicator> make_c10d_communicator(GroupPtr group, c10::Device device) {
   SWITCHYARD_CHECK(group != nullptr, UsageError, "no process group was given");
   return std::make_unique<C10dCommunicator>(std::move(group), device);
 }

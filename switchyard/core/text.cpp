@@ -54,6 +54,10 @@ std::string comma_list(std::span<const std::string> items) {
   return list;
 }
 
+bool is_one_of(std::string_view name, std::span<const std::string_view> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
 std::string unknown_name(std::string_view what, std::string_view given, std::span<const std::string> known) {
   const std::string nearest = nearest_name(given, known);
   const std::string hint = nearest.empty() ? "" : join_text(" (did you mean '", nearest, "'?)");

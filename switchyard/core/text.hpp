@@ -1,6 +1,7 @@
 #pragma once
 // Small text helpers that messages need.
 
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -8,11 +9,16 @@
 
 namespace switchyard {
 
+inline constexpr size_t kNotFound = std::string_view::npos;
+
 /// The candidate with the smallest edit distance to `given`; empty if there is none within a third of its length (at least 2).
 [[nodiscard]] std::string nearest_name(std::string_view given, std::span<const std::string> candidates);
 
 /// "a, b, c".
 [[nodiscard]] std::string comma_list(std::span<const std::string> items);
+
+/// Whether `name` is one of them.
+[[nodiscard]] bool is_one_of(std::string_view name, std::span<const std::string_view> names);
 
 /// The message for an unknown name: "unknown router 'topkk' (did you mean 'top_k'?); known: top_k, random".
 [[nodiscard]] std::string unknown_name(std::string_view what, std::string_view given, std::span<const std::string> known);

@@ -9,17 +9,12 @@
 #include <span>
 #include <utility>
 
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/recipe_text.hpp"
 #include "switchyard/data/unicode.hpp"
 
 namespace switchyard {
 namespace {
-
-constexpr size_t kNone = std::string_view::npos;
-
-bool contains(std::span<const std::string_view> names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 size_t skip_space(std::string_view text, size_t at) {
   while (at < text.size()) {
@@ -66,24 +61,24 @@ bool opens_hidden_block(const Macro& macro) {
       macro.line.begin());
   const bool word_goes_on =
       end < macro.line.size() && (macro.line[end] == '_' || static_cast<unsigned char>(macro.line[end]) >= 0x80);
-  return !word_goes_on && contains(kNames, macro.line.substr(0, end));
+  return !word_goes_on && is_one_of(macro.line.substr(0, end), kNames);
 }
 
 // The words of a font macro run together: `.BR ls (1)` is "ls(1)".
 std::string joined_words(std::string_view arguments) {
   std::string out;
   for (size_t at = skip_space(arguments, 0); at < arguments.size(); at = skip_space(arguments, at)) {
-    const size_t quote = arguments[at] == '"' ? arguments.find('"', at + 1) : kNone;
-    const size_t end = quote != kNone ? quote : end_of_word(arguments, at);
-    out.append(arguments.substr(quote != kNone ? at + 1 : at, end - (quote != kNone ? at + 1 : at)));
-    at = quote != kNone ? end + 1 : end;
+    const size_t quote = arguments[at] == '"' ? arguments.find('"', at + 1) : kNotFound;
+    const size_t end = quote != kNotFound ? quote : end_of_word(arguments, at);
+    out.append(arguments.substr(quote != kNotFound ? at + 1 : at, end - (quote != kNotFound ? at + 1 : at)));
+    at = quote != kNotFound ? end + 1 : end;
   }
   return out;
 }
 
 std::string first_word(std::string_view arguments) {
-  const size_t quote = arguments.starts_with('"') ? arguments.find('"', 1) : kNone;
-  const size_t end = quote != kNone ? quote + 1 : end_of_word(arguments, 0);
+  const size_t quote = arguments.starts_with('"') ? arguments.find('"', 1) : kNotFound;
+  const size_t end = quote != kNotFound ? quote + 1 : end_of_word(arguments, 0);
   return std::string(strip_characters(arguments.substr(0, end), "\""));
 }
 
@@ -94,18 +89,18 @@ void add_macro(const Macro& macro, std::vector<std::string>& lines) {
                                                            "Xr", "Pa", "It", "Cm", "Dv", "Va", "Fa", "Fn",
                                                            "Ft", "Em", "Sy", "Li", "Op", "Ql", "Dq"};
   static constexpr std::array<std::string_view, 5> kBreaks{"PP", "P", "LP", "Pp", "sp"};
-  if (contains(kHeadings, macro.name)) {
+  if (is_one_of(macro.name, kHeadings)) {
     lines.emplace_back();
     lines.emplace_back(strip_characters(strip_space(macro.arguments), "\""));
-  } else if (contains(kPairs, macro.name)) {
+  } else if (is_one_of(macro.name, kPairs)) {
     lines.push_back(joined_words(macro.arguments));
-  } else if (contains(kFonts, macro.name)) {
+  } else if (is_one_of(macro.name, kFonts)) {
     std::string text(macro.arguments);
     std::erase(text, '"');
     lines.push_back(std::move(text));
   } else if (macro.name == "IP") {
     lines.push_back(first_word(macro.arguments));
-  } else if (contains(kBreaks, macro.name)) {
+  } else if (is_one_of(macro.name, kBreaks)) {
     lines.emplace_back();
   }
 }
@@ -166,7 +161,7 @@ size_t special_character(std::string_view rest, std::string& out) {
 // Bytes up to and with `close`, from the front; 0 if it does not come.
 size_t through(std::string_view rest, size_t from, char close) {
   const size_t end = rest.find(close, from);
-  return end == kNone ? 0 : end + 1;
+  return end == kNotFound ? 0 : end + 1;
 }
 
 // Bytes up to `count` characters behind `from`, none of them a newline; 0 if there are fewer.
@@ -192,9 +187,9 @@ size_t formatting_escape(std::string_view rest, std::string&) {
     const size_t digit = next == '+' || next == '-' ? 3 : 2;
     return digit < rest.size() && std::isdigit(static_cast<unsigned char>(rest[digit])) != 0 ? digit + 1 : 0;
   }
-  if (std::string_view("mMFgkn").find(kind) != kNone) return next == '[' ? through(rest, 3, ']') : 0;
-  if (std::string_view("vhw").find(kind) != kNone) return next == '\'' ? through(rest, 3, '\'') : 0;
-  return std::string_view("&,/|^c:%ud{}").find(kind) != kNone ? 2 : 0;
+  if (std::string_view("mMFgkn").find(kind) != kNotFound) return next == '[' ? through(rest, 3, ']') : 0;
+  if (std::string_view("vhw").find(kind) != kNotFound) return next == '\'' ? through(rest, 3, '\'') : 0;
+  return std::string_view("&,/|^c:%ud{}").find(kind) != kNotFound ? 2 : 0;
 }
 
 // `\[u00E9]`, four or five hex digits.

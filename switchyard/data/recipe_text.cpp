@@ -8,18 +8,13 @@
 #include <span>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/compression.hpp"
 #include "switchyard/data/html.hpp"
 #include "switchyard/data/unicode.hpp"
 
 namespace switchyard {
 namespace {
-
-constexpr size_t kNone = std::string_view::npos;
-
-bool contains(std::span<const std::string_view> names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 bool is_paragraph(std::string_view name) {
   if (name == "p" || name == "pre") return true;
@@ -31,8 +26,8 @@ bool breaks_line(std::string_view text, size_t at, const Tag& tag) {
   static constexpr std::array<std::string_view, 6> kOpening{"title", "div", "milestone", "lb", "p", "l"};
   static constexpr std::array<std::string_view, 5> kClosing{"p", "title", "verse", "div", "l"};
   const std::string_view whole = text.substr(at, tag.end - at);
-  if (tag.closing) return contains(kClosing, tag.name) && whole.size() == tag.name.size() + 3;
-  return contains(kOpening, tag.name) || whole == "<br>" || whole == "<br/>" || whole == "<br />";
+  if (tag.closing) return is_one_of(tag.name, kClosing) && whole.size() == tag.name.size() + 3;
+  return is_one_of(tag.name, kOpening) || whole == "<br>" || whole == "<br/>" || whole == "<br />";
 }
 
 std::string drop_notes(std::string_view text) {
@@ -41,8 +36,8 @@ std::string drop_notes(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {
     const size_t begin = text.find("<note", at);
-    const size_t end = begin == kNone ? kNone : text.find(kEnd, begin);
-    if (end == kNone) break;
+    const size_t end = begin == kNotFound ? kNotFound : text.find(kEnd, begin);
+    if (end == kNotFound) break;
     const char next = text[begin + 5];
     const bool longer_name = std::isalnum(static_cast<unsigned char>(next)) != 0 || next == '_';
     const size_t behind = longer_name ? begin + 5 : end + kEnd.size();
@@ -62,15 +57,15 @@ uint32_t word_at(std::string_view bytes, size_t at) {
 
 std::vector<std::string> help_paragraphs(std::string_view html) {
   const size_t begin = html.find("id=\"DisplayArea\"");
-  if (begin == kNone) return {};
+  if (begin == kNotFound) return {};
   const size_t end = html.find("<div id=\"SearchFrame\"");
-  const std::string_view area = html.substr(begin, end == kNone ? kNone : std::max(begin, end) - begin);
+  const std::string_view area = html.substr(begin, end == kNotFound ? kNotFound : std::max(begin, end) - begin);
   std::vector<std::string> paragraphs;
-  for (size_t at = area.find('<'); at != kNone; at = area.find('<', at)) {
+  for (size_t at = area.find('<'); at != kNotFound; at = area.find('<', at)) {
     const Tag tag = tag_at(area, at);
     const size_t close =
-        tag.closing || !is_paragraph(tag.name) ? kNone : area.find("</" + std::string(tag.name) + ">", tag.end);
-    if (close == kNone) {
+        tag.closing || !is_paragraph(tag.name) ? kNotFound : area.find("</" + std::string(tag.name) + ">", tag.end);
+    if (close == kNotFound) {
       ++at;
       continue;
     }
@@ -138,7 +133,7 @@ std::vector<std::string> fasta_sequences(std::string_view fasta) {
   for (size_t at = 0; at < fasta.size();) {
     const size_t end = std::min(fasta.find("\n>", at), fasta.size());
     const std::string_view record = fasta.substr(at, end - at);
-    if (const size_t header = record.find('\n'); header != kNone) {
+    if (const size_t header = record.find('\n'); header != kNotFound) {
       std::string bases(record.substr(header + 1));
       std::erase_if(bases, [](char letter) { return letter == 'n' || letter == '.'; });
       sequences.emplace_back(strip_space(bases));
@@ -153,7 +148,7 @@ std::vector<std::string> chess_documents(std::string_view text) {
   std::vector<std::string> documents;
   size_t begin = 0;
   size_t at = text.find('\n');
-  for (; at != kNone; at = text.find('\n', at)) {
+  for (; at != kNotFound; at = text.find('\n', at)) {
     const bool rule = text.substr(at).starts_with(kRule);
     if (rule || text.substr(at + 1).starts_with("[Event ")) {
       documents.emplace_back(text.substr(begin, at - begin));

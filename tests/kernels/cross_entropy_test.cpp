@@ -40,11 +40,11 @@ TEST(LinearCrossEntropy, MatchesHandWorkedLosses) {
 }
 
 TEST(LinearCrossEntropy, EqualsItsReferenceInValueAndGradient) {
-  struct Sizes {
+  struct Shape {
     int64_t tokens, width, vocabulary, ignored_every;
   };
   // 1100 tokens take several chunks, the last one short.
-  for (const Sizes& s : {Sizes{1, 1, 1, 0}, {1, 3, 5, 0}, {9, 4, 17, 3}, {1100, 5, 13, 0}, {1100, 3, 33, 2}}) {
+  for (const Shape& s : {Shape{1, 1, 1, 0}, {1, 3, 5, 0}, {9, 4, 17, 3}, {1100, 5, 13, 0}, {1100, 3, 33, 2}}) {
     const at::Tensor targets = random_targets(s.tokens, s.vocabulary, s.ignored_every);
     expect_same_function([&](const auto& in) { return linear_cross_entropy(in[0], in[1], targets, kIgnored); },
                          [&](const auto& in) { return linear_cross_entropy_reference(in[0], in[1], targets, kIgnored); },
