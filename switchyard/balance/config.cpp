@@ -1,13 +1,19 @@
 #include "switchyard/balance/config.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
+#include "switchyard/balance/groups.hpp"
 #include "switchyard/balance/method.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
+
+// In the order of the enum.
+constexpr std::array<std::string_view, 5> kRuleNames = {"none", "bias", "bias_centered", "quantile", "mean_quantile"};
 
 template <typename Enum>
 Enum parse_either(std::string_view what, std::string_view text, std::string_view first, std::string_view second,
@@ -36,26 +42,104 @@ void parse(std::string_view text, LayerReduction& value) {
   value = parse_either("layer reduction", text, "sum", "mean", LayerReduction::Sum, LayerReduction::Mean);
 }
 
+std::string to_string(const SelectionRule& value) { return std::string(kRuleNames[static_cast<size_t>(value)]); }
+
+void parse(std::string_view text, SelectionRule& value) {
+  const auto found = std::find(kRuleNames.begin(), kRuleNames.end(), text);
+  const std::vector<std::string> known(kRuleNames.begin(), kRuleNames.end());
+  SWITCHYARD_CHECK(found != kRuleNames.end(), ConfigError, unknown_name("selection rule", text, known));
+  value = static_cast<SelectionRule>(found - kRuleNames.begin());
+}
+
+std::vector<BalanceTerm> all_terms(const BalanceConfig& config) {
+  std::vector<BalanceTerm> terms = {{.method = config.method,
+                                     .scope = config.scope,
+                                     .coefficient = config.coefficient,
+                                     .from_step = config.from_step,
+                                     .to_step = config.to_step}};
+  terms.insert(terms.end(), config.terms.begin(), config.terms.end());
+  return terms;
+}
+
+std::vector<BalanceTerm> active_terms(const BalanceConfig& config, int64_t step) {
+  std::vector<BalanceTerm> terms = all_terms(config);
+  std::erase_if(terms, [step](const BalanceTerm& term) { return term.method == "none" || !term.active(step); });
+  return terms;
+}
+
+double ema_decay(const BalanceConfig& config) {
+  for (const BalanceTerm& term : all_terms(config)) {
+    if (term.scope.kind == ScopeKind::Ema && term.method != "none") return term.scope.decay;
+  }
+  return 0.0;
+}
+
+bool acts_on_router(const BalanceConfig& config) {
+  const std::vector<BalanceTerm> terms = all_terms(config);
+  const bool loss = std::any_of(terms.begin(), terms.end(), [](const BalanceTerm& term) {
+    return term.method != "none" && term.coefficient != 0.0;
+  });
+  return loss || config.z_coefficient != 0.0 || config.simbal_coefficient != 0.0 ||
+         config.selection.rule != SelectionRule::None;
+}
+
 BalanceConfig without_loss(const BalanceConfig& config) {
   BalanceConfig silent = config;
   silent.coefficient = 0.0;
   silent.z_coefficient = 0.0;
+  silent.simbal_coefficient = 0.0;
+  silent.orthogonality_coefficient = 0.0;
+  silent.selection.rule = SelectionRule::None;
+  silent.terms.clear();
   return silent;
 }
 
-void BalanceConfig::validate(const std::string& where) const {
+void BalanceTerm::validate(const std::string& where) const {
   const std::string prefix = where.empty() ? "balance: " : where + ": ";
+  StatisticMethod found;
   try {
-    static_cast<void>(find_method(method));
+    found = find_method(method);
   } catch (const ConfigError& error) {
     throw ConfigError(prefix + error.what());
   }
   check_weight(prefix, "coefficient", coefficient);
-  check_weight(prefix, "z_coefficient", z_coefficient);
   SWITCHYARD_CHECK(scope.kind != ScopeKind::Sequences || scope.num_sequences >= 1, ConfigError, prefix, "scope sequences(",
                    scope.num_sequences, "); expected at least 1 sequence");
   SWITCHYARD_CHECK(scope.kind != ScopeKind::Ema || (scope.decay > 0.0 && scope.decay < 1.0), ConfigError, prefix, "scope ema(",
                    scope.decay, "); expected a decay above 0 and below 1");
+  SWITCHYARD_CHECK(from_step >= 0 && (to_step == 0 || to_step > from_step), ConfigError, prefix, "steps ", from_step, " to ",
+                   to_step, "; expected 0 <= from_step < to_step, or to_step = 0 for no end");
+  const bool earlier = fraction_source(scope.kind) == FractionSource::EarlierSteps;
+  const bool own_tokens = found.reads != SlopeReads::Fractions;
+  SWITCHYARD_CHECK(!own_tokens || (!earlier && scope.kind != ScopeKind::Prefix), ConfigError, prefix, "method '", method,
+                   "' takes its statistics from the tokens that it moves, so the scope ", to_string(scope),
+                   " does not exist for it; use sequence, sequences(n), micro_batch, ranks or optimizer_batch");
+  SWITCHYARD_CHECK(found.counted == Counted::Slots || !earlier, ConfigError, prefix, "method '", method,
+                   "' counts first choices, which are not kept from step to step; use a scope of this step instead of ",
+                   to_string(scope));
+}
+
+void SelectionConfig::validate(const std::string& where) const {
+  const std::string prefix = where.empty() ? "balance.selection: " : where + ": ";
+  check_weight(prefix, "rate", rate);
+  SWITCHYARD_CHECK(decay >= 0.0 && decay < 1.0, ConfigError, prefix, "decay = ", decay,
+                   "; expected a number in [0, 1)");
+}
+
+void BalanceConfig::validate(const std::string& where) const {
+  const std::string prefix = where.empty() ? "balance: " : where + ": ";
+  double decay = 0.0;
+  for (const BalanceTerm& term : all_terms(*this)) {
+    term.validate(where);
+    if (term.scope.kind != ScopeKind::Ema || term.method == "none") continue;
+    SWITCHYARD_CHECK(decay == 0.0 || decay == term.scope.decay, ConfigError, prefix, "scopes ema(", decay, ") and ema(",
+                     term.scope.decay, "); one exponential mean is kept, so the decays must be equal");
+    decay = term.scope.decay;
+  }
+  check_weight(prefix, "z_coefficient", z_coefficient);
+  check_weight(prefix, "simbal_coefficient", simbal_coefficient);
+  check_weight(prefix, "orthogonality_coefficient", orthogonality_coefficient);
+  selection.validate("");
 }
 
 }  // namespace switchyard

@@ -1,28 +1,33 @@
 #include "switchyard/balance/groups.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
 namespace {
 
-// Number of the group that a segment falls in; never falls along the step.
+// Names the group that a segment falls in; never falls along the step.
+using GroupKey = std::pair<int64_t, int64_t>;
+constexpr GroupKey kNoKey{-1, -1};
+
 // @param ordinal  how many segments with tokens come before it: padding must not shift the borders
-int64_t group_number(const Scope& scope, int64_t ordinal, int64_t micro_batch) {
+GroupKey group_key(const Scope& scope, int64_t ordinal, int64_t micro_batch, int64_t rank) {
   switch (scope.kind) {
     case ScopeKind::Sequence:
-      return ordinal;
+      return {ordinal, 0};
     case ScopeKind::Sequences:
-      return ordinal / scope.num_sequences;
+      return {ordinal / scope.num_sequences, 0};
     case ScopeKind::MicroBatch:
+      return {micro_batch, rank};
     case ScopeKind::Ranks:
     case ScopeKind::Prefix:
-      return micro_batch;
+      return {micro_batch, 0};
     case ScopeKind::OptimizerBatch:
     case ScopeKind::PreviousStep:
     case ScopeKind::Ema:
-      return 0;
+      return {0, 0};
   }
   throw UsageError(join_text("scope kind ", static_cast<int>(scope.kind), " does not exist"));
 }
@@ -65,14 +70,15 @@ std::vector<BalanceGroup> make_groups(const Scope& scope, GroupWeighting weighti
   SWITCHYARD_CHECK(scope.kind != ScopeKind::Sequences || scope.num_sequences >= 1, UsageError, "scope sequences(",
                    scope.num_sequences, "): expected at least 1 sequence");
   std::vector<BalanceGroup> groups;
-  int64_t open_group = -1;
+  GroupKey open_group = kNoKey;
   int64_t ordinal = 0;
   for (int64_t segment = 0; segment < plan.num_segments(); ++segment) {
     const int64_t tokens = plan.segment_tokens[static_cast<size_t>(segment)];
     if (tokens == 0) continue;
-    const int64_t number = group_number(scope, ordinal++, plan.segment_micro_batch[static_cast<size_t>(segment)]);
-    if (number != open_group) groups.push_back({.averaged = {segment, segment}});
-    open_group = number;
+    const int64_t micro_batch = plan.segment_micro_batch[static_cast<size_t>(segment)];
+    const GroupKey key = group_key(scope, ordinal++, micro_batch, plan.rank_of(segment));
+    if (key != open_group) groups.push_back({.averaged = {segment, segment}});
+    open_group = key;
     groups.back().averaged.end = segment + 1;
     groups.back().tokens += tokens;
   }

@@ -6,8 +6,10 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "switchyard/balance/statistics.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -17,6 +19,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr const char* kCellKey = "cell";
+constexpr const char* kChosenKey = "num_chosen";
 
 CellPtr cell_of(AutogradContext* context) {
   return c10::static_intrusive_pointer_cast<CoefficientCell>(context->saved_data[kCellKey].toCapsule());
@@ -35,6 +38,44 @@ struct InjectCoefficients : torch::autograd::Function<InjectCoefficients> {
     const at::Tensor segment_T = context->get_saved_variables()[0];
     const at::Tensor& grad_TE = grads[0];
     return {grad_TE.add(cell_of(context)->of_tokens(segment_T, grad_TE.scalar_type())), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct InjectCurvature : torch::autograd::Function<InjectCurvature> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& probs_TE, const at::Tensor& segment_T,
+                            const CellPtr& cell) {
+    context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
+    context->save_for_backward({segment_T, probs_TE});
+    return probs_TE;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor probs_TE = saved[1].detach();
+    const at::Tensor scale_T1 = cell_of(context)->of_tokens(saved[0], probs_TE.scalar_type());
+    const at::Tensor added_TE = at::where(scale_T1.eq(0), 0.0, probs_TE.mul(scale_T1));
+    return {grads[0].add(added_TE.to(grads[0].scalar_type())), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct InjectLoad : torch::autograd::Function<InjectLoad> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& logits_TE, const at::Tensor& segment_T,
+                            const CellPtr& cell, int64_t num_chosen) {
+    context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
+    context->saved_data[kChosenKey] = num_chosen;
+    context->save_for_backward({segment_T, logits_TE});
+    return logits_TE;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor scale_TE = cell_of(context)->of_tokens(saved[0], saved[1].scalar_type());
+    const at::AutoGradMode enabled(true);
+    // Padding rows may hold anything; their rows of scale are zero, which does not help against infinities.
+    const at::Tensor logits_TE = saved[1].detach().masked_fill(saved[0].lt(0).unsqueeze(1), 0.0).set_requires_grad(true);
+    const at::Tensor load_TE = smooth_load(logits_TE, context->saved_data[kChosenKey].toInt());
+    const variable_list added = torch::autograd::grad({load_TE}, {logits_TE}, {scale_TE});
+    return {grads[0].add(added[0].to(grads[0].scalar_type())), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -77,6 +118,14 @@ at::Tensor CoefficientCell::of_tokens(const at::Tensor& segment_T, at::ScalarTyp
 
 at::Tensor inject_coefficients(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
   return InjectCoefficients::apply(probs_TE, segment_T, cell);
+}
+
+at::Tensor inject_curvature(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
+  return InjectCurvature::apply(probs_TE, segment_T, cell);
+}
+
+at::Tensor inject_load(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell, int64_t num_chosen) {
+  return InjectLoad::apply(logits_TE, segment_T, cell, num_chosen);
 }
 
 at::Tensor inject_z_loss(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell) {

@@ -36,6 +36,14 @@ using CellPtr = c10::intrusive_ptr<CoefficientCell>;
 /// @param segment_T  int64 in [-1, S), -1 for padding
 [[nodiscard]] at::Tensor inject_coefficients(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell);
 
+/// Returns probs_TE; backward adds q[segment] * probs_TE, the part of a gradient that is linear in a token's own probabilities.
+/// @param cell  double [S, 1]
+[[nodiscard]] at::Tensor inject_curvature(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell);
+
+/// Returns logits_TE; backward adds the gradient of sum_te c[segment, e] * smooth_load(logits)_te.
+[[nodiscard]] at::Tensor inject_load(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell,
+                                     int64_t num_chosen);
+
 /// Returns logits_TE; backward adds c[segment] * d lse^2 / d logits = c * 2 * lse * softmax(logits), the z-loss of arXiv
 /// 2202.08906, eq. 5.
 [[nodiscard]] at::Tensor inject_z_loss(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell);

@@ -23,15 +23,16 @@ std::vector<Number> sum_rows(const at::Tensor& values_LSE, int64_t layer, const 
 
 StepLedger::StepLedger(StepPlan plan, int64_t num_layers, int64_t num_experts)
     : plan_(std::move(plan)), num_layers_(num_layers), num_experts_(num_experts) {
-  const int64_t num_segments = plan_.num_segments();
-  counts_LSE_ = at::zeros({num_layers, num_segments, num_experts}, at::kLong);
-  prob_sums_LSE_ = at::zeros({num_layers, num_segments, num_experts}, at::kDouble);
-  lse_LS_ = at::zeros({num_layers, num_segments}, at::kDouble);
+  const std::vector<int64_t> sizes_LSE = {num_layers, plan_.num_segments(), num_experts};
+  counts_LSE_ = at::zeros(sizes_LSE, at::kLong);
+  first_counts_LSE_ = at::zeros(sizes_LSE, at::kLong);
+  for (size_t which = 0; which < kTokenSums; ++which) sums_LSE_.push_back(at::zeros(sizes_LSE, at::kDouble));
+  has_sums_L_.assign(kTokenSums, std::vector<bool>(static_cast<size_t>(num_layers), true));
+  lse_LS_ = at::zeros({num_layers, plan_.num_segments()}, at::kDouble);
   seen_.assign(static_cast<size_t>(plan_.num_forwards() * num_layers), false);
-  scores_L_.resize(static_cast<size_t>(num_layers));
 }
 
-void StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics& statistics) {
+bool StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics& statistics) {
   const at::Tensor& counts_SE = statistics.counts.counts_GE;
   SWITCHYARD_CHECK(
       counts_SE.dim() == 2 && counts_SE.size(0) == plan_.forward_segments(forward) && counts_SE.size(1) == num_experts_,
@@ -40,23 +41,31 @@ void StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics&
   check_tokens(forward, layer, statistics.counts.tokens_G);
   if (has(forward, layer)) {
     check_same_counts(forward, layer, counts_SE);
-    return;
+    return false;
   }
   const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
   const int64_t num_segments = counts_SE.size(0);
   counts_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(counts_SE);
-  LayerScores& scores = scores_L_[static_cast<size_t>(layer)];
-  if (statistics.prob_sums_SE.defined()) {
-    prob_sums_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.prob_sums_SE);
-  } else {
-    scores.probs = false;
+  if (statistics.first_counts_SE.defined()) {
+    first_counts_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.first_counts_SE);
   }
+  keep_sums(forward, layer, TokenSum::Probs, statistics.prob_sums_SE);
+  keep_sums(forward, layer, TokenSum::SquaredProbs, statistics.prob_squares_SE);
+  keep_sums(forward, layer, TokenSum::Load, statistics.load_sums_SE);
   if (statistics.squared_lse_S.defined()) {
     lse_LS_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.squared_lse_S);
-  } else {
-    scores.squared_lse = false;
   }
   seen_[static_cast<size_t>(forward * num_layers_ + layer)] = true;
+  return true;
+}
+
+void StepLedger::keep_sums(int64_t forward, int64_t layer, TokenSum which, const at::Tensor& sums_SE) {
+  if (!sums_SE.defined()) {
+    has_sums_L_[static_cast<size_t>(which)][static_cast<size_t>(layer)] = false;
+    return;
+  }
+  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  sums_LSE_[static_cast<size_t>(which)].select(0, layer).narrow(0, begin, sums_SE.size(0)).copy_(sums_SE);
 }
 
 void StepLedger::check_tokens(int64_t forward, int64_t layer, const at::Tensor& tokens_S) const {
@@ -86,20 +95,24 @@ void StepLedger::check_same_counts(int64_t forward, int64_t layer, const at::Ten
 }
 
 bool StepLedger::has(int64_t forward, int64_t layer) const { return seen_[static_cast<size_t>(forward * num_layers_ + layer)]; }
-bool StepLedger::has_probs(int64_t layer) const { return scores_L_[static_cast<size_t>(layer)].probs; }
-bool StepLedger::has_squared_lse(int64_t layer) const { return scores_L_[static_cast<size_t>(layer)].squared_lse; }
 
-std::vector<int64_t> StepLedger::counts_E(int64_t layer, const SegmentRange& range) const {
-  return sum_rows<int64_t>(counts_LSE_, layer, range);
+bool StepLedger::has_sums(TokenSum which, int64_t layer) const {
+  return has_sums_L_[static_cast<size_t>(which)][static_cast<size_t>(layer)];
 }
 
-std::vector<double> StepLedger::prob_sums_E(int64_t layer, const SegmentRange& range) const {
-  return sum_rows<double>(prob_sums_LSE_, layer, range);
+std::vector<int64_t> StepLedger::counts_E(Counted which, int64_t layer, const SegmentRange& range) const {
+  return sum_rows<int64_t>(which == Counted::Slots ? counts_LSE_ : first_counts_LSE_, layer, range);
+}
+
+std::vector<double> StepLedger::sums_E(TokenSum which, int64_t layer, const SegmentRange& range) const {
+  return sum_rows<double>(sums_LSE_[static_cast<size_t>(which)], layer, range);
+}
+
+const double* StepLedger::segment_probs_E(int64_t layer, int64_t segment) const {
+  return sums_LSE_[0].const_data_ptr<double>() + (layer * plan_.num_segments() + segment) * num_experts_;
 }
 
 double StepLedger::squared_lse(int64_t layer) const { return lse_LS_.select(0, layer).sum().item<double>(); }
-
-at::Tensor StepLedger::step_counts_LE() const { return counts_LSE_.sum(1); }
 
 at::Tensor StepLedger::micro_batch_counts_MLE() const {
   at::Tensor counts_MLE = at::zeros({plan_.micro_batch_count(), num_layers_, num_experts_}, at::kLong);

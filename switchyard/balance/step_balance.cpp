@@ -4,95 +4,97 @@
 
 #include <algorithm>
 
-#include "switchyard/balance/inject.hpp"
-#include "switchyard/balance/ledger.hpp"
-#include "switchyard/balance/method.hpp"
-#include "switchyard/balance/statistics.hpp"
+#include "switchyard/balance/selection.hpp"
+#include "switchyard/balance/step_cells.hpp"
+#include "switchyard/balance/term_balance.hpp"
+#include "switchyard/balance/totals.hpp"
+#include "switchyard/comm/agreement.hpp"
+#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
 
 namespace switchyard {
 namespace {
 
-constexpr int64_t kNoGroup = -1;
+int64_t total_layers(const BalanceShape& shape) { return shape.total_layers == 0 ? shape.num_layers : shape.total_layers; }
 
-// Group of each segment; kNoGroup for segments before, between or behind the groups, which hold no tokens.
-std::vector<int64_t> groups_of_segments(const std::vector<BalanceGroup>& groups, int64_t num_segments) {
-  std::vector<int64_t> group_of(static_cast<size_t>(num_segments), kNoGroup);
-  for (size_t group = 0; group < groups.size(); ++group) {
-    const SegmentRange& range = groups[group].averaged;
-    std::fill(group_of.begin() + range.begin, group_of.begin() + range.end, static_cast<int64_t>(group));
+double per_layer(const BalanceConfig& config, const BalanceShape& shape, double coefficient) {
+  return config.layers == LayerReduction::Mean ? coefficient / static_cast<double>(total_layers(shape)) : coefficient;
+}
+
+// What is wrong with the arguments, empty if nothing is: a single rank must not throw before the others know.
+std::string find_problem(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan) {
+  try {
+    config.validate("");
+    SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1 && total_layers(shape) >= shape.num_layers, UsageError,
+                     "balance: ", shape.num_layers, " MoE layers (", shape.total_layers, " in all stages) of ",
+                     shape.num_experts, " experts; expected at least 1 of each, and no fewer in all than here");
+    check_plan(plan);
+  } catch (const Error& error) {
+    return error.what();
   }
-  return group_of;
+  return {};
 }
 
-// f of each layer from what earlier steps left; empty where they left nothing.
-std::vector<std::vector<double>> earlier_fractions(ScopeKind kind, const BalanceState& state, const BalanceShape& shape) {
-  const bool ema = kind == ScopeKind::Ema;
-  const at::Tensor& kept_LE = ema ? state.ema_fractions_LE : state.previous_counts_LE;
-  std::vector<std::vector<double>> fractions_LE;
-  if (!kept_LE.defined()) return fractions_LE;
-  SWITCHYARD_CHECK(kept_LE.dim() == 2 && kept_LE.size(0) == shape.num_layers && kept_LE.size(1) == shape.num_experts &&
-                       kept_LE.scalar_type() == (ema ? at::kDouble : at::kLong),
-                   ShapeError, "balance state: ", ema ? "ema_fractions_LE" : "previous_counts_LE", " is ",
-                   kept_LE.scalar_type(), " ", kept_LE.sizes(), "; expected ", ema ? "double" : "int64", " [", shape.num_layers,
-                   ", ", shape.num_experts, "]");
-  const at::Tensor host_LE = kept_LE.to(at::kCPU).contiguous();
-  const auto num_experts = static_cast<size_t>(shape.num_experts);
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    if (ema) {
-      const double* row = host_LE.const_data_ptr<double>() + layer * shape.num_experts;
-      fractions_LE.emplace_back(row, row + num_experts);
-    } else {
-      fractions_LE.push_back(fractions({host_LE.const_data_ptr<int64_t>() + layer * shape.num_experts, num_experts}));
-    }
+// Equal on two ranks that are asked for the same losses.
+int64_t fingerprint(const BalanceConfig& config) { return static_cast<int64_t>(hash_text(to_toml(config))); }
+
+GatheredPlan gather(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceRanks& ranks) {
+  if (ranks.comm.size() > 1) {
+    throw_if_any(ranks.comm, find_problem(config, shape, plan));
+  } else {
+    config.validate("");  // keeps the type of the error
+    SWITCHYARD_CHECK(find_problem(config, shape, plan).empty(), UsageError, find_problem(config, shape, plan));
   }
-  return fractions_LE;
+  return gather_plan(plan, ranks.share,
+                     {{"experts", shape.num_experts},
+                      {"MoE layers", shape.num_layers},
+                      {"experts chosen per token", shape.num_chosen},
+                      {"(hash) as balance settings", fingerprint(config)}},
+                     ranks.comm);
 }
 
-// Counts of each layer as fractions, [L, E] double.
-at::Tensor fractions_LE_of(const at::Tensor& counts_LE) {
-  return counts_LE.to(at::kDouble).div(counts_LE.sum(1, /*keepdim=*/true).clamp_min(1));
-}
-
-void check_shape(const BalanceShape& shape) {
-  SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1, UsageError, "balance: ", shape.num_layers,
-                   " MoE layers of ", shape.num_experts, " experts; expected at least 1 of each");
+Communicator& solo(std::unique_ptr<Communicator>& own) {
+  own = make_solo_communicator();
+  return *own;
 }
 
 }  // namespace
 
 struct StepBalance::Impl {
-  Impl(const BalanceConfig& given_config, const BalanceShape& given_shape, StepPlan given_plan, const BalanceState& state)
+  Impl(const BalanceConfig& given_config, const BalanceShape& given_shape, const StepPlan& given_plan,
+       const BalanceState& state, std::unique_ptr<Communicator> given_solo, const BalanceRanks& given_ranks)
       : config(given_config),
         shape(given_shape),
-        plan(std::move(given_plan)),
-        method(find_method(config.method)),
-        groups(make_groups(config.scope, config.weighting, plan)),
-        group_of_segment(groups_of_segments(groups, plan.num_segments())),
-        factor_of_segment(contract_factors(plan)),
-        ledger(plan, shape.num_layers, shape.num_experts),
+        plan(given_plan),
+        own_comm(std::move(given_solo)),
+        ranks(given_ranks),
+        totals(gather(config, shape, plan, ranks), plan, shape, ranks.comm),
+        selection(config.selection, shape, state),
+        cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), z_weight()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
-        group_rows_LE(groups.size()) {
-    if (fraction_source(config.scope.kind) == FractionSource::EarlierSteps) {
-      earlier_LE = earlier_fractions(config.scope.kind, state, shape);
+        awaited(closed),
+        passed_probs(static_cast<size_t>(plan.num_forwards() * shape.num_layers), false),
+        passed_logits(passed_probs) {
+    for (const BalanceTerm& term : active_terms(config, plan.step)) {
+      terms.push_back(std::make_unique<TermBalance>(term, config.weighting, per_layer(config, shape, term.coefficient), shape,
+                                                    state, totals));
+      wanted.first_choices = wanted.first_choices || terms.back()->method().counted == Counted::FirstChoices;
+      wanted.load = wanted.load || terms.back()->method().score == Score::Load;
+      wanted.prob_squares = wanted.prob_squares || terms.back()->method().curvature != 0.0;
     }
-    make_cells();
+    wanted.squared_lse = config.z_coefficient != 0.0;
+    wanted.num_chosen = shape.num_chosen;
+    totals.seal();
+    cells.use(terms);
     fill_known();
   }
 
-  [[nodiscard]] bool from_earlier() const { return fraction_source(config.scope.kind) == FractionSource::EarlierSteps; }
-  [[nodiscard]] bool lacks_history() const { return method.value != nullptr && from_earlier() && earlier_LE.empty(); }
-  // Scores of all layers are needed: a list that names only some would be read as others.
-  [[nodiscard]] bool has_values() const {
-    bool all_probs = true;
-    for (int64_t layer = 0; layer < shape.num_layers; ++layer) all_probs = all_probs && ledger.has_probs(layer);
-    return method.value != nullptr && !lacks_history() && all_probs;
+  [[nodiscard]] int64_t step_tokens() const { return totals.plan().whole.step_tokens(); }
+  [[nodiscard]] double z_weight() const {
+    return step_tokens() == 0 ? 0.0 : per_layer(config, shape, config.z_coefficient) / static_cast<double>(step_tokens());
   }
-  [[nodiscard]] bool injects() const { return method.slope != nullptr && config.coefficient != 0.0; }
-  [[nodiscard]] bool injects_z() const { return config.z_coefficient != 0.0; }
-  [[nodiscard]] double per_layer(double coefficient) const {
-    return config.layers == LayerReduction::Mean ? coefficient / static_cast<double>(shape.num_layers) : coefficient;
-  }
+  [[nodiscard]] bool many_ranks() const { return ranks.comm.size() > 1; }
   [[nodiscard]] std::string place(int64_t forward, int64_t layer) const {
     return join_text("step ", plan.step, ", forward ", forward, ", layer ", layer);
   }
@@ -110,145 +112,150 @@ struct StepBalance::Impl {
                      shape.num_layers, " MoE layers");
   }
 
-  void make_cells();
   void fill_known();
-  void fill_forward(int64_t forward);
-  [[nodiscard]] bool counted(const BalanceGroup& group) const;
-  [[nodiscard]] std::vector<double> group_coefficients_LE(const BalanceGroup& group) const;
-  [[nodiscard]] std::vector<double> group_fractions(const BalanceGroup& group, int64_t layer) const;
-  [[nodiscard]] double layer_value(int64_t layer) const;
+  void record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T);
+  void check_recorded(int64_t forward) const;
   void check_passed(int64_t forward, int64_t layer, const Routing& routing) const;
+  void take_problem(const std::exception& error);
+  [[nodiscard]] at::Tensor gather_counts_MLE();
+  [[nodiscard]] BalanceValues gather_values();
 
   BalanceConfig config;
   BalanceShape shape;
   StepPlan plan;
-  StatisticMethod method;
-  std::vector<BalanceGroup> groups;
-  std::vector<int64_t> group_of_segment;
-  std::vector<double> factor_of_segment;
-  std::vector<std::vector<double>> earlier_LE;  // f from earlier steps
-  StepLedger ledger;
-  std::vector<bool> closed;                        // [F]
-  std::vector<std::vector<double>> group_rows_LE;  // [G] of [L, E], empty until known
-  std::vector<CellPtr> cells;                      // [F * L]
-  std::vector<CellPtr> z_cells;                    // [F]
-  std::vector<bool> passed_probs;                  // [F * L]: whether the router used the identity
-  std::vector<bool> passed_logits;                 // [F * L]
+  std::unique_ptr<Communicator> own_comm;  // where none was given
+  BalanceRanks ranks;
+  StepTotals totals;
+  SelectionStep selection;
+  StepCells cells;
+  std::vector<std::unique_ptr<TermBalance>> terms;  // the active ones
+  WantedStatistics wanted;
+  std::vector<bool> closed;         // [F]
+  std::vector<bool> awaited;        // [F]
+  std::vector<bool> passed_probs;   // [F * L]: whether the router used the identity
+  std::vector<bool> passed_logits;  // [F * L]
+  std::string problem;              // of this rank, not yet told to the others
   bool counting_closed = false;
+  at::Tensor counts_MLE;
+  BalanceValues values;
 };
 
-void StepBalance::Impl::make_cells() {
-  const int64_t step_tokens = plan.step_tokens();
-  const double z_weight = step_tokens == 0 ? 0.0 : per_layer(config.z_coefficient) / static_cast<double>(step_tokens);
-  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-    for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-      cells.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
-    }
-    const int64_t begin = plan.forward_begin[static_cast<size_t>(forward)];
-    at::Tensor z_S1 = at::zeros({plan.forward_segments(forward), 1}, at::kDouble);
-    for (int64_t segment = 0; segment < z_S1.size(0); ++segment) {
-      z_S1.mutable_data_ptr<double>()[segment] = z_weight * factor_of_segment[static_cast<size_t>(begin + segment)];
-    }
-    z_cells.push_back(c10::make_intrusive<CoefficientCell>(place(forward, 0)));
-    z_cells.back()->fill(z_S1);
-  }
-  passed_probs.assign(cells.size(), false);
-  passed_logits.assign(cells.size(), false);
-}
-
-// Whether all counts that the group needs are in the ledger for good.
-bool StepBalance::Impl::counted(const BalanceGroup& group) const {
-  if (group.counted.empty()) return true;
-  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-    const int64_t begin = plan.forward_begin[static_cast<size_t>(forward)];
-    const int64_t end = plan.forward_begin[static_cast<size_t>(forward) + 1];
-    if (begin < group.counted.end && end > group.counted.begin && !closed[static_cast<size_t>(forward)]) return false;
-  }
-  return true;
-}
-
-std::vector<double> StepBalance::Impl::group_fractions(const BalanceGroup& group, int64_t layer) const {
-  if (!from_earlier()) return fractions(ledger.counts_E(layer, group.counted));
-  if (earlier_LE.empty()) return std::vector<double>(static_cast<size_t>(shape.num_experts), 0.0);
-  return earlier_LE[static_cast<size_t>(layer)];
-}
-
-// lambda_l * w_g / T_g * slope: the formula of the loss but for the contract's factor. For the LBL the slope is E * f.
-std::vector<double> StepBalance::Impl::group_coefficients_LE(const BalanceGroup& group) const {
-  const auto num_experts = static_cast<size_t>(shape.num_experts);
-  std::vector<double> rows_LE(static_cast<size_t>(shape.num_layers) * num_experts, 0.0);
-  if (method.slope == nullptr) return rows_LE;
-  const double weight = per_layer(config.coefficient) * group.weight / static_cast<double>(group.tokens);
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    const std::vector<double> fractions_E = group_fractions(group, layer);
-    const std::span<double> row_E(rows_LE.data() + layer * shape.num_experts, num_experts);
-    method.slope({.fractions_E = fractions_E, .mean_probs_E = {}}, row_E);
-    for (double& entry : row_E) entry *= weight;
-  }
-  return rows_LE;
-}
-
-void StepBalance::Impl::fill_forward(int64_t forward) {
-  const int64_t begin = plan.forward_begin[static_cast<size_t>(forward)];
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    at::Tensor rows_SE = at::zeros({plan.forward_segments(forward), shape.num_experts}, at::kDouble);
-    double* row_E = rows_SE.mutable_data_ptr<double>();
-    for (int64_t row = 0; row < rows_SE.size(0); ++row, row_E += shape.num_experts) {
-      const auto segment = static_cast<size_t>(begin + row);
-      if (group_of_segment[segment] == kNoGroup) continue;
-      const std::vector<double>& group_LE = group_rows_LE[static_cast<size_t>(group_of_segment[segment])];
-      const double* from_E = group_LE.data() + layer * shape.num_experts;
-      const double factor = factor_of_segment[segment];
-      std::transform(from_E, from_E + shape.num_experts, row_E, [factor](double entry) { return entry * factor; });
-    }
-    cells[key(forward, layer)]->fill(rows_SE);
-  }
-}
-
-// Computes groups whose counts are complete, then fills the forwards that have all their groups.
 void StepBalance::Impl::fill_known() {
-  for (size_t group = 0; group < groups.size(); ++group) {
-    if (group_rows_LE[group].empty() && counted(groups[group])) group_rows_LE[group] = group_coefficients_LE(groups[group]);
-  }
-  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-    if (cells[key(forward, 0)]->filled()) continue;
-    const auto begin = group_of_segment.begin() + plan.forward_begin[static_cast<size_t>(forward)];
-    const bool known = std::all_of(begin, begin + plan.forward_segments(forward), [this](int64_t group) {
-      return group == kNoGroup || !group_rows_LE[static_cast<size_t>(group)].empty();
-    });
-    if (known) fill_forward(forward);
-  }
-}
-
-// sum_g w_g * value_g.
-double StepBalance::Impl::layer_value(int64_t layer) const {
-  double value = 0.0;
-  for (const BalanceGroup& group : groups) {
-    const std::vector<double> fractions_E = group_fractions(group, layer);
-    std::vector<double> mean_probs_E = ledger.prob_sums_E(layer, group.averaged);
-    for (double& mean : mean_probs_E) mean /= static_cast<double>(group.tokens);
-    value += group.weight * method.value({.fractions_E = fractions_E, .mean_probs_E = mean_probs_E});
-  }
-  return value;
+  for (const auto& term : terms) term->update();
+  cells.fill_known(terms);
 }
 
 // A loss that is asked for and cannot act is an error, never silence.
 void StepBalance::Impl::check_passed(int64_t forward, int64_t layer, const Routing& routing) const {
-  SWITCHYARD_CHECK(!injects() || (passed_probs[key(forward, layer)] && routing.probs_TE.defined()), StateError,
+  SWITCHYARD_CHECK(!cells.on_probs() || (passed_probs[key(forward, layer)] && routing.probs_TE.defined()), StateError,
                    place(forward, layer), ": the router did not pass its probabilities through, so the balancing loss '",
                    config.method, "' with coefficient ", config.coefficient,
                    " could not act. Use a router that takes balancing, or set balance.method = \"none\"");
-  SWITCHYARD_CHECK(!injects_z() || (passed_logits[key(forward, layer)] && routing.logits_TE.defined()), StateError,
+  SWITCHYARD_CHECK(!cells.on_logits() || (passed_logits[key(forward, layer)] && routing.logits_TE.defined()), StateError,
                    place(forward, layer), ": the router did not pass its logits through, so the z-loss with coefficient ",
-                   config.z_coefficient, " could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
+                   config.z_coefficient,
+                   " (or a loss of the load) could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
+}
+
+void StepBalance::Impl::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
+  check_passed(forward, layer, routing);
+  SWITCHYARD_CHECK(routing.num_experts == shape.num_experts, ShapeError, place(forward, layer), ": routing over ",
+                   routing.num_experts, " experts; expected ", shape.num_experts);
+  try {
+    const SegmentStatistics statistics = segment_statistics(routing, segment_T, plan.forward_segments(forward), wanted);
+    if (!totals.ledger().record(forward, layer, statistics)) return;
+  } catch (const ShapeError& error) {
+    throw ShapeError(join_text(place(forward, layer), ": ", error.what()));
+  }
+  const auto begin = plan.segment_micro_batch.begin() + plan.forward_begin[static_cast<size_t>(forward)];
+  selection.record(layer, routing, segment_T, {begin, begin + plan.forward_segments(forward)});
+}
+
+void StepBalance::Impl::take_problem(const std::exception& error) {
+  if (problem.empty()) problem = error.what();
+}
+
+void StepBalance::Impl::check_recorded(int64_t forward) const {
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    // A rank without a sequence in this forward need not run it.
+    SWITCHYARD_CHECK(totals.ledger().has(forward, layer) || (many_ranks() && plan.forward_segments(forward) == 0), StateError,
+                     place(forward, layer), ": close_forward() before record(); every MoE layer must record once per forward");
+  }
+}
+
+// Rows of all ranks in step order: micro-batches, and within one its data ranks.
+at::Tensor StepBalance::Impl::gather_counts_MLE() {
+  const at::Tensor own_MLE = totals.ledger().micro_batch_counts_MLE();
+  if (!many_ranks()) return own_MLE;
+  const auto row_size = static_cast<size_t>(shape.num_layers * shape.num_experts);
+  const auto num_ranks = static_cast<size_t>(ranks.comm.size());
+  std::vector<int64_t> mine(own_MLE.const_data_ptr<int64_t>(), own_MLE.const_data_ptr<int64_t>() + own_MLE.numel());
+  const int64_t data_rank = totals.plan().replica > 0 ? -1 : totals.plan().data_rank;
+  mine.push_back(data_rank);
+  std::vector<int64_t> all(mine.size() * num_ranks);
+  ranks.comm.all_gather(mine, all);
+
+  std::vector<int64_t> data_ranks;  // of each rank, then the distinct ones in order
+  for (size_t rank = 0; rank < num_ranks; ++rank) data_ranks.push_back(all[(rank + 1) * mine.size() - 1]);
+  std::vector<int64_t> distinct = data_ranks;
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  std::erase(distinct, -1);
+  const int64_t num_micro_batches = own_MLE.size(0);
+  at::Tensor sums_MLE = at::zeros({num_micro_batches * static_cast<int64_t>(distinct.size()), shape.num_layers,
+                                   shape.num_experts}, at::kLong);
+  for (size_t rank = 0; rank < num_ranks; ++rank) {
+    const auto row = std::find(distinct.begin(), distinct.end(), data_ranks[rank]);
+    if (row == distinct.end()) continue;
+    for (int64_t micro_batch = 0; micro_batch < num_micro_batches; ++micro_batch) {
+      const int64_t index = micro_batch * static_cast<int64_t>(distinct.size()) + (row - distinct.begin());
+      int64_t* to = sums_MLE.mutable_data_ptr<int64_t>() + index * static_cast<int64_t>(row_size);
+      const int64_t* from = all.data() + rank * mine.size() + static_cast<size_t>(micro_batch) * row_size;
+      for (size_t at = 0; at < row_size; ++at) to[at] += from[at];
+    }
+  }
+  return sums_MLE;
+}
+
+// Shares of the values, then one sum over ranks.
+BalanceValues StepBalance::Impl::gather_values() {
+  const auto num_layers = static_cast<size_t>(shape.num_layers);
+  const bool counted_here = totals.plan().replica == 0;
+  std::vector<double> shares;
+  for (const auto& term : terms) {
+    const std::vector<double> shares_L = term->has_values() ? term->value_shares_L() : std::vector<double>(num_layers, 0.0);
+    shares.insert(shares.end(), shares_L.begin(), shares_L.end());
+  }
+  const auto tokens = static_cast<double>(std::max<int64_t>(step_tokens(), 1));
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    shares.push_back(counted_here ? totals.ledger().squared_lse(layer) / tokens : 0.0);
+  }
+  if (many_ranks()) ranks.comm.all_reduce_sum(std::span<double>(shares));
+
+  BalanceValues gathered;
+  auto from = shares.begin();
+  for (const auto& term : terms) {
+    const std::vector<double> value_L(from, from + shape.num_layers);
+    from += shape.num_layers;
+    gathered.terms.push_back({term->term(), term->has_values() ? value_L : std::vector<double>{}});
+    for (const double value : gathered.terms.back().value_L) gathered.weighted_loss += term->per_layer() * value;
+    if (gathered.lbl_L.empty() && term->term().method == "lbl") gathered.lbl_L = gathered.terms.back().value_L;
+  }
+  if (config.z_coefficient == 0.0) return gathered;
+  gathered.z_loss_L.assign(from, shares.end());
+  for (const double z : gathered.z_loss_L) gathered.weighted_loss += per_layer(config, shape, config.z_coefficient) * z;
+  return gathered;
 }
 
 StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state) {
-  config.validate("");
-  check_shape(shape);
-  check_plan(plan);
-  impl_ = std::make_unique<Impl>(config, shape, std::move(plan), state);
+  std::unique_ptr<Communicator> own;
+  Communicator& comm = solo(own);
+  impl_ = std::make_unique<Impl>(config, shape, plan, state, std::move(own), BalanceRanks{comm});
 }
+
+StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state,
+                         const BalanceRanks& ranks)
+    : impl_(std::make_unique<Impl>(config, shape, plan, state, nullptr, ranks)) {}
 
 StepBalance::~StepBalance() = default;
 StepBalance::StepBalance(StepBalance&&) noexcept = default;
@@ -257,95 +264,107 @@ at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at:
                                        const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
   impl_->passed_logits[impl_->key(forward, layer)] = true;
-  return impl_->injects_z() ? inject_z_loss(logits_TE, segment_T, impl_->z_cells[static_cast<size_t>(forward)]) : logits_TE;
+  return impl_->cells.through_logits(forward, layer, logits_TE, segment_T);
 }
 
 at::Tensor StepBalance::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
   impl_->passed_probs[impl_->key(forward, layer)] = true;
-  return impl_->injects() ? inject_coefficients(probs_TE, segment_T, impl_->cells[impl_->key(forward, layer)]) : probs_TE;
+  return impl_->cells.through_probs(forward, layer, probs_TE, segment_T);
 }
 
-bool StepBalance::lacks_history() const { return impl_->lacks_history(); }
+at::Tensor StepBalance::selection_offsets_E(int64_t layer) const {
+  impl_->check_place(0, layer);
+  return impl_->selection.offsets_E(layer);
+}
+
+bool StepBalance::lacks_history() const {
+  return std::any_of(impl_->terms.begin(), impl_->terms.end(), [](const auto& term) { return term->lacks_history(); });
+}
+
+bool StepBalance::needs_whole_step() const {
+  return std::any_of(impl_->terms.begin(), impl_->terms.end(), [this](const auto& term) {
+    return term->method().value != nullptr && switchyard::needs_whole_step(term->term().scope, impl_->totals.plan().whole);
+  });
+}
+
+int64_t StepBalance::step_tokens() const { return impl_->step_tokens(); }
 
 void StepBalance::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
-  impl_->check_passed(forward, layer, routing);
-  SWITCHYARD_CHECK(routing.num_experts == impl_->shape.num_experts, ShapeError, impl_->place(forward, layer), ": routing over ",
-                   routing.num_experts, " experts; expected ", impl_->shape.num_experts);
-  const TokenStatistics token_statistics = impl_->injects_z() ? TokenStatistics::SquaredLse : TokenStatistics::None;
   try {
-    impl_->ledger.record(forward, layer,
-                         segment_statistics(routing, segment_T, impl_->plan.forward_segments(forward), token_statistics));
-  } catch (const ShapeError& error) {
-    throw ShapeError(join_text(impl_->place(forward, layer), ": ", error.what()));
+    impl_->record(forward, layer, routing, segment_T);
+  } catch (const Error& error) {
+    if (!impl_->many_ranks()) throw;
+    impl_->take_problem(error);
   }
 }
 
 void StepBalance::close_forward(int64_t forward) {
   impl_->check_forward(forward);
-  for (int64_t layer = 0; layer < impl_->shape.num_layers; ++layer) {
-    SWITCHYARD_CHECK(impl_->ledger.has(forward, layer), StateError, impl_->place(forward, layer),
-                     ": close_forward() before record(); every MoE layer must record once per forward");
-  }
   if (impl_->closed[static_cast<size_t>(forward)]) return;
+  if (impl_->problem.empty()) {
+    try {
+      impl_->check_recorded(forward);
+    } catch (const Error& error) {
+      if (!impl_->many_ranks()) throw;
+      impl_->take_problem(error);
+    }
+  }
   impl_->closed[static_cast<size_t>(forward)] = true;
-  impl_->fill_known();
+  impl_->totals.start(forward, impl_->problem.empty() ? 0 : 1);
+  if (!impl_->many_ranks()) await_forward(forward);
+}
+
+void StepBalance::await_forward(int64_t forward) {
+  impl_->check_forward(forward);
+  SWITCHYARD_CHECK(impl_->closed[static_cast<size_t>(forward)], StateError, "step ", impl_->plan.step, ": await_forward(",
+                   forward, ") before close_forward()");
+  if (impl_->awaited[static_cast<size_t>(forward)]) return;
+  impl_->awaited[static_cast<size_t>(forward)] = true;
+  if (impl_->totals.finish(forward) > 0) throw_if_any(impl_->ranks.comm, impl_->problem);
+  if (impl_->problem.empty()) impl_->fill_known();
+  if (!impl_->problem.empty()) impl_->cells.fill_with_zeros(forward);
 }
 
 void StepBalance::close_counting() {
-  for (int64_t forward = 0; forward < impl_->plan.num_forwards(); ++forward) {
-    SWITCHYARD_CHECK(impl_->closed[static_cast<size_t>(forward)], StateError, "step ", impl_->plan.step,
+  Impl& impl = *impl_;
+  if (impl.counting_closed) return;
+  for (int64_t forward = 0; forward < impl.plan.num_forwards(); ++forward) {
+    SWITCHYARD_CHECK(impl.closed[static_cast<size_t>(forward)], StateError, "step ", impl.plan.step,
                      ": close_counting() before close_forward(", forward, "); the step's counts are not complete");
+    await_forward(forward);
   }
-  impl_->counting_closed = true;
+  if (impl.many_ranks()) throw_if_any(impl.ranks.comm, impl.problem);
+  impl.counts_MLE = impl.gather_counts_MLE();
+  impl.values = impl.gather_values();
+  impl.selection.close(impl.ranks.comm, impl.totals.plan().replica);
+  impl.counting_closed = true;
 }
 
-at::Tensor StepBalance::step_counts_LE() const {
-  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step, ": step_counts_LE() before close_counting()");
-  return impl_->ledger.step_counts_LE();
-}
+at::Tensor StepBalance::step_counts_LE() const { return micro_batch_counts_MLE().sum(0); }
 
 at::Tensor StepBalance::micro_batch_counts_MLE() const {
-  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step,
-                   ": micro_batch_counts_MLE() before close_counting()");
-  return impl_->ledger.micro_batch_counts_MLE();
+  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step, ": counts are asked for before close_counting()");
+  return impl_->counts_MLE;
 }
 
 BalanceValues StepBalance::values() const {
-  const Impl& impl = *impl_;
-  SWITCHYARD_CHECK(impl.counting_closed, StateError, "step ", impl.plan.step, ": values() before close_counting()");
-  BalanceValues values;
-  const int64_t num_layers = impl.shape.num_layers;
-  const auto step_tokens = static_cast<double>(std::max<int64_t>(impl.plan.step_tokens(), 1));
-  for (int64_t layer = 0; layer < num_layers; ++layer) {
-    if (impl.has_values()) {
-      values.lbl_L.push_back(impl.layer_value(layer));
-      values.weighted_loss += impl.per_layer(impl.config.coefficient) * values.lbl_L.back();
-    }
-    if (impl.injects_z()) {
-      values.z_loss_L.push_back(impl.ledger.squared_lse(layer) / step_tokens);
-      values.weighted_loss += impl.per_layer(impl.config.z_coefficient) * values.z_loss_L.back();
-    }
-  }
-  return values;
+  SWITCHYARD_CHECK(impl_->counting_closed, StateError, "step ", impl_->plan.step, ": values() before close_counting()");
+  return impl_->values;
 }
 
 void StepBalance::finish(BalanceState& state) const {
   const at::Tensor counts_LE = step_counts_LE();
   // A step of padding says nothing about the experts; what is known from before stays.
-  if (impl_->plan.step_tokens() == 0) return;
-  state.previous_counts_LE = counts_LE;
-  if (impl_->config.scope.kind != ScopeKind::Ema) return;
-  const double decay = impl_->config.scope.decay;
-  const at::Tensor fractions_LE = fractions_LE_of(counts_LE);
-  const at::Tensor& kept_LE = state.ema_fractions_LE;
-  state.ema_fractions_LE = kept_LE.defined() ? kept_LE.mul(decay).add(fractions_LE, 1.0 - decay) : fractions_LE;
+  if (impl_->step_tokens() == 0) return;
+  keep_counts(counts_LE, ema_decay(impl_->config), state);
+  impl_->selection.update(counts_LE, impl_->step_tokens(), state);
 }
 
 at::Tensor StepBalance::coefficients_GE(int64_t forward, int64_t layer) const {
   impl_->check_place(forward, layer);
-  return impl_->cells[impl_->key(forward, layer)]->coefficients_SE();
+  return impl_->cells.coefficients_SE(forward, layer);
 }
 
 }  // namespace switchyard

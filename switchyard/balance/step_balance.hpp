@@ -9,12 +9,16 @@
 //       logits = balance.through_logits(f, l, logits, segment_T);
 //       probs  = balance.through_probs(f, l, probs, segment_T);   // identity; its backward adds coefficients c[l, g(t), e]
 //       balance.record(f, l, routing, segment_T);                 // idempotent by (step, f, l)
-//     balance.close_forward(f);    // coefficients that are known now are filled in
+//     balance.close_forward(f);    // sends counts that other ranks need, all layers in one all-reduce
+//     ... more of the forward: what happens here hides the message ...
+//     balance.await_forward(f);    // coefficients that are known now are filled in; with one rank close_forward() does it
 //   balance.close_counting();      // after the last forward: the rest
 //   ... backward of each forward, in any order after its coefficients are filled ...
 //   balance.finish(state);         // the step's counts become the previous step
 //
-// A backward that reaches an unfilled coefficient is a StateError, never a silent zero.
+// A backward that reaches an unfilled coefficient is a StateError, never a silent zero. With several ranks the constructor,
+// close_forward(), await_forward() and close_counting() are collective: all ranks call them in the same order. A problem of one
+// rank (its input) is kept until the next of them and is then a CommError with its text on every rank.
 
 #include <ATen/core/Tensor.h>
 
@@ -24,31 +28,36 @@
 #include <vector>
 
 #include "switchyard/balance/config.hpp"
+#include "switchyard/balance/gathered_plan.hpp"
 #include "switchyard/balance/groups.hpp"
+#include "switchyard/balance/shape.hpp"
+#include "switchyard/balance/state.hpp"
 #include "switchyard/balance/step_plan.hpp"
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/core/expert_counts.hpp"
 #include "switchyard/core/routing.hpp"
 #include "switchyard/core/scope.hpp"
 
 namespace switchyard {
 
-struct BalanceShape {
-  int64_t num_layers = 0;   // MoE layers only
-  int64_t num_experts = 0;  // E
-  int64_t num_chosen = 0;   // K, the mean where it varies
+/// One active balancing loss of a step.
+struct TermValues {
+  BalanceTerm term;
+  std::vector<double> value_L;  // raw, lambda not applied; empty where the scope has no history yet or routers no scores
 };
 
-/// What lasts from step to step; saved in checkpoints bit for bit.
-struct BalanceState {
-  at::Tensor previous_counts_LE{};  // int64; undefined before the first step
-  at::Tensor ema_fractions_LE{};    // double; undefined before the first step
-};
-
-/// Values of a finished step, for the log. Raw: 1 is uniform, lambda not applied. Scope: that of the config.
+/// Values of a finished step, for the log, over all ranks. Raw: lambda not applied.
 struct BalanceValues {
-  std::vector<double> lbl_L;     // per MoE layer; NaN-free; empty if the method is none or no statistics exist yet
-  std::vector<double> z_loss_L;  // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
-  double weighted_loss = 0.0;    // what was added to the training loss
+  std::vector<TermValues> terms;  // in the order of active_terms()
+  std::vector<double> lbl_L;      // those of the first term whose method is lbl (1 is uniform); empty if there is none
+  std::vector<double> z_loss_L;   // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
+  double weighted_loss = 0.0;     // what these added to the training loss, lambda applied, over this rank's layers
+};
+
+/// The ranks that share a step, and what this one holds of it.
+struct BalanceRanks {
+  Communicator& comm;  // outlives the step
+  RankShare share{};
 };
 
 class StepBalance {
@@ -56,6 +65,10 @@ class StepBalance {
   /// Keeps what it needs of `state`.
   /// @throws ConfigError, UsageError or ShapeError for a config, plan or state that cannot be
   StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state);
+  /// @param plan  of this rank's segments
+  /// @throws CommError also, on every rank, where sizes, losses or forwards of the ranks do not fit together
+  StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state,
+              const BalanceRanks& ranks);
   ~StepBalance();
   StepBalance(StepBalance&&) noexcept;
 
@@ -65,15 +78,26 @@ class StepBalance {
   [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
                                          const at::Tensor& segment_T);
 
-  /// True where the scope takes f from earlier steps and there are none yet: this step has no balancing loss (tell the user).
+  /// Added to the layer's scores for choosing, fp32 [E]: probabilities under a bias rule, logits under a quantile rule.
+  /// Undefined without a rule.
+  [[nodiscard]] at::Tensor selection_offsets_E(int64_t layer) const;
+
+  /// True where a scope takes f from earlier steps and there are none yet: this step lacks that loss (tell the user).
   [[nodiscard]] bool lacks_history() const;
+  /// True where some coefficients exist only after the last forward, so backward must wait (or counts come ahead).
+  [[nodiscard]] bool needs_whole_step() const;
 
   /// Takes the counts of a forward. A repeat with equal counts changes nothing; with other counts it is a StateError.
   void record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T);
   void close_forward(int64_t forward);
+  void await_forward(int64_t forward);
   void close_counting();
 
-  /// Valid after close_counting(): int64 [L, E] over the whole step, and per micro-batch [M, L, E].
+  /// Valid tokens of the step, over all ranks.
+  [[nodiscard]] int64_t step_tokens() const;
+
+  /// Valid after close_counting(), of all ranks: int64 [L, E] over the whole step, and per micro-batch and data rank, in step
+  /// order, [M * R, L, E].
   [[nodiscard]] at::Tensor step_counts_LE() const;
   [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;
   [[nodiscard]] BalanceValues values() const;

@@ -13,6 +13,10 @@ void check_segments(const StepPlan& plan) {
   SWITCHYARD_CHECK(plan.segment_micro_batch.size() == num_segments, UsageError, "step ", plan.step, ": ", num_segments,
                    " segment_tokens and ", plan.segment_micro_batch.size(),
                    " segment_micro_batch; expected one of each per segment");
+  for (const std::vector<int64_t>* labels : {&plan.segment_rank, &plan.segment_domain}) {
+    SWITCHYARD_CHECK(labels->empty() || labels->size() == num_segments, UsageError, "step ", plan.step, ": ", labels->size(),
+                     " ranks or domains of ", num_segments, " segments; expected one per segment, or none");
+  }
   int64_t last_micro_batch = 0;
   for (size_t segment = 0; segment < num_segments; ++segment) {
     SWITCHYARD_CHECK(plan.segment_tokens[segment] >= 0, UsageError, "step ", plan.step, ": segment ", segment, " has ",
@@ -21,6 +25,10 @@ void check_segments(const StepPlan& plan) {
                      segment, " is of micro-batch ", plan.segment_micro_batch[segment], " after one of ", last_micro_batch,
                      "; segments must come in the order of their micro-batches, which start at 0");
     last_micro_batch = plan.segment_micro_batch[segment];
+    if (segment == 0 || plan.segment_micro_batch[segment - 1] != last_micro_batch || plan.segment_rank.empty()) continue;
+    SWITCHYARD_CHECK(plan.segment_rank[segment] >= plan.segment_rank[segment - 1], UsageError, "step ", plan.step, ": segment ",
+                     segment, " is of rank ", plan.segment_rank[segment], " after one of ", plan.segment_rank[segment - 1],
+                     " in the same micro-batch; segments of a micro-batch must come in the order of their ranks");
   }
 }
 
@@ -59,6 +67,14 @@ int64_t StepPlan::forward_segments(int64_t forward) const {
   return forward_begin[static_cast<size_t>(forward) + 1] - forward_begin[static_cast<size_t>(forward)];
 }
 
+int64_t StepPlan::rank_of(int64_t segment) const {
+  return segment_rank.empty() ? 0 : segment_rank[static_cast<size_t>(segment)];
+}
+
+int64_t StepPlan::domain_of(int64_t segment) const {
+  return segment_domain.empty() ? -1 : segment_domain[static_cast<size_t>(segment)];
+}
+
 void check_plan(const StepPlan& plan) {
   check_segments(plan);
   check_forwards(plan);
@@ -67,20 +83,24 @@ void check_plan(const StepPlan& plan) {
                    plan.segment_micro_batch.back(), "; micro-batches are numbered from 0");
 }
 
-std::vector<double> contract_factors(const StepPlan& plan) {
-  std::vector<double> factors(plan.segment_tokens.size(), 1.0);
-  if (plan.contract.micro_batches == Averaging::Mean) {
-    std::fill(factors.begin(), factors.end(), static_cast<double>(plan.micro_batch_count()));
-  } else if (plan.contract.micro_batches == Averaging::ByTokens) {
-    std::vector<int64_t> tokens_M(static_cast<size_t>(plan.micro_batch_count()), 0);
-    for (size_t segment = 0; segment < factors.size(); ++segment) {
-      tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])] += plan.segment_tokens[segment];
-    }
-    const auto step_tokens = static_cast<double>(plan.step_tokens());
-    for (size_t segment = 0; segment < factors.size(); ++segment) {
-      const int64_t tokens = tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])];
-      if (tokens > 0) factors[segment] = step_tokens / static_cast<double>(tokens);
-    }
+std::vector<double> contract_factors(const StepPlan& plan, const WholeStep& whole) {
+  const auto rank_tokens = static_cast<double>(plan.step_tokens());
+  double factor_of_rank = 1.0;
+  if (plan.contract.ranks == Averaging::Mean) factor_of_rank = static_cast<double>(whole.num_ranks);
+  if (plan.contract.ranks == Averaging::ByTokens && rank_tokens > 0) {
+    factor_of_rank = static_cast<double>(whole.tokens) / rank_tokens;
+  }
+  if (plan.contract.micro_batches == Averaging::Mean) factor_of_rank *= static_cast<double>(plan.micro_batch_count());
+  std::vector<double> factors(plan.segment_tokens.size(), factor_of_rank);
+  if (plan.contract.micro_batches != Averaging::ByTokens) return factors;
+
+  std::vector<int64_t> tokens_M(static_cast<size_t>(plan.micro_batch_count()), 0);
+  for (size_t segment = 0; segment < factors.size(); ++segment) {
+    tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])] += plan.segment_tokens[segment];
+  }
+  for (size_t segment = 0; segment < factors.size(); ++segment) {
+    const int64_t tokens = tokens_M[static_cast<size_t>(plan.segment_micro_batch[segment])];
+    if (tokens > 0) factors[segment] *= rank_tokens / static_cast<double>(tokens);
   }
   return factors;
 }

@@ -15,6 +15,19 @@ const std::vector<MethodEntry>& method_table() {
   static const std::vector<MethodEntry> table = {
       {{"lbl", "load-balancing loss E sum_e f_e P_e, over any scope", "2101.03961 eq. 4; 2501.11873"},
        {.value = lbl_value, .slope = lbl_slope}},
+      {{"gshard", "GShard's form: first choices, 1/E sum_e f_e P_e", "2006.16668 Algorithm 1"},
+       {.value = gshard_value, .slope = gshard_slope, .counted = Counted::FirstChoices}},
+      {{"importance_cv2", "CV^2 over experts of the summed router probabilities", "1701.06538 eq. 6-7"},
+       {.value = variation_value, .slope = variation_slope, .reads = SlopeReads::Means}},
+      {{"load_cv2", "CV^2 over experts of the smooth load estimate", "1701.06538 eq. 8-11"},
+       {.value = variation_value, .slope = variation_slope, .reads = SlopeReads::Means, .score = Score::Load}},
+      {{"variance", "minus the variance over tokens of the router probabilities", "2505.22323"},
+       {.value = negative_variance_value,
+        .slope = negative_variance_slope,
+        .reads = SlopeReads::Means,
+        .curvature = -1.0}},
+      {{"expert_divergence", "pushes the domains' mean router probabilities apart; needs labels", "2603.00054"},
+       {.value = divergence_value, .slope = divergence_slope, .reads = SlopeReads::DomainMeans}},
       {{"none", "no balancing loss; counts are still taken", "own"}, {}},
   };
   return table;

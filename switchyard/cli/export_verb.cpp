@@ -34,6 +34,9 @@ int export_model(const ExportArguments& arguments, Session& session) {
   const fs::path checkpoint = checkpoint_path(arguments.checkpoint, session);
   const CheckpointInfo info = verify_checkpoint(checkpoint);
   check_exportable(info.config.model);
+  SWITCHYARD_CHECK(info.config.balance.selection.rule == SelectionRule::None, UsageError, checkpoint.string(),
+                   " was trained with balance.selection.rule = \"", to_string(info.config.balance.selection.rule),
+                   "\": its router chooses by scores plus offsets, which Qwen3-MoE of transformers cannot hold");
   const Dataset dataset(arguments.data.empty() ? fs::path(info.config.data.path) : fs::path(arguments.data), ShardCheck::Structure);
   SWITCHYARD_CHECK(dataset.hash() == info.data_hash, DataError, "the data set ", dataset.folder().string(),
                    " is not the one this checkpoint was trained on; give that one with --data DIR");

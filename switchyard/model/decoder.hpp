@@ -12,6 +12,7 @@
 #include "switchyard/balance/step_balance.hpp"
 #include "switchyard/data/batch.hpp"
 #include "switchyard/model/config.hpp"
+#include "switchyard/router/router.hpp"
 
 namespace switchyard {
 
@@ -29,7 +30,10 @@ struct ForwardContext {
   int64_t forward = 0;             // index within the step, key of the ledger
   int64_t first_token = 0;         // of this forward within the step
   Recompute recompute = Recompute::None;
+  at::Tensor position_T{};         // number of each token within the step, where they are not consecutive; undefined: they are
   StepBalance* balance = nullptr;  // null: neither loss nor counts
+  at::Tensor selection_offsets_LE{};  // of BalanceState; undefined: none
+  SelectionScore selection_score = SelectionScore::Probs;
   /// Called once per MoE layer with what the router did; under recomputation only in the first run. May be empty.
   std::function<void(int64_t moe_layer, const Routing& routing)> observe;
   /// Choices to use instead of new ones, one ids_TK per MoE layer; empty: choose.

@@ -69,6 +69,11 @@ Routing MoeLayer::route(const at::Tensor& normed_TD, const LayerInput& input) {
       return balance->through_probs(context.forward, moe_layer_, probs_TE, input.segment_T);
     };
   }
+  route.position_T = context.position_T;
+  if (context.selection_offsets_LE.defined()) {
+    route.selection_offsets_E = context.selection_offsets_LE.select(0, moe_layer_);
+    route.selection_score = context.selection_score;
+  }
   if (!context.replay_ids_LTK.empty()) route.replay_ids_TK = context.replay_ids_LTK.at(static_cast<size_t>(moe_layer_));
   return router_->route(normed_TD, route);
 }

@@ -34,6 +34,7 @@ void check_route_inputs(std::string_view router, const RouterShape& shape, const
   check_rows(router, "domain_T", context.domain_T, num_tokens);
   check_rows(router, "document_T", context.document_T, num_tokens);
   check_rows(router, "valid_T", context.valid_T, num_tokens);
+  check_rows(router, "position_T", context.position_T, num_tokens);
   check_rows(router, "replay_ids_TK", context.replay_ids_TK, num_tokens);
   SWITCHYARD_CHECK(!context.valid_T.defined() || context.valid_T.scalar_type() == at::kBool, ShapeError, "router '", router,
                    "': valid_T must be a bool tensor");
@@ -59,7 +60,9 @@ uint64_t stream_key(std::string_view stream, const RouteContext& context) {
 }
 
 Rng token_stream(uint64_t key, const RouteContext& context, int64_t token) {
-  return Rng::from_state({.key = hash_words({key, static_cast<uint64_t>(context.first_token + token)}), .counter = 0});
+  const int64_t position =
+      context.position_T.defined() ? context.position_T.const_data_ptr<int64_t>()[token] : context.first_token + token;
+  return Rng::from_state({.key = hash_words({key, static_cast<uint64_t>(position)}), .counter = 0});
 }
 
 Routing equal_weight_routing(const at::Tensor& ids_TK, const RouterShape& shape, const at::Tensor& hidden_TD,

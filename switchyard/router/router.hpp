@@ -24,6 +24,9 @@ enum class RoutingPhase {
   Evaluate,  // leaves no trace in any state
 };
 
+/// Which scores the offsets of balance/selection.hpp are added to.
+enum class SelectionScore { Probs, Logits };
+
 /// Everything a router may look at besides the hidden states. Randomness is keyed by (seed, step, position in the step,
 /// layer), so a pass that is run twice chooses the same experts.
 struct RouteContext {
@@ -32,6 +35,7 @@ struct RouteContext {
   int64_t step = 0;
   int64_t layer = 0;
   int64_t first_token = 0;  // number of the first token of this forward within the step
+  at::Tensor position_T{};  // int64, number of each token within the step, where they are not consecutive (ranks)
   at::Tensor token_T{};     // int64 token ids
   at::Tensor domain_T{};    // int64, -1 at padding
   at::Tensor document_T{};  // int64, -1 at padding
@@ -41,6 +45,9 @@ struct RouteContext {
   /// logits and probabilities through before it uses them, so that the path to the loss exists.
   std::function<at::Tensor(const at::Tensor& logits_TE)> through_logits{};
   std::function<at::Tensor(const at::Tensor& probs_TE)> through_probs{};
+
+  at::Tensor selection_offsets_E{};  // fp32, added to the scores that choose, never to weights; undefined: none
+  SelectionScore selection_score = SelectionScore::Probs;
 
   at::Tensor replay_ids_TK{};  // choices recorded by a pre-pass, to be used instead of a new choice; undefined: choose
 };

@@ -33,7 +33,7 @@ class TopKRouter : public Router {
     at::Tensor probs_TE = at::softmax(logits_TE, -1);
     if (balanced && context.through_probs) probs_TE = context.through_probs(probs_TE);
 
-    const at::Tensor ids_TK = choose(logits_TE, context);
+    const at::Tensor ids_TK = choose(logits_TE, probs_TE, context);
     // The gather needs an index also in padding rows; their weights are dropped with their slots.
     at::Tensor weights_TK = probs_TE.gather(1, ids_TK.clamp_min(0));
     if (config_.normalize == WeightNormalization::ChosenSum) weights_TK = weights_TK.div(weights_TK.sum(1, /*keepdim=*/true));
@@ -47,9 +47,14 @@ class TopKRouter : public Router {
 
  private:
   // By logits, not probabilities: a softmax that underflows to zero would leave ties.
-  [[nodiscard]] at::Tensor choose(const at::Tensor& logits_TE, const RouteContext& context) const {
+  [[nodiscard]] at::Tensor choose(const at::Tensor& logits_TE, const at::Tensor& probs_TE, const RouteContext& context) const {
     if (context.replay_ids_TK.defined()) return context.replay_ids_TK.to(logits_TE.device());
-    return std::get<1>(at::topk(logits_TE.detach(), shape_.num_chosen, -1));
+    at::Tensor scores_TE = logits_TE.detach();
+    if (context.selection_offsets_E.defined() && weight_.training == Training::Trained) {
+      if (context.selection_score == SelectionScore::Probs) scores_TE = probs_TE.detach();
+      scores_TE = scores_TE.add(context.selection_offsets_E.to(scores_TE.options()));
+    }
+    return std::get<1>(at::topk(scores_TE, shape_.num_chosen, -1));
   }
 
   std::string name_;

@@ -28,6 +28,7 @@ constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kBalance = "balance.safetensors";
 constexpr const char* kPreviousCounts = "previous_counts_LE";
 constexpr const char* kEmaFractions = "ema_fractions_LE";
+constexpr const char* kSelectionOffsets = "selection_offsets_LE";
 
 std::string folder_name(int64_t step) {
   std::ostringstream name;
@@ -53,6 +54,7 @@ NamedTensors balance_tensors(const BalanceState& state) {
   NamedTensors tensors;
   if (state.previous_counts_LE.defined()) tensors[kPreviousCounts] = state.previous_counts_LE;
   if (state.ema_fractions_LE.defined()) tensors[kEmaFractions] = state.ema_fractions_LE;
+  if (state.selection_offsets_LE.defined()) tensors[kSelectionOffsets] = state.selection_offsets_LE;
   return tensors;
 }
 
@@ -130,6 +132,7 @@ BalanceState load_balance(const fs::path& path) {
   BalanceState state;
   if (tensors.contains(kPreviousCounts)) state.previous_counts_LE = tensors.at(kPreviousCounts);
   if (tensors.contains(kEmaFractions)) state.ema_fractions_LE = tensors.at(kEmaFractions);
+  if (tensors.contains(kSelectionOffsets)) state.selection_offsets_LE = tensors.at(kSelectionOffsets);
   return state;
 }
 

@@ -52,8 +52,8 @@ int64_t domain_of(const Batch& batch) { return batch.domain_T.max().item<int64_t
 
 class Evaluator {
  public:
-  Evaluator(Decoder& model, const HeldoutSet& heldout, uint64_t seed)
-      : model_(model), heldout_(heldout), seed_(seed),
+  Evaluator(Decoder& model, const HeldoutSet& heldout, const Selection& selection, uint64_t seed)
+      : model_(model), heldout_(heldout), selection_(selection), seed_(seed),
         tally_({model.num_moe_layers(), static_cast<int64_t>(heldout.domains.size()), model.config().num_experts,
                 model.config().num_chosen}) {
     for (const std::string& name : heldout.domains) losses_.push_back({name, 0.0, 0});
@@ -76,6 +76,8 @@ class Evaluator {
     context.phase = RoutingPhase::Evaluate;
     context.seed = seed_;
     context.first_token = first_token_;
+    context.selection_offsets_LE = selection_.offsets_LE;
+    context.selection_score = selection_.score;
     context.observe = [this](int64_t layer, const Routing& routing) { tally_.add(layer, routing); };
     const at::Tensor hidden_TD = model_.forward(joined, context);
     const at::Tensor loss_T = model_.token_losses(hidden_TD, joined.targets_BS.reshape({-1}));
@@ -92,6 +94,7 @@ class Evaluator {
 
   Decoder& model_;
   const HeldoutSet& heldout_;
+  const Selection& selection_;
   uint64_t seed_;
   RoutingTally tally_;
   std::vector<DomainLoss> losses_;
@@ -111,9 +114,10 @@ HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config) {
   return heldout;
 }
 
-EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, int64_t permutations, uint64_t seed, int64_t step) {
+EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, const Selection& selection, int64_t permutations,
+                          uint64_t seed, int64_t step) {
   const at::NoGradGuard no_grad;
-  Evaluator evaluator(model, heldout, seed);
+  Evaluator evaluator(model, heldout, selection, seed);
   evaluator.run();
   const TallyShape& shape = evaluator.tally().shape();
   EvaluationInput input;

@@ -20,12 +20,19 @@ struct HeldoutSet {
   int64_t sequences = 0;
 };
 
+/// What corrects choices at evaluation, as in training.
+struct Selection {
+  at::Tensor offsets_LE{};  // undefined: nothing
+  SelectionScore score = SelectionScore::Probs;
+};
+
 [[nodiscard]] HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config);
 
 /// @param permutations  document permutations behind the nulls
 /// @param seed          of the run: keys routers that draw at random, and the permutations
 /// @param step          optimizer steps done; only written into the record
-[[nodiscard]] EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, int64_t permutations, uint64_t seed,
-                                        int64_t step);
+/// @param selection     offsets of BalanceState that choose beside the scores; they are not changed
+[[nodiscard]] EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, const Selection& selection,
+                                        int64_t permutations, uint64_t seed, int64_t step);
 
 }  // namespace switchyard

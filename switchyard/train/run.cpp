@@ -150,8 +150,8 @@ class TrainingRun {
     recorder_->step(record);
     last_step_ = record;
     if (result.lacks_history) {
-      recorder_->notice(state_.step, join_text("step ", state_.step, " has no balancing loss: the scope ",
-                                              to_string(config_.balance.scope), " takes its counts from earlier steps"));
+      recorder_->notice(state_.step, join_text("step ", state_.step, " lacks a balancing loss: its scope takes the counts from ",
+                                              "earlier steps"));
     }
     if (result.replay_differences > 0) {
       recorder_->notice(state_.step, join_text("step ", state_.step, ": ", result.replay_differences,
@@ -170,7 +170,8 @@ class TrainingRun {
   /// A killed run may have been evaluated at this step already.
   void evaluate_once() {
     if (recorder_->last_evaluation() && recorder_->last_evaluation()->step == state_.step) return;
-    recorder_->evaluation(evaluate(model_, heldout_, config_.evaluation.permutations, seed(), state_.step));
+    const Selection selection{state_.balance.selection_offsets_LE, selection_score(config_.balance.selection.rule)};
+    recorder_->evaluation(evaluate(model_, heldout_, selection, config_.evaluation.permutations, seed(), state_.step));
   }
 
   RunResult finish(EndReason reason) {

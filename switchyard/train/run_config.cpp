@@ -60,10 +60,13 @@ void RunConfig::validate(const std::string& where) const {
   check(!name.empty(), "name", "empty", "a name");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
-  const bool balanced = balance.method != "none" && (balance.coefficient != 0.0 || balance.z_coefficient != 0.0);
   const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
-  check(!balanced || takes_it, "balance.coefficient", balance.coefficient,
-        join_text("0 (and z_coefficient 0): the router ", model.router.name, " takes no balancing"));
+  check(!acts_on_router(balance) || takes_it, "balance.coefficient", balance.coefficient,
+        join_text("0 (and no z_coefficient, simbal_coefficient, terms or selection.rule): the router ", model.router.name,
+                  " takes no balancing"));
+  check(balance.selection.rule == SelectionRule::None || execution.on_replay_mismatch == OnReplayMismatch::Error,
+        "execution.on_replay_mismatch", to_string(execution.on_replay_mismatch),
+        "error: recorded choices would stand for choices by other offsets");
 }
 
 std::map<std::string, std::string> flatten(const RunConfig& config) {

@@ -18,8 +18,9 @@ class StepRunner {
   StepRunner(Decoder& model, const BalanceConfig& config, const BalanceState& state, std::vector<Batch> forwards,
              StepPlan plan, const StepOptions& options, uint64_t seed)
       : model_(model), forwards_(std::move(forwards)), plan_(std::move(plan)), options_(options), seed_(seed),
-        whole_step_(needs_whole_step(config.scope, plan_) && config.method != "none"),
-        balance_(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_, state) {
+        balance_(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_, state),
+        whole_step_(balance_.needs_whole_step()), offsets_LE_(state.selection_offsets_LE),
+        selection_score_(selection_score(config.selection.rule)) {
     for (const Batch& batch : forwards_) {
       result_.tokens += batch.num_valid_tokens();
       result_.targets += batch.num_targets();
@@ -60,6 +61,8 @@ class StepRunner {
     context.forward = static_cast<int64_t>(index);
     context.first_token = first_tokens_[index];
     context.balance = &balance_;
+    context.selection_offsets_LE = offsets_LE_;
+    context.selection_score = selection_score_;
     const bool layers = options_.recompute == Recompute::Layers || (whole_step_ && options_.exact == ExactOrder::Recompute);
     context.recompute = layers && phase == RoutingPhase::Train ? Recompute::Layers : Recompute::None;
     return context;
@@ -75,6 +78,7 @@ class StepRunner {
     ForwardContext context = context_of(index, RoutingPhase::Train);
     if (recorder_.has(index)) recorder_.replay(index, context);
     const at::Tensor hidden = hidden_TD(index, context);
+    if (!counted_ahead_) balance_.close_forward(static_cast<int64_t>(index));  // the loss hides the counts' way to other ranks
     at::Tensor loss = model_.loss_sum(hidden, forwards_[index].targets_BS.reshape({-1}));
     const double value = loss.item<double>();
     SWITCHYARD_CHECK(std::isfinite(value), StateError, "the loss of step ", plan_.step, ", forward ", index, " is ", value,
@@ -92,7 +96,7 @@ class StepRunner {
   void run_forward_by_forward() {
     for (size_t i = 0; i < num_forwards(); ++i) {
       const at::Tensor loss = train_forward(i);
-      if (!counted_ahead_) close(i);
+      if (!counted_ahead_) await(i);
       backward(loss);
     }
   }
@@ -101,7 +105,7 @@ class StepRunner {
     std::vector<at::Tensor> losses;
     for (size_t i = 0; i < num_forwards(); ++i) {
       losses.push_back(train_forward(i));
-      close(i);
+      await(i);
     }
     for (at::Tensor& loss : losses) {
       backward(loss);
@@ -115,13 +119,14 @@ class StepRunner {
       ForwardContext context = context_of(i, RoutingPhase::Count);
       if (options_.on_replay_mismatch == OnReplayMismatch::Replay) recorder_.record(i, context);
       (void)hidden_TD(i, context);
-      close(i);
+      balance_.close_forward(static_cast<int64_t>(i));
+      await(i);
     }
     counted_ahead_ = true;
   }
 
-  void close(size_t index) {
-    balance_.close_forward(static_cast<int64_t>(index));
+  void await(size_t index) {
+    balance_.await_forward(static_cast<int64_t>(index));
     if (index + 1 == num_forwards()) balance_.close_counting();
   }
 
@@ -130,9 +135,11 @@ class StepRunner {
   StepPlan plan_;
   const StepOptions& options_;
   uint64_t seed_;
+  StepBalance balance_;
   bool whole_step_;
   bool counted_ahead_ = false;
-  StepBalance balance_;
+  at::Tensor offsets_LE_;
+  SelectionScore selection_score_;
   ChoiceRecorder recorder_;
   std::vector<int64_t> first_tokens_;
   int64_t next_token_ = 0;
@@ -141,6 +148,11 @@ class StepRunner {
 };
 
 }  // namespace
+
+SelectionScore selection_score(SelectionRule rule) {
+  const bool logits = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
+  return logits ? SelectionScore::Logits : SelectionScore::Probs;
+}
 
 std::vector<Batch> pack_forwards(const std::vector<Batch>& micro_batches, ForwardPacking packing) {
   SWITCHYARD_CHECK(!micro_batches.empty(), UsageError, "a step needs at least one micro-batch; given none");

@@ -38,6 +38,9 @@ struct StepResult {
   int64_t replay_differences = 0;
 };
 
+/// The scores that a rule's offsets are added to.
+[[nodiscard]] SelectionScore selection_score(SelectionRule rule);
+
 /// The forwards of a step over these batches: one each, or one for all. Segments keep their order and micro-batch.
 [[nodiscard]] std::vector<Batch> pack_forwards(const std::vector<Batch>& micro_batches, ForwardPacking packing);
 

@@ -1,16 +1,27 @@
 #include "dense_oracle.hpp"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/erf.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <map>
 #include <set>
+
+#include "switchyard/core/error.hpp"
 
 namespace switchyard::toy {
 namespace {
 
 using Segments = std::set<int64_t>;
+
+constexpr int64_t kMaxRanks = 8;
 
 struct OracleGroup {
   Segments averaged;
@@ -23,6 +34,17 @@ Segments segments_with_tokens(const Layout& layout) {
   for (const int64_t segment : layout.segment_T) {
     if (segment >= 0) found.insert(segment);
   }
+  return found;
+}
+
+int64_t rank_of(const Layout& layout, int64_t segment) {
+  return layout.segment_rank.empty() ? 0 : layout.segment_rank[static_cast<size_t>(segment)];
+}
+
+Segments of_rank(const Layout& layout, const Segments& segments, int64_t rank) {
+  Segments found;
+  std::copy_if(segments.begin(), segments.end(), std::inserter(found, found.end()),
+               [&](int64_t segment) { return rank_of(layout, segment) == rank; });
   return found;
 }
 
@@ -55,6 +77,11 @@ std::vector<OracleGroup> oracle_groups(const Layout& layout, const Scope& scope)
     for (int64_t m = 0; m < layout.num_micro_batches; ++m) {
       const Segments own = of_micro_batches(layout, m, m);
       if (own.empty()) continue;
+      for (int64_t rank = 0; scope.kind == ScopeKind::MicroBatch && rank < kMaxRanks; ++rank) {
+        const Segments of_this = of_rank(layout, own, rank);
+        if (!of_this.empty()) groups.push_back({of_this, of_this});
+      }
+      if (scope.kind == ScopeKind::MicroBatch) continue;
       groups.push_back({own, scope.kind == ScopeKind::Prefix ? of_micro_batches(layout, 0, m) : own});
     }
   } else if (!all.empty()) {
@@ -92,7 +119,7 @@ at::Tensor mask_T1(const Layout& layout, const Segments& segments) {
 
 // f as a constant: the share of each expert in the K largest probabilities of the counted tokens, or what history says.
 at::Tensor constant_fractions_E(const Layout& layout, const OracleGroup& group, const at::Tensor& probs_TE, ScopeKind kind,
-                                const BalanceState& history, int64_t layer) {
+                                const BalanceState& history, int64_t layer, int64_t num_counted) {
   if (kind == ScopeKind::Ema) return history.ema_fractions_LE.select(0, layer);
   if (kind == ScopeKind::PreviousStep) {
     const at::Tensor counts_E = history.previous_counts_LE.select(0, layer).to(at::kDouble);
@@ -105,10 +132,66 @@ at::Tensor constant_fractions_E(const Layout& layout, const OracleGroup& group, 
     const double* row = host_TE.const_data_ptr<double>() + token * kExperts;
     for (int64_t expert = 0; expert < kExperts; ++expert) {
       const auto better = std::count_if(row, row + kExperts, [&](double other) { return other > row[expert]; });
-      if (better < kChosen) counts_E.mutable_data_ptr<double>()[expert] += 1.0;
+      if (better < num_counted) counts_E.mutable_data_ptr<double>()[expert] += 1.0;
     }
   }
   return counts_E.div(counts_E.sum());
+}
+
+at::Tensor variation(const at::Tensor& sums_E) { return sums_E.var(/*unbiased=*/false).div(sums_E.mean().square()); }
+
+// One token at a time: the K-th largest of the other experts' logits is the border.
+at::Tensor loads_E(const at::Tensor& logits_TE, const at::Tensor& mask_of_T1) {
+  at::Tensor sums_E = at::zeros({kExperts}, at::kDouble);
+  for (int64_t token = 0; token < logits_TE.size(0); ++token) {
+    if (mask_of_T1.const_data_ptr<double>()[token] == 0.0) continue;
+    std::vector<at::Tensor> loads;
+    for (int64_t expert = 0; expert < kExperts; ++expert) {
+      std::vector<at::Tensor> others;
+      for (int64_t other = 0; other < kExperts; ++other) {
+        if (other != expert) others.push_back(logits_TE.select(0, token).select(0, other));
+      }
+      const at::Tensor border = std::get<0>(at::sort(at::stack(others), 0, true)).select(0, kChosen - 1);
+      const at::Tensor distance = logits_TE.select(0, token).select(0, expert).sub(border).div(std::log(2.0));
+      loads.push_back(at::erf(distance.div(std::sqrt(2.0))).add(1.0).mul(0.5));
+    }
+    sums_E = sums_E.add(at::stack(loads));
+  }
+  return sums_E;
+}
+
+at::Tensor divergence(const Layout& layout, const OracleGroup& group, const at::Tensor& probs_TE) {
+  std::map<int64_t, std::vector<at::Tensor>> of_domain;
+  for (const int64_t segment : group.averaged) {
+    const at::Tensor mask = mask_T1(layout, {segment});
+    of_domain[layout.segment_domain[static_cast<size_t>(segment)]].push_back(probs_TE.mul(mask).sum(0).div(mask.sum()));
+  }
+  std::vector<at::Tensor> losses;
+  for (const auto& [domain, rows] : of_domain) {
+    for (const auto& [other, other_rows] : of_domain) {
+      if (other <= domain) continue;
+      const at::Tensor p_E = at::stack(rows).mean(0);
+      const at::Tensor q_E = at::stack(other_rows).mean(0);
+      const at::Tensor m_E = p_E.add(q_E).mul(0.5);
+      const auto entropy = [](const at::Tensor& x_E) { return x_E.mul(x_E.log()).sum().neg(); };
+      const at::Tensor jsd = entropy(m_E).sub(entropy(p_E).add(entropy(q_E)).mul(0.5));
+      losses.push_back(jsd.add(1e-6).log().neg());
+    }
+  }
+  return losses.empty() ? at::zeros({}, at::kDouble) : at::stack(losses).mean();
+}
+
+at::Tensor group_value(const std::string& method, const Layout& layout, const OracleGroup& group, const at::Tensor& logits_TE,
+                       const at::Tensor& probs_TE, const at::Tensor& fractions_E) {
+  const at::Tensor mask = mask_T1(layout, group.averaged);
+  const at::Tensor mean_E = probs_TE.mul(mask).sum(0).div(mask.sum());
+  if (method == "lbl") return fractions_E.mul(mean_E).sum().mul(kExperts);
+  if (method == "gshard") return fractions_E.mul(mean_E).mean();
+  if (method == "importance_cv2") return variation(probs_TE.mul(mask).sum(0));
+  if (method == "load_cv2") return variation(loads_E(logits_TE, mask));
+  if (method == "variance") return probs_TE.sub(mean_E).square().mul(mask).sum().div(mask.sum()).neg();
+  if (method == "expert_divergence") return divergence(layout, group, probs_TE);
+  throw UsageError("the oracle does not know the method " + method);
 }
 
 }  // namespace
@@ -135,10 +218,12 @@ OracleResult dense_oracle(const ToyModel& model, const Layout& layout, const Bal
     at::Tensor lbl = at::zeros({}, at::kDouble);
     for (const OracleGroup& group : groups) {
       if (no_history) break;
-      const at::Tensor mask = mask_T1(layout, group.averaged);
-      const at::Tensor mean_E = probs_TE.mul(mask).sum(0).div(mask.sum());
-      const at::Tensor fractions_E = constant_fractions_E(layout, group, probs_TE, config.scope.kind, history, layer);
-      lbl = lbl.add(fractions_E.mul(mean_E).sum().mul(group.weight * kExperts));
+      const int64_t num_counted = config.method == "gshard" ? 1 : kChosen;
+      const at::Tensor fractions_E =
+          constant_fractions_E(layout, group, probs_TE, config.scope.kind, history, layer, num_counted);
+      const at::Tensor value = group_value(config.method, layout, group, logits_L[static_cast<size_t>(layer)], probs_TE,
+                                           fractions_E);
+      lbl = lbl.add(value.mul(group.weight));
     }
     const at::Tensor all = mask_T1(layout, segments_with_tokens(layout));
     const at::Tensor lse_T1 = at::logsumexp(logits_L[static_cast<size_t>(layer)], {-1}, true);

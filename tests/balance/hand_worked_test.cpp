@@ -99,11 +99,11 @@ TEST(HandWorked, MeanWeightingGivesShortGroupsTheSameVoice) {
 TEST(HandWorked, ContractFactors) {
   // Micro-batches of 3, 0 and 1 tokens.
   StepPlan plan = explicit_plan({{2, 1}, {}, {1}});
-  EXPECT_THAT(contract_factors(plan), testing::ElementsAre(1, 1, 1));
+  EXPECT_THAT(contract_factors(plan, {plan.step_tokens(), 1}), testing::ElementsAre(1, 1, 1));
   plan.contract.micro_batches = Averaging::Mean;  // the caller divides by 3, the empty one included
-  EXPECT_THAT(contract_factors(plan), testing::ElementsAre(3, 3, 3));
+  EXPECT_THAT(contract_factors(plan, {plan.step_tokens(), 1}), testing::ElementsAre(3, 3, 3));
   plan.contract.micro_batches = Averaging::ByTokens;
-  EXPECT_THAT(contract_factors(plan), testing::ElementsAre(4.0 / 3, 4.0 / 3, 4));
+  EXPECT_THAT(contract_factors(plan, {plan.step_tokens(), 1}), testing::ElementsAre(4.0 / 3, 4.0 / 3, 4));
 }
 
 TEST(HandWorked, ZLoss) {

@@ -42,8 +42,8 @@ TEST(Ledger, B28CountsAreExactBeyondTwoToTheThirtyOneAndTheRangeOfDouble) {
   StepLedger ledger(explicit_plan({{kMany}, {7}}), 1, 2);
   ledger.record(0, 0, statistics_of({kMany, 0}, kMany));
   ledger.record(1, 0, statistics_of({3, 4}, 7));
-  EXPECT_THAT(ledger.counts_E(0, {0, 2}), testing::ElementsAre(kMany + 3, 4));
-  EXPECT_EQ(ledger.step_counts_LE().const_data_ptr<int64_t>()[0], kMany + 3);
+  EXPECT_THAT(ledger.counts_E(Counted::Slots, 0, {0, 2}), testing::ElementsAre(kMany + 3, 4));
+  EXPECT_EQ(ledger.micro_batch_counts_MLE().sum(0).const_data_ptr<int64_t>()[0], kMany + 3);
   EXPECT_THROW(ledger.record(0, 0, statistics_of({kMany - 1, 1}, kMany)), StateError);  // one slot in 2^60 is seen
 }
 
@@ -51,7 +51,7 @@ TEST(Ledger, B28TwoToTheThirtyOneAndOneSelections) {
   constexpr int64_t kMany = (int64_t{1} << 31) + 1;
   StepLedger ledger(explicit_plan({{kMany}}), 1, 2);
   ledger.record(0, 0, statistics_of({kMany - 1, 1}, kMany));
-  const std::vector<double> f = fractions(ledger.counts_E(0, {0, 1}));
+  const std::vector<double> f = fractions(ledger.counts_E(Counted::Slots, 0, {0, 1}));
   EXPECT_DOUBLE_EQ(f[0] + f[1], 1.0);
   EXPECT_DOUBLE_EQ(f[1], 1.0 / static_cast<double>(kMany));
 }
@@ -62,7 +62,7 @@ TEST(Ledger, ADifferentSecondRunNamesStepForwardLayerAndExpert) {
   StepLedger ledger(plan, 3, 2);
   ledger.record(1, 2, statistics_of({0, 1}, 1));
   ledger.record(1, 2, statistics_of({0, 1}, 1));
-  EXPECT_THAT(ledger.counts_E(2, {0, 2}), testing::ElementsAre(0, 1));
+  EXPECT_THAT(ledger.counts_E(Counted::Slots, 2, {0, 2}), testing::ElementsAre(0, 1));
   expect_message<StateError>(
       [&] {
         ledger.record(1, 2, statistics_of({1, 0}, 1));
@@ -77,7 +77,7 @@ TEST(Ledger, TheFirstRunsProbabilitiesAreKept) {
   ledger.record(0, 0, statistics);
   statistics.prob_sums_SE = at::empty({1, 2}, at::kDouble).fill_(9.0);
   ledger.record(0, 0, statistics);
-  EXPECT_THAT(ledger.prob_sums_E(0, {0, 1}), testing::ElementsAre(0.5, 0.5));
+  EXPECT_THAT(ledger.sums_E(TokenSum::Probs, 0, {0, 1}), testing::ElementsAre(0.5, 0.5));
 }
 
 TEST(Ledger, TokensMustBeThoseOfThePlan) {

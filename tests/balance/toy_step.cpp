@@ -177,6 +177,8 @@ StepPlan plan_of(const Layout& layout, Partition partition, Averaging contract) 
                 .segment_tokens = layout.segment_tokens,
                 .segment_micro_batch = layout.segment_micro_batch,
                 .forward_begin = {0},
+                .segment_rank = layout.segment_rank,
+                .segment_domain = layout.segment_domain,
                 .contract = {.micro_batches = contract, .ranks = Averaging::Sum},
                 .num_micro_batches = layout.num_micro_batches};
   for (const TokenRange& forward : micro_batches_of_forwards(layout, partition)) {
@@ -189,10 +191,12 @@ StepPlan plan_of(const Layout& layout, Partition partition, Averaging contract) 
 BalanceShape toy_shape() { return {.num_layers = kLayers, .num_experts = kExperts, .num_chosen = kChosen}; }
 
 StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceConfig& config, const StepPlan& plan,
-                    const BalanceState& state, Order order) {
-  StepBalance balance(config, toy_shape(), plan, state);
+                    const BalanceState& state, Order order, const RankSide& side) {
+  StepBalance balance = side.ranks == nullptr ? StepBalance(config, toy_shape(), plan, state)
+                                              : StepBalance(config, toy_shape(), plan, state, *side.ranks);
   const std::vector<TokenRange> ranges = tokens_of_forwards(layout, plan.num_forwards());
-  const auto num_valid = static_cast<double>(std::max<int64_t>(layout.num_valid(), 1));
+  const int64_t step_tokens = side.step_tokens == 0 ? layout.num_valid() : side.step_tokens;
+  const auto num_valid = static_cast<double>(std::max<int64_t>(step_tokens, 1));
   StepResult result;
   const auto run_forward = [&](int64_t forward) {
     const TokenRange tokens = ranges[static_cast<size_t>(forward)];
@@ -202,14 +206,16 @@ StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceCo
         .probs = [&](int64_t l, const at::Tensor& probs) { return balance.through_probs(forward, l, probs, segment_T); },
         .routed = [&](int64_t l, const Routing& routing) { balance.record(forward, l, routing, segment_T); }};
     // Enlarged so that, after the caller's averaging, the mean over the step's valid tokens is what remains.
-    const double weight = caller_weight(layout, plan, tokens);
+    const double weight = caller_weight(layout, plan, tokens) * side.caller_weight;
     const at::Tensor loss =
         forward_loss(model, layout, tokens.begin, tokens.end, hooks).mul(weight > 0 ? 1.0 / (weight * num_valid) : 0.0);
     balance.close_forward(forward);
+    balance.await_forward(forward);
     return loss;
   };
   const auto run_backward = [&](int64_t forward, const at::Tensor& loss) {
-    add_to(result.gradients, gradients_of(loss, model), caller_weight(layout, plan, ranges[static_cast<size_t>(forward)]));
+    const double weight = caller_weight(layout, plan, ranges[static_cast<size_t>(forward)]) * side.caller_weight;
+    add_to(result.gradients, gradients_of(loss, model), weight);
   };
 
   if (order == Order::Prepass) {

@@ -26,6 +26,8 @@ struct Layout {
   std::vector<int64_t> micro_batch_T;  // padding too
   std::vector<int64_t> segment_tokens;
   std::vector<int64_t> segment_micro_batch;
+  std::vector<int64_t> segment_rank;    // empty: all of rank 0
+  std::vector<int64_t> segment_domain;  // empty: none
   int64_t num_micro_batches = 0;
 
   [[nodiscard]] int64_t num_tokens() const { return static_cast<int64_t>(segment_T.size()); }
@@ -82,9 +84,17 @@ struct StepResult {
   BalanceState state;
 };
 
+/// Where one of several ranks stands. Alone: the defaults.
+struct RankSide {
+  const BalanceRanks* ranks = nullptr;
+  int64_t step_tokens = 0;     // valid tokens of all ranks; 0: those of the layout
+  double caller_weight = 1.0;  // what the caller multiplies this rank's gradients with
+};
+
 /// One step as a caller under the contract of the plan writes it: its own loss is the mean over the step's valid tokens.
 [[nodiscard]] StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceConfig& config,
-                                  const StepPlan& plan, const BalanceState& state = {}, Order order = Order::Retain);
+                                  const StepPlan& plan, const BalanceState& state = {}, Order order = Order::Retain,
+                                  const RankSide& side = {});
 
 /// Largest absolute difference over all gradients.
 [[nodiscard]] double max_difference(const Gradients& a, const Gradients& b);

@@ -1,0 +1,195 @@
+#include "switchyard/balance/gathered_plan.hpp"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <set>
+#include <tuple>
+
+#include "switchyard/comm/agreement.hpp"
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+// A segment as it travels.
+struct SegmentNote {
+  int64_t forward = 0;
+  int64_t micro_batch = 0;
+  int64_t tokens = 0;
+  int64_t domain = -1;
+};
+
+struct RankNote {
+  int64_t data_rank = 0;
+  int64_t replica = 0;
+  int64_t num_segments = 0;
+};
+
+std::vector<SegmentNote> notes_of(const StepPlan& plan) {
+  std::vector<SegmentNote> notes;
+  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
+    for (int64_t segment = plan.forward_begin[static_cast<size_t>(forward)];
+         segment < plan.forward_begin[static_cast<size_t>(forward) + 1]; ++segment) {
+      const auto s = static_cast<size_t>(segment);
+      notes.push_back({forward, plan.segment_micro_batch[s], plan.segment_tokens[s], plan.domain_of(segment)});
+    }
+  }
+  return notes;
+}
+
+// The segments of every rank. Lengths differ, so the shorter are padded.
+std::vector<std::vector<SegmentNote>> gather_notes(const std::vector<SegmentNote>& mine, const std::vector<RankNote>& ranks,
+                                                   Communicator& comm) {
+  int64_t longest = 0;
+  for (const RankNote& rank : ranks) longest = std::max(longest, rank.num_segments);
+  std::vector<SegmentNote> padded = mine;
+  padded.resize(static_cast<size_t>(longest));
+  std::vector<SegmentNote> all(padded.size() * ranks.size());
+  if (longest > 0) comm.all_gather(padded, all);
+  std::vector<std::vector<SegmentNote>> notes_R;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto begin = all.begin() + static_cast<int64_t>(rank) * longest;
+    notes_R.emplace_back(begin, begin + ranks[rank].num_segments);
+  }
+  return notes_R;
+}
+
+// A segment of the whole step while it is put together.
+struct WholeSegment {
+  SegmentNote note;
+  int64_t data_rank = 0;
+  int64_t index = 0;  // among the segments of its data rank
+  int64_t holders = 0;
+};
+
+// What is wrong with the ranks' segments taken together, empty if nothing is. Every rank finds the same.
+std::string find_conflict(const std::vector<RankNote>& ranks, const std::vector<std::vector<SegmentNote>>& notes_R) {
+  std::vector<std::pair<int64_t, size_t>> forward_of;  // by micro-batch: forward and the rank that said so
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    for (const SegmentNote& note : notes_R[rank]) {
+      const auto m = static_cast<size_t>(note.micro_batch);
+      if (m >= forward_of.size()) forward_of.resize(m + 1, {-1, 0});
+      if (forward_of[m].first == -1) forward_of[m] = {note.forward, rank};
+      if (forward_of[m].first == note.forward) continue;
+      return join_text("micro-batch ", note.micro_batch, " is in forward ", forward_of[m].first, " on rank ",
+                       forward_of[m].second, " and in forward ", note.forward, " on rank ", rank,
+                       "; ranks must cut the step into the same forwards");
+    }
+    const auto first = std::find_if(ranks.begin(), ranks.end(),
+                                    [&](const RankNote& other) { return other.data_rank == ranks[rank].data_rank; });
+    const auto same = static_cast<size_t>(first - ranks.begin());
+    const auto labels = [](const SegmentNote& note) { return std::tuple(note.forward, note.micro_batch, note.domain); };
+    if (!std::equal(notes_R[rank].begin(), notes_R[rank].end(), notes_R[same].begin(), notes_R[same].end(),
+                    [&](const SegmentNote& a, const SegmentNote& b) { return labels(a) == labels(b); })) {
+      return join_text("ranks ", same, " and ", rank, " both say data_rank ", ranks[rank].data_rank,
+                       " and plan different segments; they must list the same ones, each with its own tokens of them");
+    }
+  }
+  return {};
+}
+
+std::vector<WholeSegment> merge(const std::vector<RankNote>& ranks, const std::vector<std::vector<SegmentNote>>& notes_R) {
+  std::vector<WholeSegment> segments;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto known = std::find_if(segments.begin(), segments.end(),
+                                    [&](const WholeSegment& whole) { return whole.data_rank == ranks[rank].data_rank; });
+    if (known == segments.end()) {
+      int64_t index = 0;
+      for (const SegmentNote& note : notes_R[rank]) {
+        const bool copy = ranks[rank].replica > 0;
+        segments.push_back({note, ranks[rank].data_rank, index++, copy ? 0 : 1});
+        if (copy) segments.back().note.tokens = 0;
+      }
+    } else if (ranks[rank].replica == 0) {
+      auto whole = known;
+      for (const SegmentNote& note : notes_R[rank]) {
+        whole->note.tokens += note.tokens;
+        ++whole->holders;
+        ++whole;
+      }
+    }
+  }
+  std::sort(segments.begin(), segments.end(), [](const WholeSegment& a, const WholeSegment& b) {
+    return std::tuple(a.note.micro_batch, a.data_rank, a.index) < std::tuple(b.note.micro_batch, b.data_rank, b.index);
+  });
+  return segments;
+}
+
+GatheredPlan plan_of(const std::vector<WholeSegment>& segments, const StepPlan& local) {
+  GatheredPlan gathered;
+  StepPlan& whole = gathered.whole;
+  whole.step = local.step;
+  whole.contract = local.contract;
+  whole.num_micro_batches = local.num_micro_batches;
+  whole.forward_begin.assign(local.forward_begin.size(), 0);
+  for (const WholeSegment& segment : segments) {
+    whole.segment_tokens.push_back(segment.note.tokens);
+    whole.segment_micro_batch.push_back(segment.note.micro_batch);
+    whole.segment_rank.push_back(segment.data_rank);
+    whole.segment_domain.push_back(segment.note.domain);
+    gathered.holders_of_segment.push_back(segment.holders);
+    ++whole.forward_begin[static_cast<size_t>(segment.note.forward) + 1];
+  }
+  std::partial_sum(whole.forward_begin.begin(), whole.forward_begin.end(), whole.forward_begin.begin());
+  return gathered;
+}
+
+GatheredPlan alone(const StepPlan& local) {
+  GatheredPlan gathered;
+  gathered.whole = local;
+  gathered.whole_of_local.resize(local.segment_tokens.size());
+  std::iota(gathered.whole_of_local.begin(), gathered.whole_of_local.end(), int64_t{0});
+  gathered.holders_of_segment.assign(local.segment_tokens.size(), 1);
+  return gathered;
+}
+
+// Facts of all ranks in one gather; the first that differs is an error on every rank.
+std::vector<RankNote> gather_facts(const RankNote& mine, std::vector<AgreedFact> facts, Communicator& comm) {
+  const size_t width = 3 + facts.size();
+  std::vector<int64_t> words = {mine.data_rank, mine.replica, mine.num_segments};
+  for (const AgreedFact& fact : facts) words.push_back(fact.value);
+  std::vector<int64_t> all(width * static_cast<size_t>(comm.size()));
+  comm.all_gather(words, all);
+  std::vector<RankNote> ranks;
+  for (size_t at = 0; at < all.size(); at += width) {
+    ranks.push_back({all[at], all[at + 1], all[at + 2]});
+    for (size_t fact = 0; fact < facts.size(); ++fact) {
+      SWITCHYARD_CHECK(all[at + 3 + fact] == all[3 + fact], CommError, comm.describe(), ", balancing of a step: rank 0 has ",
+                       all[3 + fact], " ", facts[fact].name, ", rank ", at / width, " has ", all[at + 3 + fact],
+                       "; all ranks must have the same");
+    }
+  }
+  return ranks;
+}
+
+}  // namespace
+
+GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
+                         Communicator& comm) {
+  if (comm.size() == 1) return alone(local);
+  RankNote mine{share.data_rank < 0 ? comm.rank() : share.data_rank, share.replica, local.num_segments()};
+  std::vector<AgreedFact> agreed = facts;
+  agreed.push_back({"steps done", local.step});
+  agreed.push_back({"forwards", local.num_forwards()});
+  agreed.push_back({"micro-batches", local.num_micro_batches});
+  agreed.push_back({"(0 sum, 1 mean, 2 by tokens) as contract over micro-batches",
+                    static_cast<int64_t>(local.contract.micro_batches)});
+  agreed.push_back({"(0 sum, 1 mean, 2 by tokens) as contract over ranks", static_cast<int64_t>(local.contract.ranks)});
+  const std::vector<RankNote> ranks = gather_facts(mine, agreed, comm);
+  const std::vector<std::vector<SegmentNote>> notes_R = gather_notes(notes_of(local), ranks, comm);
+  const std::string conflict = find_conflict(ranks, notes_R);
+  SWITCHYARD_CHECK(conflict.empty(), CommError, comm.describe(), ", balancing of step ", local.step, ": ", conflict);
+
+  const std::vector<WholeSegment> segments = merge(ranks, notes_R);
+  GatheredPlan gathered = plan_of(segments, local);
+  gathered.data_rank = mine.data_rank;
+  gathered.replica = mine.replica;
+  gathered.num_ranks = std::count_if(ranks.begin(), ranks.end(), [](const RankNote& rank) { return rank.replica == 0; });
+  for (size_t whole = 0; whole < segments.size(); ++whole) {
+    if (segments[whole].data_rank == mine.data_rank) gathered.whole_of_local.push_back(static_cast<int64_t>(whole));
+  }
+  return gathered;
+}
+
+}  // namespace switchyard

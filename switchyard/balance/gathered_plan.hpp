@@ -1,0 +1,45 @@
+#pragma once
+// What the ranks tell each other about a step before its first forward, so that every rank knows all its segments.
+// S segments, M micro-batches, R ranks.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "switchyard/balance/step_plan.hpp"
+#include "switchyard/comm/communicator.hpp"
+
+namespace switchyard {
+
+/// Which part of the step's tokens a rank holds: how groups are declared. Data parallel: nothing to say. Context (or sequence)
+/// parallel: the ranks of one set of sequences give the same data_rank; each plans its own part of every segment. Tensor
+/// parallel with whole copies: all but one give a replica above 0; they get coefficients and count nowhere. Pipeline: the
+/// communicator holds the ranks of one stage (BalanceShape::total_layers has the layers of all stages).
+struct RankShare {
+  int64_t data_rank = -1;  // -1: the rank in the communicator
+  int64_t replica = 0;
+};
+
+/// The step over all ranks, as one process that is told the same partition would plan it.
+struct GatheredPlan {
+  StepPlan whole;                           // forward_begin: segments of all ranks in each forward
+  std::vector<int64_t> whole_of_local;      // [S of this rank], rising
+  std::vector<int64_t> holders_of_segment;  // ranks that hold tokens of each segment of `whole`; replicas do not
+  int64_t num_ranks = 1;                    // that hold tokens of their own
+  int64_t data_rank = 0;                    // of this rank
+  int64_t replica = 0;                      // of this rank
+};
+
+/// Something that all ranks must have in common: {"experts", 16}.
+struct AgreedFact {
+  std::string name;
+  int64_t value = 0;
+};
+
+/// Two small all-gathers. Collective.
+/// @throws CommError on every rank, naming ranks and values, where facts, the number of forwards or micro-batches, the forward
+///         of a micro-batch, or the segments of ranks with one data_rank differ
+[[nodiscard]] GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
+                                       Communicator& comm);
+
+}  // namespace switchyard

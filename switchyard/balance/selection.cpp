@@ -1,0 +1,195 @@
+#include "switchyard/balance/selection.hpp"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/topk.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kAllBins = ThresholdBins::kBins + 2;
+
+// r_TE = s - a, with a token's a the (K + 1)-th largest of its corrected scores.
+at::Tensor over_border_TE(const at::Tensor& logits_TE, const at::Tensor& offsets_E, int64_t num_chosen) {
+  const at::Tensor corrected_TE = logits_TE.add(offsets_E.to(logits_TE.scalar_type()));
+  const at::Tensor border_T1 = std::get<0>(at::topk(corrected_TE, num_chosen + 1, -1)).narrow(1, num_chosen, 1);
+  return logits_TE.sub(border_T1).to(at::kDouble).contiguous();
+}
+
+// Halfway between the two values that the border lies between: on a value itself that token would tie.
+std::vector<double> exact_thresholds(const at::Tensor& over_TE, double above) {
+  const at::Tensor sorted_TE = std::get<0>(at::sort(over_TE, 0, /*descending=*/true));
+  const int64_t num_tokens = sorted_TE.size(0);
+  const int64_t rank = std::clamp<int64_t>(std::llround(above), 1, std::max<int64_t>(num_tokens - 1, 1));
+  std::vector<double> thresholds_E;
+  for (int64_t expert = 0; expert < sorted_TE.size(1); ++expert) {
+    const double last_in = sorted_TE.const_data_ptr<double>()[(rank - 1) * sorted_TE.size(1) + expert];
+    const double first_out =
+        sorted_TE.const_data_ptr<double>()[std::min(rank, num_tokens - 1) * sorted_TE.size(1) + expert];
+    thresholds_E.push_back(0.5 * (last_in + first_out));
+  }
+  return thresholds_E;
+}
+
+}  // namespace
+
+at::Tensor updated_bias(const at::Tensor& bias_LE, const at::Tensor& counts_LE, const SelectionConfig& config) {
+  const int64_t num_experts = counts_LE.size(1);
+  const at::Tensor change_LE = counts_LE.sum(1, /*keepdim=*/true).sub(counts_LE.mul(num_experts)).sign().to(at::kDouble);
+  const at::Tensor centered_LE =
+      config.rule == SelectionRule::BiasCentered ? change_LE.sub(change_LE.mean(1, /*keepdim=*/true)) : change_LE;
+  return bias_LE.to(at::kDouble).add(centered_LE, config.rate).to(at::kFloat);
+}
+
+int64_t ThresholdBins::bin_of(double value) const {
+  if (!(value >= low)) return 0;
+  if (value >= high) return kBins + 1;
+  return 1 + std::min<int64_t>(kBins - 1, static_cast<int64_t>((value - low) / (high - low) * static_cast<double>(kBins)));
+}
+
+double ThresholdBins::lower_edge(int64_t bin) const {
+  return low + (high - low) * static_cast<double>(bin - 1) / static_cast<double>(kBins);
+}
+
+double threshold_of(const ThresholdBins& bins, const int64_t* counts, double above) {
+  double seen = 0.0;
+  for (int64_t bin = kAllBins - 1; bin >= 0; --bin) {
+    const auto count = static_cast<double>(counts[bin]);
+    if (seen + count < above) {
+      seen += count;
+      continue;
+    }
+    if (bin == kAllBins - 1) return bins.high;
+    if (bin == 0) return bins.low;
+    const double share = count == 0.0 ? 0.0 : (above - seen) / count;
+    return bins.lower_edge(bin + 1) - share * (bins.lower_edge(bin + 1) - bins.lower_edge(bin));
+  }
+  return bins.low;
+}
+
+SelectionStep::SelectionStep(const SelectionConfig& config, const BalanceShape& shape, const BalanceState& state)
+    : config_(config), shape_(shape) {
+  if (config.rule == SelectionRule::None) return;
+  SWITCHYARD_CHECK(!quantile() || (shape.num_chosen >= 1 && shape.num_chosen < shape.num_experts), UsageError,
+                   "balance.selection.rule = \"", to_string(config.rule), "\" with ", shape.num_chosen, " chosen of ",
+                   shape.num_experts, " experts; expected fewer chosen than experts");
+  offsets_LE_ = state.selection_offsets_LE.defined()
+                    ? state.selection_offsets_LE
+                    : at::zeros({shape.num_layers, shape.num_experts}, at::kFloat);
+  SWITCHYARD_CHECK(offsets_LE_.dim() == 2 && offsets_LE_.size(0) == shape.num_layers &&
+                       offsets_LE_.size(1) == shape.num_experts && offsets_LE_.scalar_type() == at::kFloat,
+                   ShapeError, "balance state: selection_offsets_LE is ", offsets_LE_.scalar_type(), " ", offsets_LE_.sizes(),
+                   "; expected float [", shape.num_layers, ", ", shape.num_experts, "]");
+  const auto rows = static_cast<size_t>(shape.num_layers * shape.num_experts);
+  if (config.rule == SelectionRule::Quantile) histogram_.assign(rows * static_cast<size_t>(kAllBins), 0);
+  if (config.rule == SelectionRule::MeanQuantile) thresholds_.assign(rows + static_cast<size_t>(shape.num_layers), 0.0);
+}
+
+bool SelectionStep::quantile() const {
+  return config_.rule == SelectionRule::Quantile || config_.rule == SelectionRule::MeanQuantile;
+}
+
+at::Tensor SelectionStep::offsets_E(int64_t layer) const {
+  return offsets_LE_.defined() ? offsets_LE_.select(0, layer) : at::Tensor();
+}
+
+const float* SelectionStep::old_offsets(int64_t layer) const {
+  return offsets_LE_.const_data_ptr<float>() + layer * shape_.num_experts;
+}
+
+// Thresholds are minus the offsets.
+ThresholdBins SelectionStep::bins_of(int64_t layer) const {
+  const auto [least, most] = std::minmax_element(old_offsets(layer), old_offsets(layer) + shape_.num_experts);
+  return {.low = -static_cast<double>(*most) - 1.0, .high = -static_cast<double>(*least) + 1.0};
+}
+
+void SelectionStep::record(int64_t layer, const Routing& routing, const at::Tensor& segment_T,
+                           const std::vector<int64_t>& micro_batch_S) {
+  if (!quantile()) return;
+  const at::NoGradGuard no_grad;
+  SWITCHYARD_CHECK(routing.logits_TE.defined(), StateError, "balance.selection.rule = \"", to_string(config_.rule),
+                   "\" needs the router's logits, and this router has none; use bias, or a router with scores");
+  if (config_.rule == SelectionRule::Quantile) {
+    record_micro_batch(layer, routing.logits_TE.index({segment_T.ge(0)}));
+    return;
+  }
+  const std::set<int64_t> micro_batches(micro_batch_S.begin(), micro_batch_S.end());
+  at::Tensor micro_batch_T = at::zeros(segment_T.sizes(), at::kLong).fill_(-1);
+  for (int64_t token = 0; token < segment_T.size(0); ++token) {
+    const int64_t segment = segment_T.const_data_ptr<int64_t>()[token];
+    if (segment >= 0) micro_batch_T.mutable_data_ptr<int64_t>()[token] = micro_batch_S[static_cast<size_t>(segment)];
+  }
+  for (const int64_t micro_batch : micro_batches) {
+    record_micro_batch(layer, routing.logits_TE.index({micro_batch_T.eq(micro_batch)}));
+  }
+}
+
+void SelectionStep::record_micro_batch(int64_t layer, const at::Tensor& logits_TE) {
+  if (logits_TE.size(0) == 0) return;
+  const at::Tensor over_TE = over_border_TE(logits_TE, offsets_E(layer), shape_.num_chosen);
+  if (config_.rule == SelectionRule::MeanQuantile) {
+    const double above = static_cast<double>(over_TE.size(0) * shape_.num_chosen) / static_cast<double>(shape_.num_experts);
+    const std::vector<double> thresholds_E = exact_thresholds(over_TE, above);
+    for (size_t expert = 0; expert < thresholds_E.size(); ++expert) {
+      thresholds_[static_cast<size_t>(layer * shape_.num_experts) + expert] += thresholds_E[expert];
+    }
+    thresholds_[static_cast<size_t>(shape_.num_layers * shape_.num_experts + layer)] += 1.0;
+    return;
+  }
+  const ThresholdBins bins = bins_of(layer);
+  const double* values = over_TE.const_data_ptr<double>();
+  int64_t* counts = histogram_.data() + layer * shape_.num_experts * kAllBins;
+  for (int64_t at = 0; at < over_TE.numel(); ++at) ++counts[(at % shape_.num_experts) * kAllBins + bins.bin_of(values[at])];
+}
+
+void SelectionStep::close(Communicator& comm, int64_t replica) {
+  if (!quantile() || comm.size() == 1) return;
+  if (replica > 0) {
+    std::fill(histogram_.begin(), histogram_.end(), 0);
+    std::fill(thresholds_.begin(), thresholds_.end(), 0.0);
+  }
+  if (!histogram_.empty()) comm.all_reduce_sum(std::span<int64_t>(histogram_));
+  if (!thresholds_.empty()) comm.all_reduce_sum(std::span<double>(thresholds_));
+}
+
+void SelectionStep::update(const at::Tensor& counts_LE, int64_t step_tokens, BalanceState& state) const {
+  if (config_.rule == SelectionRule::None) return;
+  if (!quantile()) {
+    state.selection_offsets_LE = updated_bias(offsets_LE_, counts_LE, config_);
+    return;
+  }
+  at::Tensor updated_LE = at::zeros(offsets_LE_.sizes(), at::kFloat);
+  const double above = static_cast<double>(step_tokens * shape_.num_chosen) / static_cast<double>(shape_.num_experts);
+  for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
+    std::vector<double> thresholds_E(static_cast<size_t>(shape_.num_experts));
+    double mean = 0.0;
+    for (int64_t expert = 0; expert < shape_.num_experts; ++expert) {
+      const int64_t row = layer * shape_.num_experts + expert;
+      double fresh = 0.0;
+      if (config_.rule == SelectionRule::Quantile) {
+        fresh = threshold_of(bins_of(layer), histogram_.data() + row * kAllBins, above);
+      } else {
+        const double micro_batches = thresholds_[static_cast<size_t>(shape_.num_layers * shape_.num_experts + layer)];
+        fresh = thresholds_[static_cast<size_t>(row)] / std::max(micro_batches, 1.0);
+      }
+      const double old = -static_cast<double>(old_offsets(layer)[expert]);
+      thresholds_E[static_cast<size_t>(expert)] = config_.decay * old + (1.0 - config_.decay) * fresh;
+      mean += thresholds_E[static_cast<size_t>(expert)] / static_cast<double>(shape_.num_experts);
+    }
+    for (int64_t expert = 0; expert < shape_.num_experts; ++expert) {
+      updated_LE.mutable_data_ptr<float>()[layer * shape_.num_experts + expert] =
+          static_cast<float>(mean - thresholds_E[static_cast<size_t>(expert)]);
+    }
+  }
+  state.selection_offsets_LE = updated_LE;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,15 @@
+#pragma once
+// Sizes that balancing must know.
+
+#include <cstdint>
+
+namespace switchyard {
+
+struct BalanceShape {
+  int64_t num_layers = 0;    // MoE layers of this rank only (of its pipeline stage)
+  int64_t num_experts = 0;   // E
+  int64_t num_chosen = 0;    // K, the mean where it varies
+  int64_t total_layers = 0;  // MoE layers of the whole model, for the mean over layers; 0: num_layers
+};
+
+}  // namespace switchyard

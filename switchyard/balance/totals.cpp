@@ -1,0 +1,226 @@
+#include "switchyard/balance/totals.hpp"
+
+#include <algorithm>
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+bool within(const SegmentRange& inner, const SegmentRange& outer) {
+  return inner.begin >= outer.begin && inner.end <= outer.end;
+}
+
+template <typename Kind>
+int64_t index_of(const std::vector<Kind>& kinds, Kind kind) {
+  const auto found = std::find(kinds.begin(), kinds.end(), kind);
+  SWITCHYARD_CHECK(found != kinds.end(), StateError, "a sum over ranks was asked for that was not declared with need_*()");
+  return found - kinds.begin();
+}
+
+template <typename Kind>
+void add_once(std::vector<Kind>& kinds, Kind kind) {
+  if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
+}
+
+}  // namespace
+
+StepTotals::StepTotals(const GatheredPlan& plan, const StepPlan& local, const BalanceShape& shape, Communicator& comm)
+    : plan_(plan), local_(local), shape_(shape), comm_(comm), ledger_(local, shape.num_layers, shape.num_experts),
+      shipments_F_(static_cast<size_t>(local.num_forwards())) {
+  for (const int64_t domain : plan.whole.segment_domain) num_domains_ = std::max(num_domains_, domain + 1);
+}
+
+Holding StepTotals::holding(const SegmentRange& range) const {
+  int64_t only_rank = -1;
+  for (int64_t segment = range.begin; segment < range.end; ++segment) {
+    const auto s = static_cast<size_t>(segment);
+    if (plan_.whole.segment_tokens[s] == 0) continue;
+    const int64_t rank = plan_.whole.rank_of(segment);
+    if (plan_.holders_of_segment[s] > 1 || (only_rank != -1 && only_rank != rank)) return Holding::Shared;
+    only_rank = rank;
+  }
+  // In a step of one rank segments need not name it.
+  return only_rank == -1 || only_rank == plan_.data_rank || plan_.num_ranks == 1 ? Holding::Mine : Holding::Elsewhere;
+}
+
+void StepTotals::need_counts(Counted which, const SegmentRange& range) {
+  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  add_once(count_kinds_, which);
+  shared_ranges_.push_back(range);
+}
+
+void StepTotals::need_sums(TokenSum which, const SegmentRange& range) {
+  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  add_once(sum_kinds_, which);
+  shared_ranges_.push_back(range);
+}
+
+void StepTotals::need_domain_means(const SegmentRange& range) {
+  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  ship_domains_ = true;
+  shared_ranges_.push_back(range);
+}
+
+void StepTotals::seal() {
+  std::set<int64_t> borders(plan_.whole.forward_begin.begin(), plan_.whole.forward_begin.end());
+  for (const SegmentRange& range : shared_ranges_) borders.insert({range.begin, range.end});
+  for (auto border = borders.begin(); border != borders.end() && std::next(border) != borders.end(); ++border) {
+    const SegmentRange cell{*border, *std::next(border)};
+    const bool asked = std::any_of(shared_ranges_.begin(), shared_ranges_.end(),
+                                   [&cell](const SegmentRange& range) { return within(cell, range); });
+    if (asked) cells_.push_back(cell);
+  }
+}
+
+SegmentRange StepTotals::local_range(const SegmentRange& range) const {
+  const auto first = std::lower_bound(plan_.whole_of_local.begin(), plan_.whole_of_local.end(), range.begin);
+  const auto last = std::lower_bound(first, plan_.whole_of_local.end(), range.end);
+  return {first - plan_.whole_of_local.begin(), last - plan_.whole_of_local.begin()};
+}
+
+SegmentRange StepTotals::cells_of_forward(int64_t forward) const {
+  const SegmentRange range{plan_.whole.forward_begin[static_cast<size_t>(forward)],
+                           plan_.whole.forward_begin[static_cast<size_t>(forward) + 1]};
+  const auto inside = [&range](const SegmentRange& cell) { return within(cell, range); };
+  const auto first = std::find_if(cells_.begin(), cells_.end(), inside);
+  const auto last = std::find_if_not(first, cells_.end(), inside);
+  return {first - cells_.begin(), last - cells_.begin()};
+}
+
+bool StepTotals::any_cells(int64_t forward) const { return !cells_of_forward(forward).empty(); }
+
+int64_t StepTotals::sum_rows() const {
+  return static_cast<int64_t>(sum_kinds_.size()) + (ship_domains_ ? num_domains_ : 0);
+}
+
+// Sums of sum_s / T_s by domain, the rows of all layers of one domain lying `row_stride` apart.
+void StepTotals::add_domain_rows(int64_t layer, const SegmentRange& local, double* rows_NE, int64_t row_stride) const {
+  for (int64_t segment = local.begin; segment < local.end; ++segment) {
+    const int64_t whole = plan_.whole_of_local[static_cast<size_t>(segment)];
+    const int64_t domain = plan_.whole.domain_of(whole);
+    const int64_t tokens = plan_.whole.segment_tokens[static_cast<size_t>(whole)];
+    if (domain < 0 || tokens == 0) continue;
+    const double* sums_E = ledger_.segment_probs_E(layer, segment);
+    double* row_E = rows_NE + domain * row_stride;
+    for (int64_t expert = 0; expert < shape_.num_experts; ++expert) row_E[expert] += sums_E[expert] / static_cast<double>(tokens);
+  }
+}
+
+void StepTotals::pack_cell(const SegmentRange& cell, int64_t* counts, double* sums) const {
+  const SegmentRange local = local_range(cell);
+  const int64_t row_size = shape_.num_layers * shape_.num_experts;
+  for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
+    int64_t* count_row = counts + layer * shape_.num_experts;
+    for (const Counted kind : count_kinds_) {
+      const std::vector<int64_t> counts_E = ledger_.counts_E(kind, layer, local);
+      std::copy(counts_E.begin(), counts_E.end(), count_row);
+      count_row += row_size;
+    }
+    double* sum_row = sums + layer * shape_.num_experts;
+    for (const TokenSum kind : sum_kinds_) {
+      const std::vector<double> sums_E = ledger_.sums_E(kind, layer, local);
+      std::copy(sums_E.begin(), sums_E.end(), sum_row);
+      sum_row += row_size;
+    }
+    if (ship_domains_) add_domain_rows(layer, local, sum_row, row_size);
+  }
+}
+
+void StepTotals::start(int64_t forward, int64_t problems) {
+  Shipment& shipment = shipments_F_[static_cast<size_t>(forward)];
+  shipment.started = true;
+  if (!any_cells(forward)) return;
+  const SegmentRange cells = cells_of_forward(forward);
+  const int64_t row_size = shape_.num_layers * shape_.num_experts;
+  const int64_t count_size = static_cast<int64_t>(count_kinds_.size()) * row_size;
+  const int64_t sum_size = sum_rows() * row_size;
+  shipment.counts.assign(static_cast<size_t>((cells.end - cells.begin) * count_size + 1), 0);
+  shipment.sums.assign(static_cast<size_t>((cells.end - cells.begin) * sum_size), 0.0);
+  // A replica's tokens are counted by the rank that it is a copy of.
+  for (int64_t cell = cells.begin; plan_.replica == 0 && problems == 0 && cell < cells.end; ++cell) {
+    pack_cell(cells_[static_cast<size_t>(cell)], shipment.counts.data() + (cell - cells.begin) * count_size,
+              shipment.sums.data() + (cell - cells.begin) * sum_size);
+  }
+  shipment.counts.back() = problems;
+  shipment.counts_pending = comm_.start_all_reduce_sum(std::span<int64_t>(shipment.counts));
+  if (!shipment.sums.empty()) shipment.sums_pending = comm_.start_all_reduce_sum(std::span<double>(shipment.sums));
+}
+
+int64_t StepTotals::finish(int64_t forward) {
+  Shipment& shipment = shipments_F_[static_cast<size_t>(forward)];
+  SWITCHYARD_CHECK(shipment.started, StateError, "totals of forward ", forward, " are waited for before start()");
+  if (shipment.finished) return 0;
+  shipment.counts_pending.wait();
+  shipment.sums_pending.wait();
+  shipment.finished = true;
+  return shipment.counts.empty() ? 0 : shipment.counts.back();
+}
+
+bool StepTotals::complete(const SegmentRange& range) const {
+  for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
+    const int64_t begin = plan_.whole.forward_begin[static_cast<size_t>(forward)];
+    const int64_t end = plan_.whole.forward_begin[static_cast<size_t>(forward) + 1];
+    if (begin < range.end && end > range.begin && begin < end && !shipments_F_[static_cast<size_t>(forward)].finished) {
+      return false;
+    }
+  }
+  return true;
+}
+
+template <typename Number>
+std::vector<Number> StepTotals::cells_E(std::vector<Number> Shipment::*kept, int64_t row, int64_t num_rows, int64_t layer,
+                                        const SegmentRange& range) const {
+  std::vector<Number> sums_E(static_cast<size_t>(shape_.num_experts), Number{0});
+  const int64_t row_size = shape_.num_layers * shape_.num_experts;
+  for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
+    const SegmentRange cells = cells_of_forward(forward);
+    const std::vector<Number>& values = shipments_F_[static_cast<size_t>(forward)].*kept;
+    for (int64_t cell = cells.begin; cell < cells.end; ++cell) {
+      if (!within(cells_[static_cast<size_t>(cell)], range)) continue;
+      const Number* from =
+          values.data() + ((cell - cells.begin) * num_rows + row) * row_size + layer * shape_.num_experts;
+      for (Number& sum : sums_E) sum += *from++;
+    }
+  }
+  return sums_E;
+}
+
+std::vector<int64_t> StepTotals::counts_E(Counted which, int64_t layer, const SegmentRange& range) const {
+  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) return ledger_.counts_E(which, layer, local_range(range));
+  return cells_E(&Shipment::counts, index_of(count_kinds_, which), static_cast<int64_t>(count_kinds_.size()), layer, range);
+}
+
+std::vector<double> StepTotals::sums_E(TokenSum which, int64_t layer, const SegmentRange& range) const {
+  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) return ledger_.sums_E(which, layer, local_range(range));
+  return cells_E(&Shipment::sums, index_of(sum_kinds_, which), sum_rows(), layer, range);
+}
+
+std::vector<double> StepTotals::domain_means_NE(int64_t layer, const SegmentRange& range) const {
+  std::vector<double> means_NE(static_cast<size_t>(num_domains_ * shape_.num_experts), 0.0);
+  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) {
+    add_domain_rows(layer, local_range(range), means_NE.data(), shape_.num_experts);
+  } else {
+    for (int64_t domain = 0; domain < num_domains_; ++domain) {
+      const int64_t row = static_cast<int64_t>(sum_kinds_.size()) + domain;
+      const std::vector<double> row_E = cells_E(&Shipment::sums, row, sum_rows(), layer, range);
+      std::copy(row_E.begin(), row_E.end(), means_NE.begin() + domain * shape_.num_experts);
+    }
+  }
+  const std::vector<int64_t> sizes_N = domain_sizes_N(range);
+  for (size_t at = 0; at < means_NE.size(); ++at) {
+    means_NE[at] /= static_cast<double>(std::max<int64_t>(sizes_N[at / static_cast<size_t>(shape_.num_experts)], 1));
+  }
+  return means_NE;
+}
+
+std::vector<int64_t> StepTotals::domain_sizes_N(const SegmentRange& range) const {
+  std::vector<int64_t> sizes_N(static_cast<size_t>(num_domains_), 0);
+  for (int64_t segment = range.begin; segment < range.end; ++segment) {
+    const int64_t domain = plan_.whole.domain_of(segment);
+    if (domain >= 0 && plan_.whole.segment_tokens[static_cast<size_t>(segment)] > 0) ++sizes_N[static_cast<size_t>(domain)];
+  }
+  return sizes_N;
+}
+
+}  // namespace switchyard
