@@ -322,7 +322,7 @@ TEST_F(RunTest, NoticesSayWhatAReaderMustKnow) {
   start(run, "a");
   EXPECT_THAT(notices("a"), testing::UnorderedElementsAre(testing::HasSubstr("this processor computes in"),
                                                           testing::HasSubstr("12 held-out sequences"),
-                                                          testing::HasSubstr("step 1 has no balancing loss")));
+                                                          testing::HasSubstr("step 1 lacks a balancing loss")));
   EXPECT_FALSE(log("a").steps[0].lbl.has_value());
   EXPECT_TRUE(log("a").steps[1].lbl.has_value());
 }
