@@ -1,0 +1,169 @@
+// Balancing by offsets: the rules by hand, the whole step against single micro-batches, ranks against one process.
+
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/topk.h>
+#include <ATen/ops/zeros.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "switchyard/balance/selection.hpp"
+#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/comm/threads.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+#include "toy_step.hpp"
+
+namespace switchyard {
+namespace {
+
+at::Tensor counts_of(std::vector<int64_t> counts) {
+  return at::from_blob(counts.data(), {1, static_cast<int64_t>(counts.size())}, at::kLong).clone();
+}
+
+std::vector<float> floats(const at::Tensor& row_LE) {
+  const at::Tensor host = row_LE.contiguous();
+  return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
+}
+
+TEST(Bias, MovesByTheRateTowardsTheMeanLoad) {
+  const at::Tensor bias_LE = at::zeros({1, 4}, at::kFloat);
+  const at::Tensor counts_LE = counts_of({3, 1, 2, 2});
+  EXPECT_THAT(floats(updated_bias(bias_LE, counts_LE, {.rule = SelectionRule::Bias, .rate = 0.5})),
+              testing::ElementsAre(-0.5F, 0.5F, 0.0F, 0.0F));
+  // Signs -1, -1, -1, +1: their mean is -1/2.
+  EXPECT_THAT(floats(updated_bias(bias_LE, counts_of({3, 3, 3, 1}), {.rule = SelectionRule::BiasCentered, .rate = 0.5})),
+              testing::ElementsAre(-0.25F, -0.25F, -0.25F, 0.75F));
+}
+
+// fp32 would lose the difference of one slot in 2^60.
+TEST(Bias, ComparesIntegersExactly) {
+  constexpr int64_t kMany = int64_t{1} << 60;
+  const at::Tensor bias_LE = at::zeros({1, 2}, at::kFloat);
+  EXPECT_THAT(floats(updated_bias(bias_LE, counts_of({kMany, kMany + 2}), {.rule = SelectionRule::Bias, .rate = 1.0})),
+              testing::ElementsAre(1.0F, -1.0F));
+}
+
+TEST(ThresholdBins, InterpolateWithinABin) {
+  const ThresholdBins bins{.low = 0.0, .high = 1000.0};  // bins of width 1
+  std::vector<int64_t> counts(ThresholdBins::kBins + 2, 0);
+  counts[static_cast<size_t>(bins.bin_of(500.5))] = 4;
+  counts[static_cast<size_t>(bins.bin_of(900.0))] = 2;
+  EXPECT_DOUBLE_EQ(threshold_of(bins, counts.data(), 2.0), 900.0);   // all of the upper bin
+  EXPECT_DOUBLE_EQ(threshold_of(bins, counts.data(), 3.0), 500.75);  // a quarter into [500, 501) from above
+  EXPECT_DOUBLE_EQ(threshold_of(bins, counts.data(), 6.0), 500.0);
+  EXPECT_EQ(bins.bin_of(-5.0), 0);
+  EXPECT_EQ(bins.bin_of(1000.0), ThresholdBins::kBins + 1);
+  EXPECT_EQ(bins.bin_of(std::nan("")), 0);
+}
+
+constexpr int64_t kExperts = 16;
+constexpr int64_t kChosen = 2;
+constexpr int64_t kMicroBatches = 8;
+constexpr int64_t kTokens = 256;  // of a micro-batch
+
+// Fixed scores: a mean per domain and expert, a skew per expert, noise. One domain a micro-batch.
+std::vector<at::Tensor> fixed_scores() {
+  Rng rng(4, "scores");
+  const at::Tensor skew_E = rng.normal_tensor({kExperts}, 0.7);
+  std::vector<at::Tensor> scores;
+  for (int64_t m = 0; m < kMicroBatches; ++m) {
+    scores.push_back(rng.normal_tensor({1, kExperts}, 1.0).add(skew_E).add(rng.normal_tensor({kTokens, kExperts}, 0.5)));
+  }
+  return scores;
+}
+
+Routing route(const at::Tensor& logits_TE, const at::Tensor& offsets_E, SelectionRule rule) {
+  const bool on_logits = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
+  const at::Tensor probs_TE = at::softmax(logits_TE, -1);
+  const at::Tensor ids_TK = std::get<1>(at::topk((on_logits ? logits_TE : probs_TE).add(offsets_E), kChosen, -1));
+  Routing routing = routing_from_top_k(ids_TK, probs_TE.gather(1, ids_TK), kExperts);
+  routing.logits_TE = logits_TE;
+  routing.probs_TE = probs_TE;
+  return routing;
+}
+
+StepPlan plan_of_micro_batches(int64_t step, int64_t num_micro_batches) {
+  StepPlan plan{.step = step, .num_micro_batches = num_micro_batches};
+  plan.forward_begin = {0};
+  for (int64_t m = 0; m < num_micro_batches; ++m) {
+    plan.segment_tokens.push_back(kTokens);
+    plan.segment_micro_batch.push_back(m);
+    plan.forward_begin.push_back(m + 1);
+  }
+  return plan;
+}
+
+struct Outcome {
+  double max_vio = 0.0;  // of the last step
+  BalanceState state;
+};
+
+// Runs steps over the fixed scores; rank r of R takes micro-batches r, r + R, ...
+Outcome run_steps(const SelectionConfig& selection, int64_t steps, Communicator& comm) {
+  const std::vector<at::Tensor> scores = fixed_scores();
+  const BalanceConfig config{.method = "none", .selection = selection};
+  Outcome run;
+  for (int64_t step = 0; step < steps; ++step) {
+    const StepPlan plan = plan_of_micro_batches(step, kMicroBatches / comm.size());
+    StepBalance balance(config, {.num_layers = 1, .num_experts = kExperts, .num_chosen = kChosen}, plan, run.state, {comm});
+    for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
+      const at::Tensor& logits_TE = scores[static_cast<size_t>(forward * comm.size() + comm.rank())];
+      const Routing routing = route(logits_TE, balance.selection_offsets_E(0), selection.rule);
+      const at::Tensor segment_T = at::zeros({kTokens}, at::kLong);
+      balance.record(forward, 0, routing, segment_T);
+      balance.record(forward, 0, routing, segment_T);  // recomputation must not count twice
+      balance.close_forward(forward);
+    }
+    balance.close_counting();
+    balance.finish(run.state);
+    const at::Tensor load_E = balance.step_counts_LE().select(0, 0).to(at::kDouble);
+    run.max_vio = load_E.max().div(load_E.mean()).item<double>() - 1.0;
+  }
+  return run;
+}
+
+double max_vio_after(const SelectionConfig& selection, int64_t steps) {
+  return run_steps(selection, steps, *make_solo_communicator()).max_vio;
+}
+
+TEST(Selection, OneQuantileOfTheWholeStepBalancesWhatMicroBatchesOfOneDomainHide) {
+  EXPECT_GT(max_vio_after({.rule = SelectionRule::Quantile}, 1), 1.5);
+  EXPECT_LT(max_vio_after({.rule = SelectionRule::Quantile}, 60), 0.1);
+  EXPECT_GT(max_vio_after({.rule = SelectionRule::MeanQuantile}, 60), 0.3);
+}
+
+TEST(Selection, BiasBalancesInSmallSteps) {
+  EXPECT_LT(max_vio_after({.rule = SelectionRule::Bias, .rate = 5e-3}, 150), 0.3);
+  EXPECT_LT(max_vio_after({.rule = SelectionRule::BiasCentered, .rate = 5e-3}, 150), 0.3);
+}
+
+TEST(Selection, OffsetsOfRanksAreThoseOfOneProcessToTheBit) {
+  for (const SelectionRule rule : {SelectionRule::Bias, SelectionRule::BiasCentered, SelectionRule::Quantile}) {
+    const Outcome one = run_steps({.rule = rule}, 5, *make_solo_communicator());
+    std::mutex guard;
+    run_ranks(4, [&](Communicator& comm) {
+      const Outcome run = run_steps({.rule = rule}, 5, comm);
+      const std::lock_guard lock(guard);
+      EXPECT_TRUE(run.state.selection_offsets_LE.equal(one.state.selection_offsets_LE)) << to_string(rule);
+    });
+  }
+}
+
+TEST(Selection, QuantileNeedsLogits) {
+  const StepPlan plan = plan_of_micro_batches(0, 1);
+  StepBalance balance({.method = "none", .selection = {.rule = SelectionRule::Quantile}},
+                      {.num_layers = 1, .num_experts = kExperts, .num_chosen = kChosen}, plan, {});
+  Routing routing = route(fixed_scores()[0], balance.selection_offsets_E(0), SelectionRule::Quantile);
+  routing.logits_TE = at::Tensor();
+  EXPECT_THROW(balance.record(0, 0, routing, at::zeros({kTokens}, at::kLong)), StateError);
+  EXPECT_THROW(StepBalance({.method = "none", .selection = {.rule = SelectionRule::Quantile}},
+                           {.num_layers = 1, .num_experts = 2, .num_chosen = 2}, plan, {}),
+               UsageError);
+}
+
+}  // namespace
+}  // namespace switchyard
