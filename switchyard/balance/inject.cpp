@@ -20,6 +20,7 @@ using torch::autograd::variable_list;
 
 constexpr const char* kCellKey = "cell";
 constexpr const char* kChosenKey = "num_chosen";
+constexpr const char* kTypeKey = "type";
 
 CellPtr cell_of(AutogradContext* context) {
   return c10::static_intrusive_pointer_cast<CoefficientCell>(context->saved_data[kCellKey].toCapsule());
@@ -79,6 +80,22 @@ struct InjectLoad : torch::autograd::Function<InjectLoad> {
   }
 };
 
+struct InjectTokenLoss : torch::autograd::Function<InjectTokenLoss> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& through_TX, const at::Tensor& loss_T,
+                            const at::Tensor& segment_T, const CellPtr& cell) {
+    context->saved_data[kCellKey] = c10::IValue::make_capsule(cell);
+    context->saved_data[kTypeKey] = loss_T.scalar_type();
+    context->save_for_backward({segment_T});
+    return through_TX;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const at::Tensor segment_T = context->get_saved_variables()[0];
+    const at::Tensor scale_T1 = cell_of(context)->of_tokens(segment_T, context->saved_data[kTypeKey].toScalarType());
+    return {grads[0], scale_T1.squeeze(1), at::Tensor(), at::Tensor()};
+  }
+};
+
 struct InjectZLoss : torch::autograd::Function<InjectZLoss> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& logits_TE, const at::Tensor& segment_T,
                             const CellPtr& cell) {
@@ -122,6 +139,11 @@ at::Tensor inject_coefficients(const at::Tensor& probs_TE, const at::Tensor& seg
 
 at::Tensor inject_curvature(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
   return InjectCurvature::apply(probs_TE, segment_T, cell);
+}
+
+at::Tensor inject_token_loss(const at::Tensor& through_TX, const at::Tensor& loss_T, const at::Tensor& segment_T,
+                             const CellPtr& cell) {
+  return InjectTokenLoss::apply(through_TX, loss_T, segment_T, cell);
 }
 
 at::Tensor inject_load(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell, int64_t num_chosen) {

@@ -44,6 +44,10 @@ using CellPtr = c10::intrusive_ptr<CoefficientCell>;
 [[nodiscard]] at::Tensor inject_load(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell,
                                      int64_t num_chosen);
 
+/// Returns through_TX; backward hands c[segment] to the gradient of loss_T, as if sum_t c loss_t had been added to the loss.
+[[nodiscard]] at::Tensor inject_token_loss(const at::Tensor& through_TX, const at::Tensor& loss_T,
+                                           const at::Tensor& segment_T, const CellPtr& cell);
+
 /// Returns logits_TE; backward adds c[segment] * d lse^2 / d logits = c * 2 * lse * softmax(logits), the z-loss of arXiv
 /// 2202.08906, eq. 5.
 [[nodiscard]] at::Tensor inject_z_loss(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell);

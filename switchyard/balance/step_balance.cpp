@@ -16,6 +16,8 @@
 namespace switchyard {
 namespace {
 
+constexpr double kNotSeen = -1.0;  // of sums that are never negative
+
 int64_t total_layers(const BalanceShape& shape) { return shape.total_layers == 0 ? shape.num_layers : shape.total_layers; }
 
 double per_layer(const BalanceConfig& config, const BalanceShape& shape, double coefficient) {
@@ -71,11 +73,12 @@ struct StepBalance::Impl {
         ranks(given_ranks),
         totals(gather(config, shape, plan, ranks), plan, shape, ranks.comm),
         selection(config.selection, shape, state),
-        cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), z_weight()),
+        cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), token_weights()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
         awaited(closed),
         passed_probs(static_cast<size_t>(plan.num_forwards() * shape.num_layers), false),
-        passed_logits(passed_probs) {
+        passed_logits(passed_probs),
+        output_losses(passed_probs.size(), kNotSeen) {
     for (const BalanceTerm& term : active_terms(config, plan.step)) {
       terms.push_back(std::make_unique<TermBalance>(term, config.weighting, per_layer(config, shape, term.coefficient), shape,
                                                     state, totals));
@@ -91,8 +94,10 @@ struct StepBalance::Impl {
   }
 
   [[nodiscard]] int64_t step_tokens() const { return totals.plan().whole.step_tokens(); }
-  [[nodiscard]] double z_weight() const {
-    return step_tokens() == 0 ? 0.0 : per_layer(config, shape, config.z_coefficient) / static_cast<double>(step_tokens());
+  [[nodiscard]] TokenLossWeights token_weights() const {
+    const auto tokens = static_cast<double>(std::max<int64_t>(step_tokens(), 1));
+    return {.z = per_layer(config, shape, config.z_coefficient) / tokens,
+            .orthogonality = per_layer(config, shape, config.orthogonality_coefficient) / tokens};
   }
   [[nodiscard]] bool many_ranks() const { return ranks.comm.size() > 1; }
   [[nodiscard]] std::string place(int64_t forward, int64_t layer) const {
@@ -134,6 +139,7 @@ struct StepBalance::Impl {
   std::vector<bool> awaited;        // [F]
   std::vector<bool> passed_probs;   // [F * L]: whether the router used the identity
   std::vector<bool> passed_logits;  // [F * L]
+  std::vector<double> output_losses;  // [F * L], sums over valid tokens
   std::string problem;              // of this rank, not yet told to the others
   bool counting_closed = false;
   at::Tensor counts_MLE;
@@ -178,6 +184,10 @@ void StepBalance::Impl::take_problem(const std::exception& error) {
 void StepBalance::Impl::check_recorded(int64_t forward) const {
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     // A rank without a sequence in this forward need not run it.
+    SWITCHYARD_CHECK(config.orthogonality_coefficient == 0.0 || output_losses[key(forward, layer)] != kNotSeen ||
+                         plan.forward_segments(forward) == 0,
+                     StateError, place(forward, layer), ": close_forward() before through_outputs(), so the orthogonality loss ",
+                     "could not act");
     SWITCHYARD_CHECK(totals.ledger().has(forward, layer) || (many_ranks() && plan.forward_segments(forward) == 0), StateError,
                      place(forward, layer), ": close_forward() before record(); every MoE layer must record once per forward");
   }
@@ -230,6 +240,13 @@ BalanceValues StepBalance::Impl::gather_values() {
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     shares.push_back(counted_here ? totals.ledger().squared_lse(layer) / tokens : 0.0);
   }
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    double sum = 0.0;
+    for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
+      sum += std::max(0.0, output_losses[key(forward, layer)]);
+    }
+    shares.push_back(counted_here ? sum / tokens : 0.0);
+  }
   if (many_ranks()) ranks.comm.all_reduce_sum(std::span<double>(shares));
 
   BalanceValues gathered;
@@ -241,9 +258,13 @@ BalanceValues StepBalance::Impl::gather_values() {
     for (const double value : gathered.terms.back().value_L) gathered.weighted_loss += term->per_layer() * value;
     if (gathered.lbl_L.empty() && term->term().method == "lbl") gathered.lbl_L = gathered.terms.back().value_L;
   }
-  if (config.z_coefficient == 0.0) return gathered;
-  gathered.z_loss_L.assign(from, shares.end());
+  if (config.z_coefficient != 0.0) gathered.z_loss_L.assign(from, from + shape.num_layers);
+  from += shape.num_layers;
+  if (config.orthogonality_coefficient != 0.0) gathered.orthogonality_L.assign(from, from + shape.num_layers);
   for (const double z : gathered.z_loss_L) gathered.weighted_loss += per_layer(config, shape, config.z_coefficient) * z;
+  for (const double loss : gathered.orthogonality_L) {
+    gathered.weighted_loss += per_layer(config, shape, config.orthogonality_coefficient) * loss;
+  }
   return gathered;
 }
 
@@ -271,6 +292,18 @@ at::Tensor StepBalance::through_probs(int64_t forward, int64_t layer, const at::
   impl_->check_place(forward, layer);
   impl_->passed_probs[impl_->key(forward, layer)] = true;
   return impl_->cells.through_probs(forward, layer, probs_TE, segment_T);
+}
+
+bool StepBalance::wants_outputs() const { return impl_->config.orthogonality_coefficient != 0.0; }
+
+at::Tensor StepBalance::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
+                                        const at::Tensor& segment_T) {
+  impl_->check_place(forward, layer);
+  SWITCHYARD_CHECK(loss_T.dim() == 1 && loss_T.sizes() == segment_T.sizes(), ShapeError, impl_->place(forward, layer),
+                   ": orthogonality losses have shape ", loss_T.sizes(), "; expected one per token, ", segment_T.sizes());
+  double& sum = impl_->output_losses[impl_->key(forward, layer)];
+  if (sum == kNotSeen) sum = loss_T.detach().masked_fill(segment_T.lt(0), 0.0).sum(at::kDouble).item<double>();
+  return impl_->cells.through_outputs(forward, out_TD, loss_T, segment_T);
 }
 
 at::Tensor StepBalance::selection_offsets_E(int64_t layer) const {

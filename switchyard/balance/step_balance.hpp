@@ -51,6 +51,7 @@ struct BalanceValues {
   std::vector<TermValues> terms;  // in the order of active_terms()
   std::vector<double> lbl_L;      // those of the first term whose method is lbl (1 is uniform); empty if there is none
   std::vector<double> z_loss_L;   // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
+  std::vector<double> orthogonality_L;  // mean over valid tokens of orthogonality_loss(); empty if its coefficient is 0
   double weighted_loss = 0.0;     // what these added to the training loss, lambda applied, over this rank's layers
 };
 
@@ -77,6 +78,14 @@ class StepBalance {
                                           const at::Tensor& segment_T);
   [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
                                          const at::Tensor& segment_T);
+
+  /// Whether through_outputs() is due in every layer of every forward.
+  [[nodiscard]] bool wants_outputs() const;
+  /// Returns out_TD; backward adds the gradient of the orthogonality loss to that of loss_T. Counted once however often run.
+  /// @param out_TD  what the layer adds to the residual stream; any tensor that the loss depends on
+  /// @param loss_T  orthogonality_loss() of each token's expert outputs, with autograd; what padding rows hold is ignored
+  [[nodiscard]] at::Tensor through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
+                                           const at::Tensor& segment_T);
 
   /// Added to the layer's scores for choosing, fp32 [E]: probabilities under a bias rule, logits under a quantile rule.
   /// Undefined without a rule.

@@ -15,22 +15,30 @@ CellPtr make_cell(int64_t step, int64_t forward, int64_t layer) {
 
 }  // namespace
 
-StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vector<double> factor_of_segment, double z_weight)
-    : plan_(plan), shape_(shape), factor_of_segment_(std::move(factor_of_segment)), z_weight_(z_weight) {
+StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vector<double> factor_of_segment,
+                     const TokenLossWeights& weights)
+    : plan_(plan), shape_(shape), factor_of_segment_(std::move(factor_of_segment)), weights_(weights) {
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
     for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
       cells_.push_back(make_cell(plan_.step, forward, layer));
       load_cells_.push_back(make_cell(plan_.step, forward, layer));
     }
-    const SegmentRange range = segments(forward);
-    at::Tensor z_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
-    for (int64_t segment = range.begin; segment < range.end; ++segment) {
-      z_S1.mutable_data_ptr<double>()[segment - range.begin] = z_weight_ * factor_of_segment_[static_cast<size_t>(segment)];
-    }
-    z_cells_.push_back(make_cell(plan_.step, forward, 0));
-    z_cells_.back()->fill(z_S1);
+    z_cells_.push_back(token_cell(forward, weights_.z));
+    output_cells_.push_back(token_cell(forward, weights_.orthogonality));
     curvature_cells_.push_back(make_cell(plan_.step, forward, 0));
   }
+}
+
+// The same weight for every token, known from the start.
+CellPtr StepCells::token_cell(int64_t forward, double weight) const {
+  const SegmentRange range = segments(forward);
+  at::Tensor weight_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
+  for (int64_t segment = range.begin; segment < range.end; ++segment) {
+    weight_S1.mutable_data_ptr<double>()[segment - range.begin] = weight * factor_of_segment_[static_cast<size_t>(segment)];
+  }
+  CellPtr cell = make_cell(plan_.step, forward, 0);
+  cell->fill(weight_S1);
+  return cell;
 }
 
 SegmentRange StepCells::segments(int64_t forward) const {
@@ -90,7 +98,7 @@ void StepCells::fill_with_zeros(int64_t forward) {
 at::Tensor StepCells::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                      const at::Tensor& segment_T) const {
   at::Tensor through_TE = logits_TE;
-  if (z_weight_ != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[static_cast<size_t>(forward)]);
+  if (weights_.z != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[static_cast<size_t>(forward)]);
   if (on_load_) through_TE = inject_load(through_TE, segment_T, load_cells_[key(forward, layer)], shape_.num_chosen);
   return through_TE;
 }
@@ -101,6 +109,11 @@ at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Te
   at::Tensor through_TE = inject_coefficients(probs_TE, segment_T, cells_[key(forward, layer)]);
   if (has_curvature_) through_TE = inject_curvature(through_TE, segment_T, curvature_cells_[static_cast<size_t>(forward)]);
   return through_TE;
+}
+
+at::Tensor StepCells::through_outputs(int64_t forward, const at::Tensor& out_TD, const at::Tensor& loss_T,
+                                      const at::Tensor& segment_T) const {
+  return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[static_cast<size_t>(forward)]);
 }
 
 at::Tensor StepCells::coefficients_SE(int64_t forward, int64_t layer) const {

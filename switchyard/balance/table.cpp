@@ -39,6 +39,13 @@ const std::vector<BalancerEntry>& balancer_table() {
   static const std::vector<BalancerEntry> table = [] {
     std::vector<BalancerEntry> entries;
     for (const MethodEntry& line : method_table()) entries.push_back(line.entry);
+    const std::vector<BalancerEntry> settings = {
+        {"z_coefficient", "setting: z-loss, mean squared logsumexp of the logits", "2202.08906 eq. 5"},
+        {"simbal_coefficient", "setting: SimBal, router rows near orthonormal; no tokens", "2506.14038"},
+        {"orthogonality_coefficient", "setting: a token's expert outputs orthogonal", "2505.22323"},
+        {"selection.rule = bias", "setting: loss-free bias on probabilities; bias_centered beside it", "2408.15664"},
+        {"selection.rule = quantile", "setting: thresholds from one histogram of the step; mean_quantile to compare", "own; kexue.fm 11619"}};
+    entries.insert(entries.end(), settings.begin(), settings.end());
     return entries;
   }();
   return table;

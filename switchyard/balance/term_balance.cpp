@@ -22,6 +22,9 @@ TermBalance::TermBalance(const BalanceTerm& term, GroupWeighting weighting, doub
     : term_(term), method_(find_method(term.method)), per_layer_(per_layer), shape_(shape), totals_(totals),
       from_earlier_(fraction_source(term.scope.kind) == FractionSource::EarlierSteps),
       group_of_segment_(totals.plan().whole_of_local.size(), kNoGroup) {
+  SWITCHYARD_CHECK(method_.reads != SlopeReads::DomainMeans || totals.num_domains() > 0 || totals.plan().whole.step_tokens() == 0,
+                   UsageError, "balancing method '", term.method,
+                   "' compares domains, and no segment of the step has a label; set StepPlan::segment_domain");
   if (from_earlier_) earlier_LE_ = earlier_fractions(term.scope, state, shape);
   for (const BalanceGroup& group : make_groups(term.scope, weighting, totals.plan().whole)) {
     const SegmentRange local = totals.local_range(group.averaged);

@@ -104,6 +104,14 @@ void visit_start(Record& record, Visitor& visit) {
 }
 
 template <typename Record, typename Visitor>
+void visit_term(Record& record, Visitor& visit) {
+  visit("method", record.method);
+  visit("scope", record.scope);
+  visit("coefficient", record.coefficient);
+  visit("value", record.value);
+}
+
+template <typename Record, typename Visitor>
 void visit_step(Record& record, Visitor& visit) {
   visit("step", record.step);
   visit("tokens", record.tokens);
@@ -112,6 +120,7 @@ void visit_step(Record& record, Visitor& visit) {
   visit("lbl_layers", record.lbl_layers);
   visit("lbl", record.lbl);
   visit("z_loss", record.z_loss);
+  visit.later("balance_terms", record.balance_terms);
   visit("max_vio_step", record.max_vio_step);
   visit("max_vio_micro_batch", record.max_vio_micro_batch);
   visit("learning_rate", record.learning_rate);
@@ -142,6 +151,7 @@ void visit_fields(Record& record, Visitor& visit) {
   if constexpr (std::is_same_v<Plain, DomainEvaluation>) visit_domain(record, visit);
   if constexpr (std::is_same_v<Plain, EvaluationRecord>) visit_evaluation(record, visit);
   if constexpr (std::is_same_v<Plain, StartRecord>) visit_start(record, visit);
+  if constexpr (std::is_same_v<Plain, BalanceTermRecord>) visit_term(record, visit);
   if constexpr (std::is_same_v<Plain, StepRecord>) visit_step(record, visit);
   if constexpr (std::is_same_v<Plain, EndRecord>) visit_end(record, visit);
   if constexpr (std::is_same_v<Plain, NoticeRecord>) visit_notice(record, visit);
@@ -151,6 +161,8 @@ struct Writer {
   Json& object;
   template <typename T>
   void operator()(const char* key, const T& value) const { object[key] = to_json(value); }
+  template <typename T>
+  void later(const char* key, const T& value) const { (*this)(key, value); }
 
   static Json to_json(int64_t value) { return value; }
   static Json to_json(double value) { return value; }  // dumped as null where it is not finite
@@ -189,6 +201,12 @@ struct Reader {
     const auto found = object.find(key);
     SWITCHYARD_CHECK(found != object.end(), DataError, where, ": the record has no '", key, "'");
     from_json(key, *found, value);
+  }
+
+  /// A field that older logs do not have.
+  template <typename T>
+  void later(const char* key, T& value) const {
+    if (object.contains(key)) (*this)(key, value);
   }
 
   void expect(bool holds, const char* key, const char* expected, const Json& json) const {

@@ -98,6 +98,15 @@ struct StartRecord {
 };
 
 /// "kind": "step". Scope: the training tokens of this optimizer step.
+struct BalanceTermRecord {
+  std::string method;              // lbl, variance, ...; also orthogonality and simbal
+  std::string scope;               // "none" for those that have none
+  double coefficient = 0.0;        // lambda
+  std::optional<double> value;     // raw, mean over MoE layers; null where there is none yet
+
+  bool operator==(const BalanceTermRecord&) const = default;
+};
+
 struct StepRecord {
   int64_t step = 0;           // steps done, so the first is 1
   int64_t tokens = 0;         // valid tokens since step 0
@@ -106,6 +115,7 @@ struct StepRecord {
   std::vector<double> lbl_layers;     // raw LBL per MoE layer at the run's scope, 1 is uniform; empty where there is none
   std::optional<double> lbl;          // their mean
   std::optional<double> z_loss;       // mean over layers, raw
+  std::vector<BalanceTermRecord> balance_terms;  // every loss of the step but the z-loss; absent in logs before version 0.2
   double max_vio_step = 0.0;          // mean over layers, counts of the whole step
   double max_vio_micro_batch = 0.0;   // mean over layers and micro-batches
   double learning_rate = 0.0;

@@ -150,6 +150,15 @@ ParameterRefs Decoder::parameters() {
   return all;
 }
 
+ParameterRefs Decoder::router_weights() {
+  ParameterRefs weights;
+  for (DecoderLayer& layer : impl_->layers) {
+    MoeLayer* moe = layer.moe();
+    if (moe != nullptr && moe->router_weight() != nullptr) weights.push_back(moe->router_weight());
+  }
+  return weights;
+}
+
 std::vector<NamedTensor> Decoder::named_weights() const {
   std::vector<NamedTensor> all = {{impl_->embedding.name, impl_->embedding.master}};
   for (const DecoderLayer& layer : impl_->layers) {

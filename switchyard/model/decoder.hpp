@@ -65,6 +65,8 @@ class Decoder {
   /// ("...mlp.experts.gate_up_proj" [E, 2F, D], "...mlp.experts.down_proj" [E, D, F], "...self_attn.qkv_proj.weight").
   /// Masters are changed in place only: where the types agree the compute copy is the same storage.
   [[nodiscard]] ParameterRefs parameters();
+  /// The matrices that score experts, [E, D], of the MoE layers that train one.
+  [[nodiscard]] ParameterRefs router_weights();
   /// Views of the masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken
   /// apart. Writing to a view writes the master; call refresh_compute_weights() afterwards.
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;

@@ -25,6 +25,7 @@ class DecoderLayer {
   [[nodiscard]] at::Tensor forward(const at::Tensor& hidden_TD, const LayerInput& input, LayerRun run);
 
   [[nodiscard]] ParameterRefs parameters();
+  [[nodiscard]] MoeLayer* moe() { return std::get_if<MoeLayer>(&feed_forward_); }  // null: a dense layer
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
 
  private:

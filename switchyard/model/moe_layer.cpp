@@ -1,5 +1,11 @@
 #include "switchyard/model/moe_layer.hpp"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/argsort.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include "switchyard/balance/orthogonality.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/experts.hpp"
@@ -88,8 +94,36 @@ at::Tensor MoeLayer::forward(const at::Tensor& normed_TD, const LayerInput& inpu
   if (run == LayerRun::First && context.observe) context.observe(moe_layer_, routing);
 
   const ExpertSlots slots{routing.token_A, combine_weights(routing, gate_up_.master.scalar_type()), routing.offsets_E};
-  const at::Tensor out_TD = grouped_experts(normed_TD, gate_up_.compute, down_.compute, slots);
+  at::Tensor out_TD = grouped_experts(normed_TD, gate_up_.compute, down_.compute, slots);
+  if (context.balance != nullptr && context.balance->wants_outputs()) {
+    const at::Tensor loss_T = output_losses_T(normed_TD, routing);
+    out_TD = context.balance->through_outputs(context.forward, moe_layer_, out_TD, loss_T, input.segment_T);
+  }
   return shared_ ? out_TD.add(shared_->forward(normed_TD)) : out_TD;
+}
+
+// Each slot's output by itself. A second run of the experts: the loss is rare, and the combining kernel stays simple.
+at::Tensor MoeLayer::output_losses_T(const at::Tensor& normed_TD, const Routing& routing) const {
+  SWITCHYARD_CHECK(routing.ids_TK.defined(), UsageError, "MoE layer ", moe_layer_,
+                   ": balance.orthogonality_coefficient needs a router with a fixed number of experts per token");
+  const int64_t num_slots = routing.token_A.size(0);
+  const at::TensorOptions wide = normed_TD.options().dtype(gate_up_.master.scalar_type());
+  const ExpertSlots alone{at::arange(num_slots, routing.token_A.options()), at::ones({num_slots}, wide), routing.offsets_E};
+  const at::Tensor out_AD =
+      grouped_experts(normed_TD.index_select(0, routing.token_A), gate_up_.compute, down_.compute, alone);
+  // Slots by token: as many for each valid token, none for padding.
+  const at::Tensor by_token_A = at::argsort(routing.token_A, /*stable=*/true, 0, /*descending=*/false);
+  const int64_t num_chosen = routing.ids_TK.size(1);
+  const at::Tensor loss_T = orthogonality_loss(out_AD.index_select(0, by_token_A).view({-1, num_chosen, out_AD.size(1)}));
+  const at::Tensor valid_T = routing.ids_TK.select(1, 0).ge(0);
+  return at::zeros({routing.num_tokens}, loss_T.options()).masked_scatter(valid_T, loss_T);
+}
+
+Parameter* MoeLayer::router_weight() {
+  for (Parameter* parameter : router_->parameters()) {
+    if (parameter->training == Training::Trained && parameter->master.dim() == 2) return parameter;
+  }
+  return nullptr;
 }
 
 ParameterRefs MoeLayer::parameters() {

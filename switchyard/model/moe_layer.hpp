@@ -28,10 +28,13 @@ class MoeLayer {
   [[nodiscard]] at::Tensor forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run);
 
   [[nodiscard]] ParameterRefs parameters();
+  /// The matrix that scores experts, [E, D]; null for routers without a trained one.
+  [[nodiscard]] Parameter* router_weight();
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
 
  private:
   [[nodiscard]] Routing route(const at::Tensor& normed_TD, const LayerInput& input);
+  [[nodiscard]] at::Tensor output_losses_T(const at::Tensor& normed_TD, const Routing& routing) const;
 
   int64_t moe_layer_;
   std::string expert_prefix_;

@@ -139,7 +139,7 @@ class TrainingRun {
     state_.step += 1;
     state_.tokens += result.tokens;
     state_.batcher = batcher_.state();
-    StepRecord record = make_step_record(result);
+    StepRecord record = make_step_record(result, config_.balance);
     record.step = state_.step;
     record.tokens = state_.tokens;
     record.learning_rate = rate;

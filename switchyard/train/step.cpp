@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "switchyard/balance/parameter_loss.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/train/replay.hpp"
 
@@ -147,6 +148,19 @@ class StepRunner {
   StepResult result_;
 };
 
+/// Losses of weights alone: once a step, after everything else is in the gradients.
+void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result) {
+  if (config.simbal_coefficient == 0.0) return;
+  const double share = config.layers == LayerReduction::Mean ? 1.0 / static_cast<double>(model.num_moe_layers()) : 1.0;
+  for (Parameter* weight : model.router_weights()) {
+    const ParameterLoss loss = simbal_loss(weight->master);
+    const at::Tensor gradient_ED = loss.gradient_ED.mul(share * config.simbal_coefficient);
+    weight->grad = weight->grad.defined() ? weight->grad.add_(gradient_ED) : gradient_ED;
+    result.simbal_L.push_back(loss.value);
+    result.balance.weighted_loss += share * config.simbal_coefficient * loss.value;
+  }
+}
+
 }  // namespace
 
 SelectionScore selection_score(SelectionRule rule) {
@@ -178,7 +192,9 @@ StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& s
                     const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed, int64_t step) {
   std::vector<Batch> forwards = pack_forwards(micro_batches, options.forward);
   StepPlan plan = make_step_plan(step, forwards, static_cast<int64_t>(micro_batches.size()));
-  return StepRunner(model, config, state, std::move(forwards), std::move(plan), options, seed).run(state);
+  StepResult result = StepRunner(model, config, state, std::move(forwards), std::move(plan), options, seed).run(state);
+  add_parameter_losses(model, config, result);
+  return result;
 }
 
 }  // namespace switchyard

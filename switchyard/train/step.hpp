@@ -30,6 +30,7 @@ struct StepResult {
   int64_t tokens = 0;       // valid tokens
   int64_t targets = 0;      // scored targets
   BalanceValues balance;
+  std::vector<double> simbal_L;  // SimBal of each router, raw; empty if its coefficient is 0
   at::Tensor step_counts_LE;          // int64
   at::Tensor micro_batch_counts_MLE;  // int64
   bool lacks_history = false;         // the scope takes counts of earlier steps and there are none: no balancing loss

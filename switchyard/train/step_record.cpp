@@ -34,13 +34,24 @@ double mean_max_vio(const at::Tensor& counts) {
 
 }  // namespace
 
-StepRecord make_step_record(const StepResult& result) {
+StepRecord make_step_record(const StepResult& result, const BalanceConfig& config) {
   StepRecord record;
   record.loss = result.loss;
   record.balance_loss = result.balance.weighted_loss;
   record.lbl_layers = result.balance.lbl_L;
   if (!result.balance.lbl_L.empty()) record.lbl = mean(result.balance.lbl_L);
   if (!result.balance.z_loss_L.empty()) record.z_loss = mean(result.balance.z_loss_L);
+  for (const TermValues& term : result.balance.terms) {
+    const std::optional<double> value = term.value_L.empty() ? std::nullopt : std::optional(mean(term.value_L));
+    record.balance_terms.push_back({term.term.method, to_string(term.term.scope), term.term.coefficient, value});
+  }
+  if (!result.balance.orthogonality_L.empty()) {
+    record.balance_terms.push_back(
+        {"orthogonality", "none", config.orthogonality_coefficient, mean(result.balance.orthogonality_L)});
+  }
+  if (!result.simbal_L.empty()) {
+    record.balance_terms.push_back({"simbal", "none", config.simbal_coefficient, mean(result.simbal_L)});
+  }
   record.max_vio_step = mean_max_vio(result.step_counts_LE);
   record.max_vio_micro_batch = mean_max_vio(result.micro_batch_counts_MLE);
   return record;

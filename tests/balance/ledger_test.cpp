@@ -243,7 +243,10 @@ TEST(Table, EveryBalancerHasAUniqueNameAndIsFound) {
   std::vector<std::string_view> names;
   for (const BalancerEntry& entry : balancer_table()) {
     EXPECT_FALSE(entry.description.empty());
-    EXPECT_NO_THROW(static_cast<void>(find_method(entry.name)));
+    const bool setting = entry.description.starts_with("setting: ");  // not a method, but listed with them
+    if (!setting) {
+      EXPECT_NO_THROW(static_cast<void>(find_method(entry.name)));
+    }
     EXPECT_THAT(names, testing::Not(testing::Contains(entry.name)));
     names.push_back(entry.name);
   }
