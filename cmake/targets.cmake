@@ -41,6 +41,7 @@ endif()
 # still include what they use (tools/check_headers.py compiles without).
 set(SWITCHYARD_PRECOMPILED_router operations)
 set(SWITCHYARD_PRECOMPILED_balance operations)
+set(SWITCHYARD_PRECOMPILED_conform operations)
 set(SWITCHYARD_PRECOMPILED_model operations)
 set(SWITCHYARD_PRECOMPILED_train operations)
 set(SWITCHYARD_PRECOMPILED_kernels autograd)

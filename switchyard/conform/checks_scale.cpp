@@ -1,0 +1,243 @@
+// B1 to B7: how large the gradient is, and how often it enters.
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "switchyard/conform/bench.hpp"
+#include "switchyard/conform/textbook.hpp"
+#include "switchyard/core/error.hpp"
+
+namespace switchyard::conform {
+namespace {
+
+bool cuts_do_not_matter(const Subject& subject) {
+  if (subject.method == "z_loss") return true;
+  const ScopeKind kind = subject.scope.kind;
+  return kind != ScopeKind::MicroBatch && kind != ScopeKind::Ranks && kind != ScopeKind::Prefix;
+}
+
+std::string contract_text(Averaging averaging) {
+  if (averaging == Averaging::Sum) return "sum";
+  return averaging == Averaging::Mean ? "mean" : "by tokens";
+}
+
+std::string contract_text(const GradientContract& contract) {
+  return "micro-batches " + contract_text(contract.micro_batches) + ", ranks " + contract_text(contract.ranks);
+}
+
+// One sequence a micro-batch that repeats the tokens of `pattern`.
+Rearranged repeated(const BalanceCase& pattern, const std::vector<int64_t>& tokens_M) {
+  std::vector<Placed> placed;
+  for (size_t m = 0; m < tokens_M.size(); ++m) {
+    for (int64_t i = 0; i < tokens_M[m]; ++i) {
+      const auto label = static_cast<int64_t>(m);
+      placed.push_back({i % pattern.num_tokens(), {.segment = label, .row = label, .micro_batch = label, .rank = 0}});
+    }
+  }
+  return rearrange(pattern, placed, static_cast<int64_t>(tokens_M.size()), 1);
+}
+
+// Adds `size` times a fixed direction to the logits; all copies of a token move together.
+BalanceCase moved_along(const Rearranged& changed, double size) {
+  BalanceCase step = changed.step;
+  for (int64_t layer = 0; layer < step.num_layers; ++layer) {
+    for (int64_t token = 0; token < step.num_tokens(); ++token) {
+      const int64_t source = changed.source_T[static_cast<size_t>(token)];
+      for (int64_t expert = 0; expert < step.num_experts; ++expert) {
+        const double direction = std::cos(static_cast<double>(1 + layer + 3 * source + 7 * expert));
+        step.logits_LTE[step.row(layer, token) * static_cast<size_t>(step.num_experts) + static_cast<size_t>(expert)] +=
+            size * direction;
+      }
+    }
+  }
+  return step;
+}
+
+// How often the gradient holds the derivative of the loss that is reported, along that direction.
+double times_entered(const Bench& bench, const Rearranged& changed) {
+  constexpr double kSize = 1e-5;
+  const double above = bench.run(moved_along(changed, kSize)).weighted_loss;
+  const double below = bench.run(moved_along(changed, -kSize)).weighted_loss;
+  const Outcome outcome = bench.run(changed.step);
+  const BalanceCase moved = moved_along(changed, 1.0);
+  double slope = 0.0;
+  for (size_t i = 0; i < moved.logits_LTE.size(); ++i) {
+    slope += outcome.gradient_LTE[i] * (moved.logits_LTE[i] - changed.step.logits_LTE[i]);
+  }
+  return slope / ((above - below) / (2.0 * kSize));
+}
+
+}  // namespace
+
+Finding check_rank_scale(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  const BalanceCase base = bench.step(uneven_lengths(2, 1), 1);
+  const Outcome one = bench.run(base);
+  for (const int64_t ranks : {1, 2, 4, 8}) {
+    const Rearranged copied = copied_to_ranks(base, ranks);
+    const Outcome outcome = bench.run(copied.step);
+    judge.same(gradient_at_sources(copied, outcome, base), one.gradient_LTE,
+               join_text("gradient of ", ranks, " ranks that hold the same tokens, against that of one"));
+    judge.same(outcome.value_L, one.value_L, join_text("value of ", ranks, " ranks that hold the same tokens"));
+  }
+  return judge.finding();
+}
+
+Finding check_dense_oracle(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  const Textbook textbook;
+  const Bench oracle(textbook, subject);
+  Judge judge;
+  const int64_t ranks = bench.has(Feature::Ranks) ? 3 : 1;
+  for (const GroupWeighting weighting : {GroupWeighting::Tokens, GroupWeighting::Mean}) {
+    for (const LayerReduction layers : {LayerReduction::Mean, LayerReduction::Sum}) {
+      BalanceCase step = bench.step(uneven_lengths(bench.has(Feature::MicroBatches) ? 3 : 1, ranks), 2);
+      step.weighting = weighting;
+      step.layers = layers;
+      const Outcome given = bench.run(step);
+      const Outcome expected = oracle.run(step);
+      const std::string where = "against the textbook, weighting " + to_string(weighting) + ", layers " + to_string(layers);
+      judge.same(given.value_L, expected.value_L, "value " + where);
+      judge.near(given.weighted_loss, expected.weighted_loss, "weighted loss " + where);
+      judge.same(given.gradient_LTE, expected.gradient_LTE, "gradient " + where);
+    }
+  }
+  return judge.finding();
+}
+
+Finding check_denominators(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  BalanceCase pattern = bench.step({{{4}}}, 3);
+  const Rearranged even = repeated(pattern, {8, 8, 8});
+  const Outcome expected = bench.run(even.step);
+  for (const std::vector<int64_t>& tokens_M : {std::vector<int64_t>{12, 4, 8}, {4, 12, 8}, {12, 0, 12}}) {
+    const std::string where = join_text("micro-batches of ", tokens_M[0], ", ", tokens_M[1], ", ", tokens_M[2],
+                                        " tokens, all with the same routing frequencies, against 8, 8, 8");
+    const Rearranged uneven = repeated(pattern, tokens_M);
+    const Outcome outcome = bench.run(uneven.step);
+    judge.same(outcome.value_L, expected.value_L, "value of " + where);
+    judge.same(gradient_at_sources(uneven, outcome, pattern), gradient_at_sources(even, expected, pattern),
+               "gradient of " + where);
+    if (!bench.is_lbl()) continue;
+    BalanceCase flat = uneven.step;
+    flatten_logits(flat);
+    judge.near(bench.run(flat).value_L.at(0), 1.0, "sum of f (value at uniform probabilities), " + where);
+  }
+  return judge.finding();
+}
+
+Finding check_contract(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  if (bench.capabilities().contracts.size() < 2 && !bench.has(Feature::SplitSegments)) {
+    return does_not_apply("one contract only, and no sequence is split over ranks");
+  }
+  Judge judge;
+  const int64_t ranks = bench.has(Feature::Ranks) ? 2 : 1;
+  BalanceCase step = bench.step(uneven_lengths(bench.has(Feature::MicroBatches) ? 2 : 1, ranks), 4);
+  const Outcome expected = bench.run(step);
+  for (const GradientContract& contract : bench.capabilities().contracts) {
+    step.contract = contract;
+    const Outcome outcome = bench.run(step);
+    judge.same(outcome.gradient_LTE, expected.gradient_LTE,
+               "gradient under the contract (" + contract_text(contract) + ") against (" +
+                   contract_text(bench.capabilities().contracts.front()) + ")");
+    judge.same(outcome.value_L, expected.value_L, "value under the contract (" + contract_text(contract) + ")");
+  }
+  if (bench.has(Feature::SplitSegments) && bench.has(Feature::Ranks) &&
+      !(bench.is_lbl() && bench.kind() == ScopeKind::MicroBatch)) {
+    const BalanceCase whole = bench.step(uneven_lengths(2, 1), 5);
+    Rearranged split = on_grid(whole, {.context = 2});
+    split.step.grid = {};
+    judge.same(gradient_at_sources(split, bench.run(split.step), whole), bench.run(whole).gradient_LTE,
+               "gradient with each sequence split over 2 ranks, against one rank");
+  }
+  return judge.finding();
+}
+
+Finding check_accumulation(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  const BalanceCase base = bench.step(uneven_lengths(1, 1), 6);
+  const Outcome one = bench.run(base);
+  for (const int64_t copies : {2, 4}) {
+    const Rearranged copied = copied_to_micro_batches(base, copies);
+    const Outcome outcome = bench.run(copied.step);
+    judge.same(gradient_at_sources(copied, outcome, base), one.gradient_LTE,
+               join_text("gradient of ", copies, " equal micro-batches against that of one"));
+    judge.near(outcome.weighted_loss, one.weighted_loss, join_text("weighted loss of ", copies, " equal micro-batches"));
+  }
+  if (cuts_do_not_matter(subject)) {
+    const BalanceCase many = bench.step(uneven_lengths(4, 1), 7);
+    const Rearranged together = in_one_micro_batch(many);
+    judge.same(gradient_at_sources(together, bench.run(together.step), many), bench.run(many).gradient_LTE,
+               "gradient of the same tokens in one micro-batch against 4");
+  }
+  return judge.finding();
+}
+
+Finding check_coefficient(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  BalanceCase step = bench.step(uneven_lengths(bench.has(Feature::MicroBatches) ? 2 : 1, 1), 8);
+  const Outcome half = bench.run(step);
+  const auto is_zero = [](double entry) { return entry == 0.0; };
+  if (std::all_of(half.gradient_LTE.begin(), half.gradient_LTE.end(), is_zero)) judge.fail("the gradient is zero everywhere");
+  step.coefficient *= 4.0;
+  std::vector<double> fourfold = half.gradient_LTE;
+  for (double& entry : fourfold) entry *= 4.0;
+  judge.same(bench.run(step).gradient_LTE, fourfold, "gradient at four times the coefficient, against four times the gradient");
+  step.coefficient /= 4.0;
+
+  std::vector<int64_t> all(static_cast<size_t>(step.num_tokens()));
+  std::iota(all.begin(), all.end(), int64_t{0});
+  const double times = times_entered(bench, {step, all});
+  if (!(std::abs(times - 1.0) < 1e-6)) {
+    judge.fail(join_text("the gradient is ", times, " times the finite differences of the loss (counts held fixed)"));
+  }
+  if (!bench.has(Feature::TaskLoss)) return judge.finding();
+  for (size_t i = 0; i < step.logits_LTE.size(); ++i) step.task_LTE.push_back(std::sin(static_cast<double>(i)));
+  step.coefficient = 0.0;
+  const Outcome zero = bench.run(step);
+  step.subject.method = "none";
+  const Outcome none = implementation.run(step);
+  judge.same_bits(zero.gradient_LTE, none.gradient_LTE, "gradient at coefficient 0 against no balancing at all");
+  judge.same_bits({&zero.task_loss, 1}, {&none.task_loss, 1}, "task loss at coefficient 0 against no balancing at all");
+  return judge.finding();
+}
+
+Finding check_enters_once(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  const BalanceCase base = bench.step(uneven_lengths(1, 1), 9);
+  for (const int64_t ranks : {1, 2, 4}) {
+    for (const GradientContract& contract : bench.capabilities().contracts) {
+      Rearranged copied = copied_to_ranks(base, bench.has(Feature::Ranks) ? ranks : 1);
+      copied.step.contract = contract;
+      const double times = times_entered(bench, copied);
+      if (std::abs(times - 1.0) < 1e-6) continue;
+      judge.fail(
+          join_text("on ", copied.step.num_ranks, " ranks (", contract_text(contract), ") the loss enters ", times, " times"));
+    }
+  }
+  return judge.finding();
+}
+
+Finding check_recompute(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  BalanceCase step = bench.step(uneven_lengths(2, bench.has(Feature::Ranks) ? 2 : 1), 10);
+  const Outcome once = bench.run(step);
+  for (const std::vector<int64_t>& runs_L : {std::vector<int64_t>{2, 2}, {1, 2}, {3, 1}}) {
+    step.runs_L = runs_L;
+    const Outcome outcome = bench.run(step);
+    const std::string what = join_text("layer 0 run ", runs_L[0], " times and layer 1 ", runs_L[1], " times, against once");
+    judge.same_outcome(outcome, once, what);
+    if (outcome.state != once.state) judge.fail(what + ": the state for the next step differs");
+  }
+  return judge.finding();
+}
+
+}  // namespace switchyard::conform

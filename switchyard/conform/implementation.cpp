@@ -1,0 +1,51 @@
+#include "switchyard/conform/implementation.hpp"
+
+#include "switchyard/core/error.hpp"
+
+namespace switchyard::conform {
+
+std::string to_string(Feature feature) {
+  switch (feature) {
+    case Feature::MicroBatches:
+      return "several micro-batches a step";
+    case Feature::Ranks:
+      return "several ranks";
+    case Feature::SplitSegments:
+      return "sequences split over ranks";
+    case Feature::Devices:
+      return "grids of devices";
+    case Feature::Padding:
+      return "padding";
+    case Feature::Packing:
+      return "packed documents";
+    case Feature::GivenChoices:
+      return "choices other than the largest scores";
+    case Feature::Capacity:
+      return "dropped slots";
+    case Feature::Recompute:
+      return "forwards that run twice";
+    case Feature::TaskLoss:
+      return "a task loss beside the balancing loss";
+    case Feature::Evaluation:
+      return "evaluation between micro-batches";
+    case Feature::BadWiring:
+      return "routers that pass nothing on";
+    case Feature::SavedState:
+      return "state that is saved and restored";
+    case Feature::CountAccumulation:
+      return "counts given as numbers";
+  }
+  throw UsageError("conformance feature that does not exist");
+}
+
+std::vector<int64_t> Implementation::accumulate(const std::vector<std::vector<int64_t>>&) const {
+  throw UsageError(join_text(name(), " does not take counts as numbers"));
+}
+
+Outcome Implementation::run(const BalanceCase& step, const StateBytes& saved) const {
+  std::vector<Outcome> outcomes = run_steps({&step, 1}, saved);
+  SWITCHYARD_CHECK(outcomes.size() == 1, StateError, name(), " returned ", outcomes.size(), " outcomes of one step");
+  return std::move(outcomes.front());
+}
+
+}  // namespace switchyard::conform
