@@ -113,6 +113,7 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
   add_testbed_verb(app, chosen);
   add_report_verb(app, chosen);
   add_export_verb(app, chosen);
+  add_conform_verb(app, chosen);
   add_list_verb(app, chosen);
   add_version_verb(app, chosen);
   for (CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) verb->group("Verbs");

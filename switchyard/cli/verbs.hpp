@@ -21,6 +21,7 @@ void add_train_verb(CLI::App& app, Action& chosen);
 void add_testbed_verb(CLI::App& app, Action& chosen);
 void add_report_verb(CLI::App& app, Action& chosen);
 void add_export_verb(CLI::App& app, Action& chosen);
+void add_conform_verb(CLI::App& app, Action& chosen);
 void add_list_verb(CLI::App& app, Action& chosen);
 void add_version_verb(CLI::App& app, Action& chosen);
 
