@@ -1,0 +1,48 @@
+"""Verdicts, and comparisons that say what broke with numbers."""
+
+import dataclasses
+
+import torch
+
+HOLDS, FAILS, DOES_NOT_APPLY = "holds", "fails", "does not apply"
+TOLERANCE = 1e-5  # relative: a loss in fp32 is right
+
+
+@dataclasses.dataclass
+class Finding:
+    verdict: str
+    message: str = ""
+
+
+class Judge:
+    """Keeps the first complaint."""
+
+    def __init__(self):
+        self.message = ""
+
+    def fail(self, message):
+        self.message = self.message or message
+
+    def near(self, given, expected, what):
+        if not abs(given - expected) <= TOLERANCE * max(1.0, abs(expected)):  # also for NaN
+            self.fail(f"{what}: {given:.4g}, expected {expected:.4g}")
+
+    def same(self, given, expected, what):
+        difference = (given - expected).abs().max().item() if given.numel() else 0.0
+        largest = expected.abs().max().item() if expected.numel() else 0.0
+        if difference <= TOLERANCE * max(largest, 1e-4):
+            return
+        square = (expected * expected).sum().item()
+        scale = (given * expected).sum().item() / square if square else float("nan")
+        self.fail(f"{what}: {scale:.4g} times what it should be (largest difference {difference:.3g} of {largest:.3g})")
+
+    def same_result(self, given, expected, what):
+        self.near(given.loss, expected.loss, f"loss of {what}")
+        self.same(given.gradient, expected.gradient, f"gradient of {what}")
+
+    def finding(self):
+        return Finding(FAILS, self.message) if self.message else Finding(HOLDS)
+
+
+def does_not_apply(why):
+    return Finding(DOES_NOT_APPLY, why)
