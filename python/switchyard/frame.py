@@ -1,0 +1,172 @@
+"""One forward of a step on this rank: what its layers counted, and the coefficients that its backward will read.
+
+Shapes: L MoE layers, S segments of the forward, P = S + 1 (the last row is zero, for padding), E experts, K choices, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from .config import BalanceConfig
+from .errors import ShapeError, StateError
+from .ops import BAD_PROBS, DIFFERENCES, NUM_STATES, PASSED_LOGITS, PASSED_PROBS, RUNS
+
+NAN = float("nan")
+
+
+def wide_type(device: torch.device) -> torch.dtype:
+    """The type of sums and coefficients: double, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fractions(counts: Tensor) -> Tensor:
+    """f = C / sum_e C over the last dimension; zeros where nothing was counted."""
+    wide = counts.to(wide_type(counts.device))
+    return wide / wide.sum(-1, keepdim=True).clamp_min(1)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, scale_1, factor):
+        ctx.scale_1, ctx.factor = scale_1, factor
+        return loss.clone()  # not a view: callers multiply losses in place
+
+    @staticmethod
+    def backward(ctx, grad):
+        # Before every injection of this forward: they all lie behind the loss.
+        ctx.scale_1.data.copy_(grad.detach().reshape(1) * ctx.factor)
+        return grad, None, None
+
+
+class Frame:
+    """Made by BalanceLoss.begin_forward(). Its methods may be called inside a compiled or checkpointed region."""
+
+    def __init__(self, config: BalanceConfig, ops: Any, place: str, segment_T: Tensor, num_segments: int):
+        self.config = config
+        self.ops = ops
+        self.place = place
+        self.segment_T = segment_T
+        self.num_segments = num_segments
+        device, wide = segment_T.device, wide_type(segment_T.device)
+        layers, experts = config.num_layers, config.num_experts
+        self.counts_LSE = torch.zeros(layers, num_segments, experts, dtype=torch.int64, device=device)
+        # NaN where a layer records no probabilities: the loss then acts, but has no value.
+        self.prob_sums_LSE = torch.full((layers, num_segments, experts), NAN, dtype=wide, device=device)
+        self.squared_lse_LS = torch.zeros(layers, num_segments, dtype=wide, device=device)
+        self.state_LX = torch.zeros(layers, NUM_STATES, dtype=torch.int64, device=device)
+        # NaN until filled. The content changes after it was saved for backward, so it is written through .data.
+        self.rows_LPE = torch.full((layers, num_segments + 1, experts), NAN, dtype=wide, device=device)
+        self.z_weights_P = torch.full((num_segments + 1,), NAN, dtype=wide, device=device)
+        self.scale_1 = torch.ones(1, dtype=wide, device=device)
+        for padding_row in (self.rows_LPE[:, -1], self.z_weights_P[-1:]):
+            padding_row.zero_()
+        self.unit_LSE: Optional[Tensor] = None  # without lambda and the contract's factor
+
+    def tokens_S(self) -> Tensor:
+        """Valid tokens of each segment, int64."""
+        row_T = torch.where(self.segment_T < 0, self.num_segments, self.segment_T)
+        return torch.zeros(self.num_segments + 1, dtype=torch.int64, device=row_T.device).index_add_(
+            0, row_T, torch.ones_like(row_T))[: self.num_segments]
+
+    def _flat(self, scores: Tensor, layer: int, what: str) -> Tensor:
+        if not 0 <= layer < self.config.num_layers:
+            raise ShapeError(f"{self.place}: layer {layer} of {self.config.num_layers} MoE layers")
+        if scores.shape[-1] != self.config.num_experts or scores.numel() != self.segment_T.shape[0] * self.config.num_experts:
+            raise ShapeError(f"{self.place}, layer {layer}: {what} are {list(scores.shape)}; expected "
+                             f"[{self.segment_T.shape[0]}, {self.config.num_experts}], tokens of the forward and experts")
+        return scores if scores.dim() == 2 else scores.reshape(-1, self.config.num_experts)
+
+    def through(self, layer: int, probs: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
+        """Returns the probabilities [..., E]; backward adds the loss's gradient to theirs.
+
+        @param carrier  returned in place of the probabilities where the router hands on only something made of them; any
+                        tensor whose gradient flows, such as the weights of the chosen experts
+        """
+        flat_TE = self._flat(probs, layer, "probabilities")
+        self.ops.mark_(self.state_LX, layer, PASSED_PROBS)
+        if self.config.coefficient == 0.0:
+            return probs if carrier is None else carrier
+        source = flat_TE if carrier is None else carrier
+        out = self.ops.carry(source, flat_TE, self.segment_T, self.rows_LPE, self.scale_1, layer)
+        return out if carrier is not None or probs.dim() == 2 else out.reshape(probs.shape)
+
+    def through_logits(self, layer: int, logits: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
+        """The same for the z-loss, which acts on the logits."""
+        flat_TE = self._flat(logits, layer, "logits")
+        self.ops.mark_(self.state_LX, layer, PASSED_LOGITS)
+        if self.config.z_coefficient == 0.0:
+            return logits if carrier is None else carrier
+        self.ops.record_lse_(self.squared_lse_LS, flat_TE.detach(), self.segment_T, layer)
+        source = flat_TE if carrier is None else carrier
+        out = self.ops.carry_z(source, flat_TE, self.segment_T, self.z_weights_P, self.scale_1)
+        return out if carrier is not None or logits.dim() == 2 else out.reshape(logits.shape)
+
+    def record(self, layer: int, ids: Tensor, probs: Optional[Tensor] = None) -> None:
+        """Counts the chosen experts, int64 [..., K] (-1: an unused slot). A repeat with equal counts changes nothing.
+
+        @param probs  [..., E]; without them the loss acts but has no value
+        """
+        if ids.dim() < 2 or ids.numel() != self.segment_T.shape[0] * ids.shape[-1] or ids.is_floating_point():
+            raise ShapeError(f"{self.place}, layer {layer}: choices are {ids.dtype} {list(ids.shape)}; expected int64 "
+                             f"[{self.segment_T.shape[0]}, K], one row per token of the forward")
+        flat_TE = None if probs is None else self._flat(probs, layer, "probabilities").detach()
+        self.ops.record_(self.counts_LSE, self.prob_sums_LSE, self.state_LX, flat_TE, ids.reshape(-1, ids.shape[-1]),
+                         self.segment_T, layer)
+
+    @torch.compiler.disable
+    def join(self, loss: Tensor, factor: float = 1.0) -> Tensor:
+        """Returns the loss; the gradient that arrives there, times `factor`, scales the balancing gradient of this forward.
+
+        For losses that are scaled after the forward: by a GradScaler, or divided by the number of micro-batches.
+        """
+        return _Join.apply(loss, self.scale_1, factor) if loss.requires_grad else loss
+
+    def fill(self, unit_LSE: Tensor, factor: Tensor | float, z_weight: Tensor | float) -> None:
+        """Makes the coefficients known. @param factor  s of the contract"""
+        config = self.config
+        self.unit_LSE = unit_LSE
+        self.rows_LPE.data[:, : self.num_segments] = unit_LSE * config.per_layer(config.coefficient) * factor
+        self.z_weights_P.data[: self.num_segments] = z_weight * config.per_layer(config.z_coefficient) * factor
+
+    @property
+    def filled(self) -> bool:
+        return self.unit_LSE is not None
+
+    def coefficients_LSE(self) -> Tensor:
+        """c as backward adds it, for tests. Raises StateError before it is known."""
+        if not self.filled:
+            raise StateError(f"{self.place}: the balancing coefficients are not known yet")
+        return self.rows_LPE[:, : self.num_segments].clone()
+
+    def problems(self) -> Tensor:
+        """How many layers have something that complaint() would tell, int64 [], without waiting for the device."""
+        state_LX, config = self.state_LX, self.config
+        bad_L = (state_LX[:, RUNS] == 0) | (state_LX[:, BAD_PROBS] > 0)
+        if config.coefficient > 0.0:
+            bad_L = bad_L | (state_LX[:, PASSED_PROBS] == 0)
+        if config.z_coefficient > 0.0:
+            bad_L = bad_L | (state_LX[:, PASSED_LOGITS] == 0)
+        return bad_L.sum()
+
+    def differences(self) -> Tensor:
+        """Entries that a repeated forward counted differently, int64 [L]."""
+        return self.state_LX[:, DIFFERENCES]
+
+    def complaint(self) -> str:
+        """What is wrong with this forward, or nothing. Waits for the device."""
+        for layer, row in enumerate(self.state_LX.tolist()):
+            where = f"{self.place}, layer {layer}: "
+            if row[RUNS] == 0:
+                return where + "no choices were recorded. Call record() in every MoE layer; a layer that is skipped, or " \
+                    "replaced by a fused kernel, cannot be balanced"
+            if row[BAD_PROBS] > 0:
+                return where + f"the probabilities of {row[BAD_PROBS]} tokens are not finite or do not sum to 1. Give " \
+                    "normalised probabilities; where they are, training has diverged"
+            if self.config.coefficient > 0.0 and row[PASSED_PROBS] == 0:
+                return where + "the router's probabilities did not go through(), so the loss could not act. Use what it returns"
+            if self.config.z_coefficient > 0.0 and row[PASSED_LOGITS] == 0:
+                return where + "the router's logits did not go through_logits(), so the z-loss could not act"
+        return ""

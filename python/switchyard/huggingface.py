@@ -1,0 +1,232 @@
+"""Balancing for Hugging Face models: `attach(model, ...)` and `attach(trainer, ...)`.
+
+Nothing of the model is replaced. A hook on each router counts its choices and lets the weights of the chosen experts carry the
+gradient of the probabilities (Frame.through with a carrier). For transformers 5.2 to 5.x; tested with the pinned version.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import weakref
+from typing import Any, Literal, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .balance import BalanceLoss, StepReport, segments_of_mask
+from .config import Averaging, Contract, LayerReduction, Scope, Weighting
+from .errors import ConfigError
+from .ops import Path
+
+# Router classes whose forward returns (scores [T, E], weights of the chosen [T, K], choices [T, K]) from softmax(h W^T).
+ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
+MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
+
+
+def find_routers(model: nn.Module) -> list[nn.Module]:
+    """The routers of a model in layer order. Raises ConfigError for a model without a known one, or with others beside."""
+    routers, others = [], []
+    for name, module in model.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__]
+        if any(kind in ROUTERS for kind in kinds):
+            routers.append(module)
+        elif kinds[0].endswith(("Router", "Gate", "Gating")):
+            others.append(f"{name} ({kinds[0]})")
+    if not routers or others:
+        seen = f"; what looks like a router: {', '.join(others[:3])}" if others else ""
+        raise ConfigError(
+            f"{type(model).__name__} has {len(routers)} routers that are known here ({', '.join(ROUTERS)}){seen}. Known "
+            f"models: {MODELS}. For others call BalanceLoss.through() and record() in the model's router")
+    return routers
+
+
+def _gives_probs(router: nn.Module) -> bool:
+    """Whether a router's first output is probabilities (transformers 5.2), not logits. Tried out, not assumed."""
+    weight = router.weight
+    if weight.is_meta:
+        raise ConfigError("the model's weights are on the meta device; attach after they are loaded")
+    hidden = torch.linspace(-1.0, 1.0, 3 * weight.shape[1], device=weight.device).reshape(3, -1).to(weight.dtype)
+    with torch.no_grad():
+        outputs = type(router).forward(router, hidden)
+        logits = F.linear(hidden, weight).float()
+    if isinstance(outputs, tuple) and len(outputs) == 3 and outputs[0].shape == logits.shape:
+        for candidate, is_probs in ((torch.softmax(logits, -1), True), (logits, False)):
+            if torch.allclose(outputs[0].float(), candidate, atol=1e-4, rtol=1e-3):
+                return is_probs
+    raise ConfigError(f"{type(router).__name__} of this transformers does not return (scores, weights, choices) of "
+                      "softmax(h W^T); it is newer or older than what this package knows (5.2)")
+
+
+def refuse_own_loss(config: Any, output_router_logits: Optional[bool] = None) -> None:
+    """Raises ConfigError where the model would add a balancing loss of its own."""
+    asked = getattr(config, "output_router_logits", False) if output_router_logits is None else output_router_logits
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if asked and coefficient:
+        raise ConfigError("the model adds its own balancing loss (output_router_logits=True, "
+                          f"router_aux_loss_coef={coefficient}), so there would be two. Set "
+                          "model.config.output_router_logits = False")
+
+
+def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
+    """Segments [T] of a model's inputs, and their number: rows with an attention mask, else packed documents where positions
+    begin again, else rows."""
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    tokens = batch.get("input_ids") if batch.get("input_ids") is not None else batch.get("inputs_embeds")
+    if mask is None and tokens is None:
+        raise ConfigError(f"no input_ids, inputs_embeds or attention_mask among the inputs {sorted(batch)}")
+    if mask is not None and mask.dim() != 2:
+        raise ConfigError(f"attention_mask is {list(mask.shape)}; expected [batch, sequence], 1 for tokens and 0 for padding")
+    if mask is not None:
+        return segments_of_mask(mask).flatten(), mask.shape[0]
+    if positions is not None and positions.dim() == 2:
+        begins = (positions == 0).expand(tokens.shape[:2]).clone()
+        begins[:, 0] = True
+        document_T = begins.flatten().cumsum(0) - 1
+        return document_T, int(document_T[-1]) + 1
+    return segments_of_mask(torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)).flatten(), tokens.shape[0]
+
+
+class Attachment(abc.ABC):
+    """What attach() returns. `loss` is the BalanceLoss behind it, `last_report` the values of the last finished step."""
+
+    def __init__(self, model: nn.Module, *, scope: str, coefficient: float, contract: Contract, z_coefficient: float,
+                 weighting: Weighting, layers: LayerReduction, process_group: Optional[Any], ops: Path,
+                 on_recount: Literal["error", "report"]):
+        self.model = model
+        routers = find_routers(model)
+        refuse_own_loss(model.config)
+        devices = {router.weight.device for router in routers}
+        if len(devices) != 1:
+            raise ConfigError(f"the routers are on {len(devices)} devices; expected one")
+        self.loss = BalanceLoss(num_experts=routers[0].weight.shape[0], num_layers=len(routers), scope=scope,
+                                coefficient=coefficient, contract=contract, z_coefficient=z_coefficient,
+                                weighting=weighting, layers=layers, process_group=process_group, device=devices.pop(),
+                                ops=ops, on_recount=on_recount)
+        self.last_report: Optional[StepReport] = None
+        self._handles = [router.register_forward_hook(self._router_hook(layer, _gives_probs(router)))
+                         for layer, router in enumerate(routers)]
+
+    def _router_hook(self, layer: int, gives_probs: bool):
+        def hook(router: nn.Module, inputs: tuple, outputs: tuple) -> Optional[tuple]:
+            frame = self.loss.frame
+            if frame is None or not router.training:
+                return None
+            scores_TE, weights_TK, ids_TK = outputs
+            probs_TE = scores_TE if gives_probs else torch.softmax(scores_TE.float(), -1)
+            carried_TK = frame.through(layer, probs_TE, carrier=weights_TK)
+            if frame.config.z_coefficient > 0.0:
+                hidden_TD = inputs[0].reshape(-1, router.weight.shape[1])
+                carried_TK = frame.through_logits(layer, F.linear(hidden_TD, router.weight).float(), carrier=carried_TK)
+            frame.record(layer, ids_TK, probs_TE)
+            return scores_TE, carried_TK, ids_TK
+
+        return hook
+
+    def end_step(self) -> Optional[StepReport]:
+        """Ends the step, if one is open; done by itself after the optimizer's step."""
+        if self.loss.in_step:
+            self.last_report = self.loss.close_step()
+        return self.last_report
+
+    def detach(self) -> None:
+        """Takes all hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def join(self, loss: Tensor) -> Tensor:
+        """For a loss computed outside the model: the gradient that arrives there scales the balancing gradient."""
+        return self.loss.join(loss)
+
+
+class ModelAttachment(Attachment):
+    """A model alone: its forwards are seen one by one, the step ends when an optimizer that holds its weights has stepped."""
+
+    def __init__(self, model: nn.Module, **settings: Any):
+        super().__init__(model, **settings)
+        self.loss.config.check_open()
+        self._forward_names = list(inspect.signature(model.forward).parameters)
+        self._trained = {id(weight) for weight in model.parameters()}
+        self._handles += [model.register_forward_pre_hook(self._before, with_kwargs=True),
+                          model.register_forward_hook(self._after, with_kwargs=True),
+                          register_optimizer_step_post_hook(_forget_dead(weakref.WeakMethod(self._after_optimizer)))]
+
+    def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self._forward_names, args)), **kwargs}
+
+    @torch.compiler.disable
+    def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            self.loss.frame = None
+            return
+        batch = self._arguments(args, kwargs)
+        refuse_own_loss(model.config, batch.get("output_router_logits"))
+        if not self.loss.in_step:
+            self.loss.begin_step()
+        segments_T, num_segments = segments_of_batch(batch)
+        labels, items = batch.get("labels"), batch.get("num_items_in_batch")
+        share = None if items is None or labels is None else labels.ne(-100).sum() / items
+        frame = self.loss.begin_forward(segments_T.to(self.loss.device), num_segments=num_segments, share=share)
+        frame.scale_1.data.fill_(float("nan"))  # until a loss that was joined is differentiated
+
+    @torch.compiler.disable
+    def _after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
+        if self.loss.frame is None:
+            return outputs
+        self.loss.close_forward()
+        value = outputs[0] if isinstance(outputs, tuple) else outputs.get("loss")
+        if self._arguments(args, kwargs).get("labels") is None or value is None:
+            return outputs  # the caller joins
+        if isinstance(outputs, tuple):
+            return (self.loss.join(value), *outputs[1:])
+        outputs["loss"] = self.loss.join(value)
+        return outputs
+
+    def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        if any(id(weight) in self._trained for group in optimizer.param_groups for weight in group["params"]):
+            self.end_step()
+
+
+def _forget_dead(method: weakref.WeakMethod) -> Any:
+    """That hook is global: it must not keep a model alive."""
+    def hook(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        alive = method()
+        if alive is not None:
+            alive(optimizer, args, kwargs)
+
+    return hook
+
+
+def attach(target: Any, *, scope: str, coefficient: float, z_coefficient: float = 0.0, weighting: Weighting = "tokens",
+           layers: LayerReduction = "mean", ranks: Averaging = "mean", process_group: Optional[Any] = None, ops: Path = "auto",
+           on_recount: Literal["error", "report"] = "error") -> Attachment:
+    """Balances a Hugging Face MoE model, given alone or with its Trainer.
+
+    @param target  a model: every scope that needs nothing ahead. Its balancing loss is averaged over micro-batches as its own
+                   loss is, whoever divides or scales that. Or a Trainer, before train(): every scope. `optimizer_batch`
+                   and sequences(n) then run a pre-pass without gradients over the batches that the Trainer fetches for a
+                   step.
+    @param ranks   what is done with gradients over ranks; DistributedDataParallel: "mean"
+    The other parameters are those of BalanceLoss.
+    Raises ConfigError for an unknown model, a scope that a bare model cannot see, a model that adds a balancing loss of its
+    own.
+    """
+    settings = dict(scope=scope, coefficient=coefficient, z_coefficient=z_coefficient, weighting=weighting, layers=layers,
+                    process_group=process_group, ops=ops, on_recount=on_recount)
+    if isinstance(target, nn.Module):
+        model = target.module if isinstance(target, nn.parallel.DistributedDataParallel) else target
+        kind = Scope.parse(scope)
+        if kind.kind == "optimizer_batch" or kind.num_sequences > 1:
+            raise ConfigError(f"scope '{scope}' counts over forwards that have not run yet; a bare model cannot see them. "
+                              "Attach to the Trainer (switchyard.attach(trainer, ...)), use BalanceLoss in your own loop, or a "
+                              "scope that needs nothing ahead: prefix, ranks, micro_batch, sequence, previous_step, "
+                              "ema(decay)")
+        return ModelAttachment(model, contract=Contract(weighting, ranks), **settings)
+    if hasattr(target, "get_batch_samples") and hasattr(target, "training_step"):
+        from .hf_trainer import TrainerAttachment
+
+        return TrainerAttachment(target, contract=Contract("sum", ranks), **settings)
+    raise ConfigError(f"attach() takes a model or a transformers Trainer, not a {type(target).__name__}")

@@ -1,0 +1,182 @@
+"""Bad input and calls at the wrong time: a named error that says what to do, on every rank."""
+
+import pytest
+import torch
+from caller import forward, make_loss
+from oracle import E, L, gradients, make_batch, make_weights, model
+from thread_ranks import run_ranks
+
+import switchyard
+from switchyard import ConfigError, Contract, ShapeError, StateError, UsageError
+
+
+def batch_of(*lengths):
+    return make_batch(torch.Generator().manual_seed(1), lengths)
+
+
+@pytest.mark.parametrize("scope, message", [
+    ("optimizer_bach", r"did you mean 'optimizer_batch'\?"), ("sequences", r"expected sequences\(n\)"),
+    ("sequences(0)", "at least 1"), ("ema(1.5)", "0 < decay < 1"), ("ranks(2)", "takes no parameter"), ("", "known: sequence"),
+])
+def test_unknown_scopes(scope, message):
+    with pytest.raises(ConfigError, match=message):
+        make_loss(scope)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"coefficient": -1.0}, "coefficient=-1.0"), ({"coefficient": float("nan")}, "finite"),
+    ({"weighting": "x"}, "weighting='x'"), ({"layers": "x"}, "layers='x'"), ({"on_recount": "x"}, "on_recount='x'"),
+    ({"ops": "x"}, "ops='x'"),
+])
+def test_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_loss("prefix", **changes)
+    with pytest.raises(ConfigError, match="micro_batches='average'"):
+        Contract("average", "mean")
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "sequences(2)"])
+def test_a_scope_that_cannot_be_seen(scope):
+    with pytest.raises(ConfigError, match="the step must be known ahead"):
+        make_loss(scope, ("mean", "mean"), weighting="mean").begin_step()
+    with pytest.raises(ConfigError, match="needs the number of micro-batches"):
+        make_loss("prefix", ("sum", "mean")).begin_step()
+
+
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+def test_backward_before_the_coefficients_are_known(ops):
+    weights, batch = make_weights(), batch_of(4)
+    loss = make_loss("optimizer_batch", ops=ops)
+    loss.begin_step([batch.tokens, batch.tokens])
+    assert loss.needs_whole_step
+    main = forward(loss, weights, batch, 0)
+    with pytest.raises(RuntimeError, match="before its balancing coefficients are known. Call close_forward"):
+        gradients(main, weights)
+    with pytest.raises(StateError, match="not known yet"):
+        loss.frame.coefficients_LSE()
+    with pytest.raises(StateError, match="1 of 2 forwards were closed"):
+        loss.close_counting()
+
+
+def test_calls_at_the_wrong_time():
+    weights, batch = make_weights(), batch_of(4, 2)
+    loss = make_loss("prefix")
+    with pytest.raises(StateError, match="outside a step"):
+        loss.begin_forward(batch.segments)
+    with pytest.raises(StateError, match="would not be balanced"):
+        loss.through(0, torch.rand(3, E))
+    with torch.no_grad():  # an evaluation
+        model(weights, batch.x, loss.through, loss.through_logits, loss.record)
+    loss.begin_step([batch.tokens, batch.tokens])
+    with pytest.raises(StateError, match="before close_step"):
+        loss.begin_step([batch.tokens])
+    with pytest.raises(StateError, match="within a step"):
+        loss.state_dict()
+    with pytest.raises(UsageError, match="micro-batch 2 of a plan with 2"):
+        loss.begin_forward(batch.segments, micro_batch=2)
+    with pytest.raises(UsageError, match="3 segments; begin_step"):
+        loss.begin_forward(batch.segments, num_segments=3)
+    forward_1 = loss.begin_forward(batch.segments, micro_batch=1)
+    with pytest.raises(UsageError, match="before that of micro-batch 0"):
+        loss.close_forward()
+    assert forward_1 is loss.begin_forward(batch.segments, micro_batch=1)
+    with pytest.raises(UsageError, match="begun again with 3 tokens"):
+        loss.begin_forward(batch.segments[:3], micro_batch=1)
+
+
+def test_an_evaluation_in_the_middle_of_a_step_leaves_no_trace():
+    weights, batch = make_weights(), batch_of(4, 2)
+    loss = make_loss("micro_batch")
+    loss.begin_step([batch.tokens])
+    main = forward(loss, weights, batch, 0)
+    before = loss.frame.state_LX.clone()
+    with loss.paused(), torch.no_grad():
+        model(weights, -batch.x, loss.through, loss.through_logits, loss.record)
+    assert torch.equal(loss.frame.state_LX, before)
+    gradients(main, weights)
+    loss.close_step()
+
+
+def whole(loss, weights, x):
+    return model(weights, x, loss.through, loss.through_logits, loss.record)
+
+
+def skip_through(loss, weights, x):
+    return model(weights, x, lambda layer, p: p, loss.through_logits, loss.record)
+
+
+def skip_record(loss, weights, x):
+    return model(weights, x, loss.through, loss.through_logits)
+
+
+def not_normalised(loss, weights, x):
+    return model(weights, x, lambda layer, p: loss.through(layer, p * 1.1), loss.through_logits,
+                 lambda layer, ids, p: loss.record(layer, ids, p))
+
+
+def not_finite(loss, weights, x):
+    return model([weights[0] * float("nan"), *weights[1:]], x, loss.through, loss.through_logits, loss.record)
+
+
+@pytest.mark.parametrize("broken, message", [
+    (skip_through, "layer 0: the router's probabilities did not go through"),
+    (skip_record, "layer 0: no choices were recorded"),
+    (not_normalised, "layer 0: the probabilities of 6 tokens"), (not_finite, "layer 0: the probabilities of 6 tokens"),
+])
+@pytest.mark.parametrize("plan", [True, False])
+def test_asked_for_but_unable_to_act(broken, message, plan):
+    """B24. On two ranks, of which one is broken: both raise, none waits."""
+    weights, batch = make_weights(), batch_of(4, 2)
+    found = [None, None]
+
+    def work(rank, ranks):
+        loss = make_loss("ranks", ("mean", "mean"), ranks, weighting="mean")
+        loss.begin_step([batch.tokens] if plan else None)
+        loss.begin_forward(batch.segments, num_segments=2)
+        (broken if rank == 1 else whole)(loss, weights, batch.x)
+        try:
+            loss.close_forward()
+        except StateError as error:
+            found[rank] = str(error)
+
+    run_ranks(2, work)
+    assert "another rank reported a problem" in found[0]
+    assert message in found[1] and "step 0, micro-batch 0, rank 1" in found[1]
+
+
+def test_shapes():
+    batch = batch_of(4, 2)
+    loss = make_loss("prefix")
+    loss.begin_step([[4, 2]])
+    with pytest.raises(ShapeError, match="expected int64"):
+        loss.begin_forward(batch.segments.int())
+    loss.begin_forward(batch.segments)
+    num_tokens = len(batch.segments)
+    with pytest.raises(ShapeError, match=r"probabilities are \[3, 6\]; expected \[8, 6\]"):
+        loss.through(0, torch.rand(3, E))
+    with pytest.raises(ShapeError, match="layer 2 of 2 MoE layers"):
+        loss.through(L, torch.rand(num_tokens, E))
+    with pytest.raises(ShapeError, match="choices are torch.float32"):
+        loss.record(0, torch.rand(num_tokens, 2))
+    with pytest.raises(IndexError, match="chose expert 9 of 6"):
+        loss.record(0, torch.full((num_tokens, 2), 9))
+    with pytest.raises(UsageError, match="expected 0 or more"):
+        make_loss("prefix").begin_step([[-1]])
+
+
+def test_tokens_that_differ_from_the_plan():
+    weights, batch = make_weights(), batch_of(4, 2)
+    loss = make_loss("prefix")
+    loss.begin_step([[4, 3]])
+    with pytest.raises(UsageError, match=r"hold \[4, 2\] valid tokens; begin_step\(\) was told of \[4, 3\]"):
+        forward(loss, weights, batch, 0)
+
+
+def test_state_of_another_shape():
+    state = {"step": 3, "scope": "previous_step", "previous_counts_LE": torch.zeros(L, E + 1, dtype=torch.int64),
+             "ema_fractions_LE": None}
+    with pytest.raises(ShapeError, match=r"previous_counts_LE is torch.int64 \[2, 7\]"):
+        make_loss("previous_step").load_state_dict(state)
+    state["previous_counts_LE"] = None
+    with pytest.raises(ConfigError, match="is of scope 'previous_step'"):
+        make_loss("ema(0.5)").load_state_dict(state)

@@ -1,0 +1,217 @@
+"""attach(model): each scope that needs nothing ahead, on each model, against the dense oracle; and what it refuses."""
+
+import pytest
+import torch
+from hf_models import (dense_gradients, dense_loss, gradients_of, make_model, make_rows, stack, step_counts, weights_of)
+from oracle import largest_difference
+from torch import nn
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+import switchyard
+from switchyard.huggingface import segments_of_batch
+
+MODELS = ["qwen3_moe", "mixtral", "olmoe"]
+# The models compute in float32; gradients are of order 1.
+TOLERANCE = 2e-5
+
+
+def equal_rows(number, seed=1, length=9):
+    rows = make_rows(number, seed, length)
+    for row in rows:
+        row["attention_mask"] = torch.ones(length, dtype=torch.int64)
+        row["labels"] = row["input_ids"].clone()
+    return rows
+
+
+def train_step(model, batches, scale=1.0):
+    """A loop as many write it: each loss divided by the number of micro-batches."""
+    model.zero_grad()
+    for batch in batches:
+        (model(**batch.inputs).loss * scale / len(batches)).backward()
+    return gradients_of(model)
+
+
+def balancing_part(with_loss, without):
+    return [a - b for a, b in zip(with_loss, without)]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch", "ranks", "prefix"])
+def test_model_alone(kind, scope):
+    model = make_model(kind)
+    batches = [stack(equal_rows(2, seed)) for seed in range(3)]
+    plain = train_step(model, batches)
+    attachment = switchyard.attach(model, scope=scope, coefficient=5.0, z_coefficient=0.1)
+    balanced = train_step(model, batches)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.step()
+    report = attachment.last_report
+    attachment.detach()
+    assert largest_difference(train_step(model, batches), plain) == 0.0  # nothing stays behind
+    loss, lbl, z = dense_loss(model, [[b] for b in batches], scope, coefficient=5.0, z_coefficient=0.1)
+    expected = dense_gradients(loss, model)
+    assert max(float(g.abs().max()) for g in expected) > 0.01
+    assert largest_difference(balancing_part(balanced, plain), expected) < TOLERANCE
+    assert report.lbl_L == pytest.approx([float(v.detach()) for v in lbl], abs=1e-6)
+    assert report.z_loss_L == pytest.approx([float(v.detach()) for v in z], rel=1e-6)
+    assert torch.equal(report.counts_LE, step_counts(model, [[b] for b in batches]))
+
+
+def test_the_step_ends_with_its_own_optimizer():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="previous_step", coefficient=5.0)
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    own = torch.optim.SGD(model.parameters(), lr=0.0)
+    batches = [stack(equal_rows(2, seed)) for seed in range(2)]
+    train_step(model, batches)
+    other.step()
+    assert attachment.loss.in_step and attachment.loss.lacks_history
+    own.step()
+    assert not attachment.loss.in_step and not attachment.loss.lacks_history
+    counts = attachment.last_report.counts_LE.double()
+    balanced = train_step(model, batches)
+    own.step()
+    report = attachment.last_report
+    attachment.detach()
+    plain = train_step(model, batches)
+    loss, lbl, _ = dense_loss(model, [[b] for b in batches], "previous_step", coefficient=5.0,
+                              earlier=counts / counts.sum(1, keepdim=True))
+    assert largest_difference(balancing_part(balanced, plain), dense_gradients(loss, model)) < TOLERANCE
+    assert report.step == 1 and report.lbl_L == pytest.approx([float(v.detach()) for v in lbl], abs=1e-6)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant):
+    model = make_model()
+    batches = [stack(make_rows(2, seed)) for seed in range(2)]
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    expected = train_step(model, batches)
+    counts = attachment.end_step().counts_LE
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    found = train_step(model, batches)
+    frames = attachment.loss._step.frames.values()
+    assert all(frame.state_LX[:, 0].tolist() == [2, 2] for frame in frames)  # it did run twice
+    report = attachment.end_step()
+    assert torch.equal(report.counts_LE, counts) and report.differences == 0
+    assert largest_difference(found, expected) < 1e-6
+
+
+def test_a_scaled_loss_scales_both():
+    model = make_model()
+    batches = [stack(make_rows(2, seed)) for seed in range(2)]
+    switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    found = [train_step(model, batches, scale) for scale in (1.0, 4.0)]
+    assert largest_difference([4 * g for g in found[0]], found[1]) < TOLERANCE
+
+
+def test_the_loss_weighs_its_micro_batches_by_scored_tokens():
+    """With num_items_in_batch the model's loss is a sum over the step's items, and so is the balancing loss."""
+    model = make_model()
+    batches = [stack(make_rows(2, seed)) for seed in range(3)]
+    items = sum(int(b.inputs["labels"].ne(-100).sum()) for b in batches)
+
+    def run():
+        model.zero_grad()
+        for batch in batches:
+            model(**batch.inputs, num_items_in_batch=torch.tensor(items)).loss.backward()
+        return gradients_of(model)
+
+    plain = run()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    balanced, report = run(), attachment.end_step()
+    attachment.detach()
+    # Every valid token is scored here, so these weights are those of the tokens.
+    loss, lbl, _ = dense_loss(model, [[b] for b in batches], "micro_batch", coefficient=5.0)
+    assert largest_difference(balancing_part(balanced, plain), dense_gradients(loss, model)) < TOLERANCE
+    assert report.lbl_L == pytest.approx([float(v.detach()) for v in lbl], abs=1e-6)
+
+
+def test_evaluation_leaves_no_trace():
+    model = make_model()
+    (batch,) = [stack(make_rows(2))]
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    with torch.no_grad():
+        model(**batch.inputs)
+        model.eval()(**batch.inputs)
+    assert not attachment.loss.in_step
+    assert torch.equal(model(**batch.inputs).logits, make_model().eval()(**batch.inputs).logits)
+
+
+def test_packed_documents_are_sequences():
+    """B10."""
+    padded = stack(equal_rows(3))
+    packed = {"input_ids": padded.inputs["input_ids"].reshape(1, -1), "position_ids": torch.arange(9).repeat(3)[None]}
+    assert segments_of_batch(packed)[1] == 3
+    assert torch.equal(segments_of_batch(packed)[0], segments_of_batch(padded.inputs)[0])
+    with pytest.raises(switchyard.ConfigError, match=r"attention_mask is \[1, 1, 4, 4\]"):
+        segments_of_batch({"input_ids": packed["input_ids"], "attention_mask": torch.ones(1, 1, 4, 4)})
+    with pytest.raises(switchyard.ConfigError, match="no input_ids"):
+        segments_of_batch({"labels": None})
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "sequences(4)"])
+def test_a_model_alone_cannot_see_the_step(scope):
+    with pytest.raises(switchyard.ConfigError, match="a bare model cannot see them. Attach to the Trainer"):
+        switchyard.attach(make_model(), scope=scope, coefficient=1e-3)
+
+
+def test_unknown_models_are_refused():
+    """B24."""
+    config = Qwen2MoeConfig(vocab_size=31, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+                            num_key_value_heads=2, moe_intermediate_size=8, num_experts=4, shared_expert_intermediate_size=8)
+    with pytest.raises(switchyard.ConfigError, match="Qwen2MoeForCausalLM has 0 routers .* looks like .*Qwen2MoeTopKRouter"):
+        switchyard.attach(Qwen2MoeForCausalLM(config), scope="prefix", coefficient=1e-3)
+    with pytest.raises(switchyard.ConfigError, match="Linear has 0 routers"):
+        switchyard.attach(nn.Linear(2, 2), scope="prefix", coefficient=1e-3)
+    with pytest.raises(switchyard.ConfigError, match="takes a model or a transformers Trainer, not a str"):
+        switchyard.attach("model", scope="prefix", coefficient=1e-3)
+
+
+def test_a_router_that_computes_something_else_is_refused():
+    model = make_model()
+    router = model.model.layers[1].mlp.gate
+    kind = type(router)
+    router.__class__ = type("MyRouter", (kind,), {"forward": lambda self, h: (h @ self.weight.t() * 2, None, None)})
+    with pytest.raises(switchyard.ConfigError, match="does not return"):
+        switchyard.attach(model, scope="prefix", coefficient=1e-3)
+
+
+def test_the_models_own_loss_is_never_beside_ours():
+    model = make_model(output_router_logits=True)
+    with pytest.raises(switchyard.ConfigError, match="there would be two"):
+        switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    model.config.output_router_logits = False
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    with pytest.raises(switchyard.ConfigError, match="there would be two"):
+        model(**stack(make_rows(2)).inputs, output_router_logits=True)
+
+
+def test_a_layer_whose_router_is_bypassed_is_an_error():
+    """B24: a fused kernel in place of the MoE block."""
+    model = make_model()
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    model.model.layers[1].mlp.forward = lambda hidden: hidden
+    with pytest.raises(switchyard.StateError, match="layer 1: no choices were recorded"):
+        model(**stack(make_rows(2)).inputs)
+
+
+def test_a_loss_made_outside_the_model_must_be_joined():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    batch = stack(equal_rows(2))
+    inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
+    with pytest.raises(RuntimeError, match="a loss that was not joined"):
+        model(**inputs).logits.sum().backward()
+    attachment.loss.abandon_step()
+    labels = batch.inputs["labels"]
+
+    def own_loss(logits):
+        return nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+
+    model.zero_grad()
+    attachment.join(own_loss(model(**inputs).logits)).backward()
+    found = gradients_of(model)
+    attachment.end_step()
+    assert largest_difference(found, train_step(model, [batch])) < 1e-6
+    assert len(found) == len(weights_of(model))

@@ -1,0 +1,148 @@
+"""Every scope, value and gradient, against the dense oracle: on one rank and several, each contract, each order of work."""
+
+import oracle
+import pytest
+import torch
+from caller import make_loss, one_step, run_step
+from oracle import largest_difference, make_batch, make_weights
+
+import switchyard
+
+SCOPES = ["sequence", "sequences(1)", "sequences(2)", "sequences(3)", "micro_batch", "ranks", "prefix", "optimizer_batch"]
+NEEDS_NOTHING = ["sequence", "micro_batch", "ranks", "prefix"]
+CONTRACTS = [(m, r) for m in ("sum", "mean", "tokens") for r in ("sum", "mean", "tokens")]
+TOLERANCE = 1e-12
+
+
+def uneven_step(num_ranks, seed=3):
+    """Three micro-batches of unequal ranks, unequal sequences, one empty sequence, and one micro-batch that is all padding."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = [[3, 5], [4], [2, 0, 6], [7, 1], [0], [3, 3, 2]]
+    return [[make_batch(rng, shapes[(m * num_ranks + rank) % len(shapes)]) for rank in range(num_ranks)] for m in range(3)]
+
+
+def check(weights, step, scope, grads, reports, **settings):
+    oracle_settings = {"coefficient": 0.7, **settings}
+    loss, lbl, z = oracle.step_loss(weights, step, scope, **oracle_settings)
+    assert max(g.abs().max() for g in grads) > 1e-4  # there is something to compare
+    assert largest_difference(grads, oracle.gradients(loss, weights)) < TOLERANCE
+    for report in reports:
+        assert report.lbl_L == pytest.approx([float(v) for v in lbl], abs=TOLERANCE)
+        assert report.weighted_loss == pytest.approx(float(loss.detach()), abs=TOLERANCE)
+        assert torch.equal(report.counts_LE.double(), oracle.step_counts(weights, step))
+        if settings.get("z_coefficient"):
+            assert report.z_loss_L == pytest.approx([float(v) for v in z], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("weighting", ["tokens", "mean"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_value_and_gradient(scope, weighting, num_ranks):
+    weights, step = make_weights(), uneven_step(num_ranks)
+    order = "prepass" if scope in ("sequences(2)", "sequences(3)", "optimizer_batch") else "direct"
+    grads, reports = run_step(weights, step, scope, order=order, weighting=weighting)
+    check(weights, step, scope, grads, reports, weighting=weighting)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids="-".join)
+@pytest.mark.parametrize("scope", ["sequence", "prefix", "optimizer_batch"])
+def test_contracts(contract, scope):
+    weights, step = make_weights(), uneven_step(2)
+    grads, reports = run_step(weights, step, scope, contract, order="retain", z_coefficient=0.3)
+    check(weights, step, scope, grads, reports, z_coefficient=0.3)
+
+
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+@pytest.mark.parametrize("order", ["retain", "prepass"])
+def test_orders_and_paths(ops, order):
+    weights, step = make_weights(), uneven_step(1)
+    grads, reports = run_step(weights, step, "optimizer_batch", order=order, ops=ops, z_coefficient=0.2, layers="sum")
+    check(weights, step, "optimizer_batch", grads, reports, z_coefficient=0.2, layers="sum")
+
+
+@pytest.mark.parametrize("scope", NEEDS_NOTHING)
+@pytest.mark.parametrize("word", ["mean", "tokens"])
+def test_without_a_plan(scope, word):
+    """Micro-batches of equal weight: then an open step gives what a planned one does."""
+    rng = torch.Generator().manual_seed(5)
+    step = [[make_batch(rng, [4, 2]), make_batch(rng, [3, 3])] for _ in range(3)]
+    weights = make_weights()
+    grads, reports = run_step(weights, step, scope, (word, "mean"), weighting=word, plan=False, z_coefficient=0.3)
+    check(weights, step, scope, grads, reports, weighting=word, z_coefficient=0.3)
+
+
+@pytest.mark.parametrize("scope", ["previous_step", "ema(0.75)"])
+def test_scopes_of_earlier_steps(scope):
+    weights, loss = make_weights(), make_loss(scope)
+    earlier, kept = None, None
+    for seed in range(3):
+        step = uneven_step(1, seed)
+        grads, report = one_step(loss, weights, [row[0] for row in step])
+        value, lbl, _ = oracle.step_loss(weights, step, scope, 0.7, earlier=earlier)
+        total = [sum(parts) for parts in zip(*grads)]
+        assert largest_difference(total, oracle.gradients(value, weights)) < TOLERANCE
+        assert report.lbl_L == pytest.approx([] if seed == 0 else [float(v) for v in lbl], abs=TOLERANCE)
+        assert loss.lacks_history is False
+        counts = oracle.step_counts(weights, step)
+        now = counts / counts.sum(1, keepdim=True)
+        kept = now if kept is None else 0.75 * kept + 0.25 * now
+        earlier = kept if scope.startswith("ema") else now
+
+
+def test_a_rank_with_fewer_micro_batches():
+    weights, step = make_weights(), uneven_step(2)
+    empty = make_batch(torch.Generator().manual_seed(0), [])
+    step[2][1] = None
+    for scope, order in (("optimizer_batch", "prepass"), ("prefix", "direct"), ("sequences(2)", "retain")):
+        grads, reports = run_step(weights, step, scope, order=order)
+        whole = [[batch or empty for batch in row] for row in step]
+        check(weights, whole, scope, grads, reports)
+
+
+def test_the_cut_and_the_order_do_not_matter_where_they_must_not():
+    """B1, B4, B27: one forward, micro-batches in any order, and ranks give one gradient."""
+    rng = torch.Generator().manual_seed(9)
+    batches = [make_batch(rng, lengths) for lengths in ([4, 3], [2], [5, 1, 1], [6])]
+    weights = make_weights()
+    ways = [[[b] for b in batches], [[b] for b in reversed(batches)], [batches[:2], batches[2:]], [batches]]
+    for scope in ("optimizer_batch", "sequence"):
+        found = [run_step(weights, way, scope, order="retain")[0] for way in ways]
+        assert all(largest_difference(found[0], other) < TOLERANCE for other in found[1:])
+    prefix = [run_step(weights, way, "prefix")[0] for way in ways[:2]]
+    assert largest_difference(*prefix) > 1e-4
+
+
+def test_state_is_saved_to_the_bit():
+    weights, loss = make_weights(), make_loss("ema(0.9)")
+    for seed in range(2):
+        one_step(loss, weights, [row[0] for row in uneven_step(1, seed)])
+    other = make_loss("ema(0.9)")
+    other.load_state_dict(loss.state_dict())
+    last = [row[0] for row in uneven_step(1, 7)]
+    (grads, report), (again, report_again) = one_step(loss, weights, last), one_step(other, weights, last)
+    assert all(torch.equal(a, b) for left, right in zip(grads, again) for a, b in zip(left, right))
+    assert report.lbl_L == report_again.lbl_L and report.step == report_again.step == 2
+
+
+def test_a_step_of_padding_gives_zero():
+    weights, loss = make_weights(), make_loss("optimizer_batch", z_coefficient=0.1)
+    grads, report = one_step(loss, weights, [make_batch(torch.Generator().manual_seed(0), [0, 0])], "retain")
+    assert all(float(g.abs().max()) == 0.0 for g in grads[0])
+    assert report.lbl_L == [0.0, 0.0] and report.tokens == 0
+
+
+def test_hand_worked():
+    """One layer, two experts, top-1. Counts 3 and 1: f = (.75, .25); P = (.6, .4): LBL = 2 (.45 + .1) = 1.1."""
+    loss = switchyard.BalanceLoss(num_experts=2, num_layers=1, scope="optimizer_batch", coefficient=0.5,
+                                  contract=switchyard.Contract("sum", "sum"))
+    loss.begin_step([[4]])
+    loss.begin_forward(torch.zeros(4, dtype=torch.int64))
+    probs = torch.tensor([[.7, .3], [.8, .2], [.6, .4], [.3, .7]], dtype=torch.float64, requires_grad=True)
+    out = loss.through(0, probs)
+    loss.record(0, out.argmax(1, keepdim=True), out)
+    loss.close_forward()
+    (out * 0.0).sum().backward()
+    report = loss.close_step()
+    assert report.lbl_L == pytest.approx([1.1]) and report.weighted_loss == pytest.approx(0.55)
+    assert report.max_vio() == pytest.approx(0.5)
+    assert torch.allclose(probs.grad, torch.tensor([[0.1875, 0.0625]] * 4, dtype=torch.float64))  # .5 * 2 * f / 4

@@ -1,0 +1,198 @@
+"""attach(trainer): the exact scope and all others under the Trainer's real accumulation, normalisation and ranks."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from hf_models import dense_gradients, dense_loss, make_model, make_rows, stack
+from oracle import largest_difference
+from trainer_run import build, run
+
+import switchyard
+
+ALL = ["sequence", "sequences(3)", "micro_batch", "ranks", "prefix", "optimizer_batch"]
+TOLERANCE = 2e-5
+COEFFICIENT = 5.0
+
+
+def cut(rows, num_ranks=1, per_device=2, accumulation=2):
+    """[m][rank] as the Trainer deals them: batch after batch to the ranks in turn."""
+    batches = [stack(rows[i : i + per_device]) for i in range(0, len(rows), per_device)]
+    return [batches[m * num_ranks : (m + 1) * num_ranks] for m in range(accumulation)]
+
+
+def main_loss(model, step, means):
+    """The Trainer's objective of a step: the mean over tokens, or over the means of micro-batches and ranks."""
+    batches = [batch for ranks in step for batch in ranks]
+    if means:
+        return sum(model(**batch.inputs).loss for batch in batches) / len(batches)
+    items = sum(batch.inputs["labels"].ne(-100).sum() for batch in batches)
+    return sum(model(**batch.inputs, num_items_in_batch=items).loss for batch in batches)
+
+
+def expected(step, scope, means=False, **settings):
+    """Gradients of main loss and balancing loss, each by itself."""
+    model = make_model(settings.pop("kind", "qwen3_moe"))
+    loss, lbl, _ = dense_loss(model, step, scope, coefficient=COEFFICIENT, **settings)
+    return dense_gradients(main_loss(model, step, means), model), dense_gradients(loss, model), [float(v.detach()) for v in lbl]
+
+
+def scale_of(found, reference):
+    """The number by which the Trainer's gradient differs from that of its objective; the same for every weight."""
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (found, reference))
+    scale = float(a @ b / (b @ b))
+    assert float((a - scale * b).abs().max()) < TOLERANCE
+    return scale
+
+
+def check(balanced, plain, step, scope, means=False, **settings):
+    """Main and balancing gradient stand in the ratio of the objective, whatever else the Trainer does to both."""
+    main, balance, lbl = expected(step, scope, means, **settings)
+    scale = scale_of(plain["gradients"][0], main)
+    part = [a - b for a, b in zip(balanced["gradients"][0], plain["gradients"][0])]
+    assert max(float(g.abs().max()) for g in balance) > 0.01
+    assert largest_difference(part, [scale * g for g in balance]) < TOLERANCE
+    report = balanced["reports"][0]
+    assert report["lbl_L"] == pytest.approx(lbl, abs=2e-6)
+    assert report["tokens"] == sum(int(b.inputs["attention_mask"].sum()) for ranks in step for b in ranks)
+    return scale
+
+
+def settings_of(scope, **changes):
+    return {"rows": 4, "attach": {"scope": scope, "coefficient": COEFFICIENT}, **changes}
+
+
+@pytest.mark.parametrize("own_loss", [False, True], ids=["num_items", "means"])
+@pytest.mark.parametrize("scope", ALL)
+def test_one_process(scope, own_loss):
+    plain = run({"rows": 4, "own_loss": own_loss})
+    balanced = run(settings_of(scope, own_loss=own_loss))
+    check(balanced, plain, cut(make_rows(4)), scope, means=own_loss)
+    assert balanced["prepass"] == (2 if scope in ("optimizer_batch", "sequences(3)") else 0)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_other_models(kind):
+    plain = run({"rows": 4, "kind": kind})
+    check(run(settings_of("optimizer_batch", kind=kind)), plain, cut(make_rows(4)), "optimizer_batch", kind=kind)
+
+
+def test_a_model_alone_under_the_trainer():
+    plain = run({"rows": 4})
+    balanced = run({"rows": 4, "attach": {"scope": "prefix", "coefficient": COEFFICIENT, "model_only": True}})
+    check(balanced, plain, cut(make_rows(4)), "prefix")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    arguments = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    plain = run({"rows": 4})
+    check(run(settings_of("optimizer_batch", arguments=arguments)), plain, cut(make_rows(4)), "optimizer_batch")
+
+
+def test_dropout_repeats_after_the_prepass():
+    """Without the random states put back, the second forward would choose other experts and close_step() would complain."""
+    reports = run(settings_of("optimizer_batch", steps=2, rows=8, attention_dropout=0.4))["reports"]
+    assert [report["differences"] for report in reports] == [0, 0] and reports[1]["step"] == 1
+
+
+def test_bfloat16_autocast():
+    reports = run(settings_of("optimizer_batch", arguments={"bf16": True}))["reports"]
+    assert reports[0]["differences"] == 0 and len(reports[0]["lbl_L"]) == 2
+
+
+def test_a_short_last_step_and_earlier_steps():
+    """Three batches, two a step: the second step has one."""
+    plain, balanced = run({"rows": 6, "steps": 2}), run(settings_of("previous_step", rows=6, steps=2))
+    assert largest_difference(plain["gradients"][0], balanced["gradients"][0]) == 0.0  # nothing is known yet
+    first, second = balanced["reports"]
+    assert first["lbl_L"] == []
+    assert second["tokens"] == sum(int(row["attention_mask"].sum()) for row in make_rows(6)[4:])
+    counts = first["counts_LE"].double()
+    main, balance, lbl = expected(cut(make_rows(6)[4:], accumulation=1), "previous_step",
+                                  earlier=counts / counts.sum(1, keepdim=True))
+    scale = scale_of(plain["gradients"][1], main)
+    part = [a - b for a, b in zip(balanced["gradients"][1], plain["gradients"][1])]
+    assert largest_difference(part, [scale * g for g in balance]) < TOLERANCE
+    assert second["lbl_L"] == pytest.approx(lbl, abs=2e-6)
+
+
+def test_resuming_takes_the_counts_of_the_step_before(tmp_path):
+    """Learning rate 0: transformers 5.2 does not load the experts of its own checkpoints when it resumes."""
+    arguments = {"save_steps": 1, "save_strategy": "steps"}
+
+    def make():
+        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path), arguments=arguments)
+        keeper.attachment = switchyard.attach(trainer, scope="ema(0.5)", coefficient=COEFFICIENT)
+        return trainer, keeper
+
+    whole, kept = make()
+    whole.train()
+    again, keeper = make()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert keeper.reports[0].step == 2
+    assert keeper.reports[0].lbl_L == kept.reports[2].lbl_L
+    assert largest_difference(keeper.gradients[0], kept.gradients[2]) == 0.0
+    (tmp_path / "checkpoint-2" / "switchyard_balance.pt").unlink()
+    with pytest.raises(switchyard.StateError, match="resumes at step 2, but .* is not there"):
+        make()[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_batch_that_was_not_fetched():
+    trainer, _ = build(make_rows(4))
+    switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+    with pytest.raises(switchyard.StateError, match=r"get_batch_samples\(\) did not return"):
+        trainer.training_step(trainer.model, stack(make_rows(2)).inputs)
+
+
+def test_detaching_leaves_the_trainer_as_it_was():
+    trainer, keeper = build(make_rows(4))
+    switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT).detach()
+    trainer.train()
+    assert largest_difference(keeper.gradients[0], run({"rows": 4})["gradients"][0]) == 0.0
+
+
+def of_ranks(scope=None, average=True):
+    attach = None if scope is None else {"scope": scope, "coefficient": COEFFICIENT}
+    return {"rows": 8, "attach": attach,
+            "arguments": {"ddp_backend": "gloo", "average_tokens_across_devices": average}}
+
+
+TWO = [(scope, average) for average in (True, False) for scope in (None, "optimizer_batch", "prefix", "sequences(3)")]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Trainings under torchrun with two processes and Gloo, by (scope, average)."""
+    folder, here = tmp_path_factory.mktemp("ranks"), pathlib.Path(__file__).parent
+    (folder / "settings.json").write_text(json.dumps([of_ranks(*key) for key in TWO]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "trainer_run.py",
+         folder / "settings.json", folder / "out.pt"], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return dict(zip(TWO, torch.load(folder / "out.pt", weights_only=False)))
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "prefix", "sequences(3)"])
+def test_two_processes(scope, two_processes):
+    """Gloo, DistributedDataParallel, two micro-batches each: the gradients of one process on the declared partition."""
+    balanced, plain = two_processes[scope, True], two_processes[None, True]
+    assert balanced["world"] == 2
+    check(balanced, plain, cut(make_rows(8), num_ranks=2), scope)
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "prefix", "sequences(3)"])
+def test_two_processes_that_divide_by_their_own_tokens(scope, two_processes):
+    """Another main loss, the same balancing loss."""
+    balanced, plain = two_processes[scope, False], two_processes[None, False]
+    step = cut(make_rows(8), num_ranks=2)
+    main, balance, lbl = expected(step, scope)
+    part = [a - b for a, b in zip(balanced["gradients"][0], plain["gradients"][0])]
+    usual = scale_of(two_processes[None, True]["gradients"][0], main)
+    assert scale_of(part, balance) == pytest.approx(usual, rel=1e-4)
+    assert balanced["reports"][0]["lbl_L"] == pytest.approx(lbl, abs=2e-6)
