@@ -21,7 +21,7 @@ std::string seeds_cell(const ArmRow& row) {
   return finished == row.num_planned ? std::to_string(finished) : join_text(finished, " of ", row.num_planned);
 }
 
-std::string kind_cell(ArmRole kind) { return kind == ArmRole::Trained ? "" : to_string(kind); }
+std::string kind_cell(ArmKind kind) { return kind == ArmKind::Trained ? "" : to_string(kind); }
 
 std::string arms_table(const Study& study, Screen screen) {
   std::vector<std::vector<std::string>> rows = {

@@ -8,9 +8,9 @@
 #include <optional>
 #include <system_error>
 
+#include "switchyard/core/child_process.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
-#include "switchyard/data/child_process.hpp"
 
 namespace switchyard {
 namespace {
@@ -70,7 +70,7 @@ std::string tail_of(const ChildResult& result) {
 std::optional<std::string> resolve_pattern(const std::string& pattern, const fs::path& folder) {
   const size_t star = pattern.find('*');
   if (star == std::string::npos) return pattern;
-  const ChildResult result = run_child({"apt-cache", "pkgnames", pattern.substr(0, star)}, folder);
+  const ChildResult result = run_child({.arguments = {"apt-cache", "pkgnames", pattern.substr(0, star)}, .folder = folder});
   std::optional<std::string> best;
   int64_t highest = -1;
   for (size_t at = 0; at < result.output.size();) {
@@ -95,7 +95,7 @@ std::string download(const std::vector<std::string>& patterns, const fs::path& f
     if (!name) return "apt knows no package named " + pattern;
     command.push_back(*name);
   }
-  const ChildResult result = run_child(command, folder);
+  const ChildResult result = run_child({.arguments = command, .folder = folder});
   return result.exit_code == 0 ? "" : tail_of(result);
 }
 
@@ -151,7 +151,7 @@ PackagePaths AptFetcher::fetch(const std::vector<std::string>& patterns) {
     const DownloadFolder folder(cache_);
     std::string problem = download(missing, folder.path());
     if (!problem.empty()) {
-      const ChildResult update = run_child({"apt-get", "-qq", "update"}, folder.path());
+      const ChildResult update = run_child({.arguments = {"apt-get", "-qq", "update"}, .folder = folder.path()});
       if (update.exit_code == 0) problem = download(missing, folder.path());
       if (!problem.empty()) throw_not_fetched(missing, problem, update);
     }

@@ -75,26 +75,6 @@ ArmKind infer_arm_kind(const std::string& router) {
   return ArmKind::Trained;
 }
 
-std::string to_string(ArmKind kind) {
-  switch (kind) {
-    case ArmKind::Floor: return "floor";
-    case ArmKind::Ceiling: return "ceiling";
-    case ArmKind::Trained: break;
-  }
-  return "trained";
-}
-
-void parse(std::string_view text, ArmKind& kind) {
-  for (const ArmKind candidate : {ArmKind::Trained, ArmKind::Floor, ArmKind::Ceiling}) {
-    if (to_string(candidate) == text) {
-      kind = candidate;
-      return;
-    }
-  }
-  const std::vector<std::string> known = {"trained", "floor", "ceiling"};
-  throw ConfigError(unknown_name("kind of arm", text, known));
-}
-
 std::string build_report(const std::vector<RunInput>& runs, const ReportOptions& options) {
   const std::vector<StudyGroup> groups = make_groups(runs, options);
   const ReportAssets assets = report_assets();

@@ -8,12 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/measure/arm_kind.hpp"
 #include "switchyard/measure/run_log.hpp"
 
 namespace switchyard {
-
-/// What an arm is for. Floors and the ceiling are marked in every table: they bound the trained arms and do not compete.
-enum class ArmKind { Trained, Floor, Ceiling };
 
 struct RunInput {
   std::string name;         // names the run in the report; distinct
@@ -67,9 +65,5 @@ void write_report(const std::vector<std::filesystem::path>& folders, const std::
 
 /// For runs without a testbed: the reference router is a ceiling, routers that do not learn are floors, all else is trained.
 [[nodiscard]] ArmKind infer_arm_kind(const std::string& router);
-
-/// "trained", "floor", "ceiling".
-[[nodiscard]] std::string to_string(ArmKind kind);
-void parse(std::string_view text, ArmKind& kind);
 
 }  // namespace switchyard

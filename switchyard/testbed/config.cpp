@@ -1,7 +1,6 @@
 #include "switchyard/testbed/config.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <set>
 
@@ -11,9 +10,6 @@
 
 namespace switchyard {
 namespace {
-
-const std::array<std::pair<ArmRole, const char*>, 3> kRoles = {
-    {{ArmRole::Trained, "trained"}, {ArmRole::Floor, "floor"}, {ArmRole::Ceiling, "ceiling"}}};
 
 bool is_folder_name(const std::string& name) {
   const auto allowed = [](unsigned char letter) {
@@ -86,24 +82,6 @@ RunConfig arm_config(const TestbedConfig& config, const ArmConfig& arm) {
 }
 
 }  // namespace
-
-std::string to_string(const ArmRole& value) {
-  for (const auto& [role, name] : kRoles) {
-    if (role == value) return name;
-  }
-  throw UsageError("an arm's kind that is none of the enum's");
-}
-
-void parse(std::string_view text, ArmRole& value) {
-  std::vector<std::string> known;
-  for (const auto& [role, name] : kRoles) {
-    known.emplace_back(name);
-    if (text != name) continue;
-    value = role;
-    return;
-  }
-  throw ConfigError(unknown_name("kind", text, known));
-}
 
 void TestbedConfig::validate(const std::string& where) const {
   SWITCHYARD_CHECK(is_folder_name(name), ConfigError, where, ": name = ", toml_value(name),

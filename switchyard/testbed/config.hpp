@@ -9,19 +9,15 @@
 #include <vector>
 
 #include "switchyard/core/config.hpp"
+#include "switchyard/measure/arm_kind.hpp"
 #include "switchyard/train/run_config.hpp"
 
 namespace switchyard {
 
-/// What an arm is for. Floors and ceilings bound the trained arms, they do not compete with them.
-enum class ArmRole { Trained, Floor, Ceiling };
-[[nodiscard]] std::string to_string(const ArmRole& value);  // "trained", "floor", "ceiling"
-void parse(std::string_view text, ArmRole& value);
-
 /// One way of training. It differs from [run] by its overrides alone.
 struct ArmConfig {
   std::string name;         // names the folders of its runs: letters, digits, '_', '-', '.'
-  ArmRole kind = ArmRole::Trained;
+  ArmKind kind = ArmKind::Trained;
   std::string description;  // one line for the report
   std::vector<std::string> overrides;  // "balance.scope=micro_batch"
   std::vector<int64_t> seeds;          // empty: those of the testbed

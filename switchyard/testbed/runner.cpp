@@ -8,9 +8,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "switchyard/core/child_process.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
-#include "switchyard/testbed/child_process.hpp"
 #include "switchyard/testbed/run_folder.hpp"
 
 namespace switchyard {
@@ -105,7 +105,7 @@ struct Runner::Impl {
 
   std::unique_ptr<ChildProcess> start(size_t index, const ProcessPlan& plan) {
     const fs::path folder = options_.folder / runs_[index].name;
-    ChildCommand command{options_.command, {{"OMP_NUM_THREADS", std::to_string(plan.threads)}}};
+    ChildCommand command{.arguments = options_.command, .environment = {{"OMP_NUM_THREADS", std::to_string(plan.threads)}}};
     if (states_[index] == FolderState::Unfinished) {
       command.arguments.insert(command.arguments.end(), {"--resume", folder.string(), "--json"});
     } else {

@@ -15,7 +15,7 @@ namespace switchyard {
 /// An arm over its seeds, from the last held-out evaluation of each finished run. Means over MoE layers.
 struct ArmRow {
   std::string arm;
-  ArmRole kind = ArmRole::Trained;
+  ArmKind kind = ArmKind::Trained;
   int64_t num_planned = 0;
   std::vector<int64_t> seeds;       // of the finished runs
   Summary specialization;

@@ -28,12 +28,12 @@ Study make_study() {
   wide.loss = summary(4.125);
   ArmRow reference = wide;
   reference.arm = "reference";
-  reference.kind = ArmRole::Ceiling;
+  reference.kind = ArmKind::Ceiling;
   reference.seeds = {0};
   reference.specialization = summary(1.0);
   ArmRow missing;
   missing.arm = "missing";
-  missing.kind = ArmRole::Floor;
+  missing.kind = ArmKind::Floor;
   missing.num_planned = 1;
   study.arms = {wide, reference, missing};
   study.claims = {{"it is so", {}, Verdict::Holds, "S 1"}, {"it is not", {}, Verdict::Fails, "S 2"}};

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -22,17 +23,12 @@ using testing::ThrowsMessage;
 
 class FilesTest : public testing::Test {
  protected:
-  FilesTest() {
-    std::string name = testing::TempDir() + "switchyard_files_XXXXXX";
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~FilesTest() override { fs::remove_all(folder_); }
-
   [[nodiscard]] size_t num_entries() const {
     return static_cast<size_t>(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
   }
 
-  fs::path folder_;
+  test::ScratchFolder scratch_;
+  fs::path folder_ = scratch_.path();
 };
 
 // Makes writes beyond `bytes` fail as on a full disk.

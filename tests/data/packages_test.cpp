@@ -3,7 +3,7 @@
 #include <set>
 
 #include "switchyard/core/error.hpp"
-#include "switchyard/data/child_process.hpp"
+#include "switchyard/core/files.hpp"
 #include "switchyard/data/package_archive.hpp"
 #include "switchyard/data/package_fetch.hpp"
 #include "switchyard/data/recipes.hpp"
@@ -86,7 +86,7 @@ class FakeApt {
   FakeApt(const FakeApt&) = delete;
   FakeApt& operator=(const FakeApt&) = delete;
   [[nodiscard]] fs::path cache() const { return scratch_.path() / "cache"; }
-  [[nodiscard]] std::string calls() const { return fs::exists(log()) ? run_child({"cat", log().string()}, "/").output : ""; }
+  [[nodiscard]] std::string calls() const { return fs::exists(log()) ? read_file(log()) : ""; }
   [[nodiscard]] fs::path root() const { return scratch_.path(); }
 
  private:
@@ -128,21 +128,6 @@ TEST(AptFetcher, FailureSaysWhatAptSaidAndLeavesNothing) {
   EXPECT_THAT(message, HasSubstr("cannot download demo, half: E: Could not resolve host"));
   EXPECT_THAT(message, HasSubstr("--from DIR"));
   EXPECT_TRUE(fs::is_empty(apt.cache()));
-}
-
-TEST(ChildProcess, CollectsBothStreamsAndTheCode) {
-  // More than a pipe holds on both streams: reading one after the other would hang.
-  const ChildResult result =
-      run_child({"sh", "-c", "head -c 200000 /dev/zero | tr '\\0' e >&2; head -c 200000 /dev/zero | tr '\\0' o; exit 3"}, "/");
-  EXPECT_EQ(result.exit_code, 3);
-  EXPECT_EQ(result.output, std::string(200000, 'o'));
-  EXPECT_EQ(result.errors, std::string(200000, 'e'));
-  EXPECT_EQ(run_child({"pwd"}, "/usr").output, "/usr\n");
-  EXPECT_EQ(run_child({"cat"}, "/").exit_code, 0) << "standard input is empty";
-  EXPECT_EQ(run_child({"sh", "-c", "kill -9 $$"}, "/").exit_code, 137);
-  EXPECT_THAT(error_of<DataError>([] { (void)run_child({"no-such-program-here"}, "/"); }),
-              HasSubstr("cannot run no-such-program-here"));
-  EXPECT_THAT(error_of<DataError>([] { (void)run_child({"pwd"}, "/no/such/folder"); }), HasSubstr("/no/such/folder"));
 }
 
 TEST(RecipeTable, PresetsAndNames) {

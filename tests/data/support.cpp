@@ -2,7 +2,6 @@
 
 #include <archive.h>
 #include <archive_entry.h>
-#include <stdlib.h>
 #include <zlib.h>
 
 #include <fstream>
@@ -86,17 +85,6 @@ SplitRecord put_split(const fs::path& folder, const std::string& file, const std
 }
 
 }  // namespace
-
-ScratchFolder::ScratchFolder() {
-  std::string name = (fs::temp_directory_path() / "switchyard-data-XXXXXX").string();
-  require(::mkdtemp(name.data()) != nullptr, "cannot make a scratch folder");
-  path_ = name;
-}
-
-ScratchFolder::~ScratchFolder() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
 
 void put_file(const fs::path& path, std::string_view bytes) {
   fs::create_directories(path.parent_path());

@@ -7,21 +7,9 @@
 #include <vector>
 
 #include "switchyard/data/dataset.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard::test {
-
-/// A fresh folder, removed at the end.
-class ScratchFolder {
- public:
-  ScratchFolder();
-  ~ScratchFolder();
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// Writes bytes, making missing parents.
 void put_file(const std::filesystem::path& path, std::string_view bytes);

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +13,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -26,14 +26,6 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 class RunLogFile : public ::testing::Test {
  protected:
-  RunLogFile() {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() / ("switchyard-run-log-" + std::to_string(::getpid()) + "-" + test->name());
-    fs::create_directories(folder_);
-    path_ = folder_ / "log.jsonl";
-  }
-  ~RunLogFile() override { fs::remove_all(folder_); }
-
   void append(const std::string& text) const { std::ofstream(path_, std::ios::app | std::ios::binary) << text; }
   [[nodiscard]] std::string error_of_reading() const {
     try {
@@ -44,8 +36,9 @@ class RunLogFile : public ::testing::Test {
     return "no error";
   }
 
-  fs::path folder_;
-  fs::path path_;
+  test::ScratchFolder scratch_;
+  fs::path folder_ = scratch_.path();
+  fs::path path_ = folder_ / "log.jsonl";
 };
 
 StartRecord start_at(int64_t step) {

@@ -12,6 +12,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/model/weights_file.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -23,13 +24,6 @@ using testing::tiny_config;
 
 class HfFormat : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() /
-              join_text("switchyard_hf_", ::testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::remove_all(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   void change_config(const std::string& key, const nlohmann::json& value) {
     nlohmann::json config = nlohmann::json::parse(read_file(folder_ / "config.json"));
     config[key] = value;
@@ -40,7 +34,8 @@ class HfFormat : public ::testing::Test {
     EXPECT_THAT([&] { (void)import_hf(folder_, ComputeType::Float32); }, ThrowsMessage<DataError>(HasSubstr(message)));
   }
 
-  std::filesystem::path folder_;
+  test::ScratchFolder scratch_;
+  std::filesystem::path folder_ = scratch_.path() / "model";
 };
 
 TEST_F(HfFormat, ReadsBackWhatItWrote) {

@@ -14,6 +14,7 @@
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -23,14 +24,6 @@ using ::testing::ThrowsMessage;
 
 class WeightsFile : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() /
-              join_text("switchyard_weights_", ::testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   [[nodiscard]] std::filesystem::path path() const { return folder_ / "file.safetensors"; }
 
   // A file with this header text and that many data bytes.
@@ -46,7 +39,8 @@ class WeightsFile : public ::testing::Test {
     EXPECT_THAT([&] { (void)load_tensors(path()); }, ThrowsMessage<DataError>(HasSubstr(message)));
   }
 
-  std::filesystem::path folder_;
+  test::ScratchFolder scratch_;
+  std::filesystem::path folder_ = scratch_.path();
 };
 
 TEST_F(WeightsFile, KeepsEveryTypeAndShape) {

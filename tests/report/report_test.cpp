@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -17,6 +15,7 @@
 #include "switchyard/report/study_file.hpp"
 #include "switchyard/report/tables.hpp"
 #include "synthetic_study.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -26,23 +25,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using testing::synthetic_demo;
 using testing::synthetic_run;
-
-/// A folder of this test's own, removed with it.
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("switchyard_report_" + std::to_string(::getpid()) + "_" +
-                                                ::testing::UnitTest::GetInstance()->current_test_info()->name())) {
-    fs::remove_all(path_);
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  [[nodiscard]] const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 template <typename ErrorType, typename Call>
 std::string message_of(Call call) {
@@ -158,7 +140,7 @@ TEST(BuildReport, EscapesEveryTextOfARun) {
 }
 
 TEST(WriteReport, ReadsRunFoldersAndATestbed) {
-  const Folder folder;
+  const test::ScratchFolder folder;
   const auto runs = synthetic_demo();
   testing::write_run_folder(folder.path() / "bed" / "one", runs[0]);
   testing::write_run_folder(folder.path() / "alone", runs[1]);
@@ -179,7 +161,7 @@ TEST(WriteReport, ReadsRunFoldersAndATestbed) {
 }
 
 TEST(WriteReport, NamesFoldersOfOneNameByTheirPath) {
-  const Folder folder;
+  const test::ScratchFolder folder;
   for (const char* parent : {"a", "b"}) testing::write_run_folder(folder.path() / parent / "run", synthetic_demo()[0]);
   const ReportSource source = read_report_source({folder.path() / "a" / "run", folder.path() / "b" / "run"});
   EXPECT_THAT(source.runs[0].name, HasSubstr("a/run"));
@@ -187,13 +169,13 @@ TEST(WriteReport, NamesFoldersOfOneNameByTheirPath) {
 }
 
 TEST(WriteReport, RefusesAFolderThatIsNeither) {
-  const Folder folder;
+  const test::ScratchFolder folder;
   EXPECT_THAT(message_of<UsageError>([&] { static_cast<void>(read_report_source({folder.path()})); }),
               HasSubstr("neither a run folder"));
 }
 
 TEST(StudyFile, NamesTheFileAndWhatIsWrong) {
-  const Folder folder;
+  const test::ScratchFolder folder;
   const fs::path path = folder.path() / "testbed.json";
   const auto error_for = [&](const std::string& text) {
     write_file_atomically(path, text);

@@ -5,7 +5,7 @@
 
 #include <fstream>
 
-#include "scratch_folder.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -84,7 +84,7 @@ TEST(TestbedConfig, IsTheSameAfterWritingAndReading) {
 }
 
 TEST(TestbedConfig, ReadsABaseUnderTheRunTable) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   std::ofstream(scratch.path() / "base.toml") << "steps = 5\n[model]\nnum_experts = 8\n";
   std::ofstream(scratch.path() / "testbed.toml") << "base = \"base.toml\"\n[run]\nsteps = 9\n[[arms]]\nname = \"a\"\n";
   const TestbedConfig config = read_testbed_config(scratch.path() / "testbed.toml", {"run.balance.coefficient=0.75"});

@@ -5,10 +5,10 @@
 
 #include <fstream>
 
-#include "scratch_folder.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/testbed/run_folder.hpp"
 #include "switchyard/testbed/testbed.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -89,7 +89,7 @@ TEST(PlanProcesses, PrefersRunsToThreads) {
 }
 
 TEST(RunTestbed, RunsEachArmOnEachSeedOnce) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   const TestbedConfig config = make_config({{"balance.coefficient=0.5"}, {"balance.coefficient=0.25"}});
   const TestbedResult first = run(config, scratch.path());
   EXPECT_TRUE(first.all_done());
@@ -104,7 +104,7 @@ TEST(RunTestbed, RunsEachArmOnEachSeedOnce) {
 }
 
 TEST(RunTestbed, ReportsAFailedRunAndGoesOn) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   TestbedConfig config = make_config({{kFails}, {}, {kLeavesNoLog}});
   config.seeds = {0};
   const TestbedResult result = run(config, scratch.path());
@@ -116,7 +116,7 @@ TEST(RunTestbed, ReportsAFailedRunAndGoesOn) {
 }
 
 TEST(RunTestbed, StopsChildrenAndResumesThem) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   const TestbedConfig config = make_config({{kWaits}, {}});
   std::atomic<bool> stop{false};
   StoppingSink sink(stop, 1);
@@ -136,7 +136,7 @@ TEST(RunTestbed, StopsChildrenAndResumesThem) {
 }
 
 TEST(RunTestbed, RunsTwoAtATime) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   std::atomic<bool> stop{false};
   StoppingSink sink(stop, 2);
   RunnerOptions options = make_options(scratch.path());
@@ -146,7 +146,7 @@ TEST(RunTestbed, RunsTwoAtATime) {
 }
 
 TEST(RunTestbed, RefusesAChangedConfigurationAndTouchesNothing) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   TestbedConfig config = make_config({{"balance.coefficient=0.5"}});
   (void)run(config, scratch.path());
   const std::string before = read_file(scratch.path() / "testbed.json");
@@ -160,14 +160,14 @@ TEST(RunTestbed, RefusesAChangedConfigurationAndTouchesNothing) {
 }
 
 TEST(InspectRunFolder, RefusesAFolderThatIsNoRun) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   std::ofstream(scratch.path() / "thesis.txt") << "not a run";
   EXPECT_THAT([&] { (void)inspect_run_folder(scratch.path(), RunConfig()); },
               ThrowsMessage<DataError>(HasSubstr("has no config.toml")));
 }
 
 TEST(InspectRunFolder, TakesALockAloneForAnAbandonedStart) {
-  const testing::ScratchFolder scratch;
+  const test::ScratchFolder scratch;
   std::ofstream(scratch.path() / ".lock") << "";
   EXPECT_EQ(inspect_run_folder(scratch.path(), RunConfig()), FolderState::Missing);
   EXPECT_EQ(inspect_run_folder(scratch.path() / "none", RunConfig()), FolderState::Missing);

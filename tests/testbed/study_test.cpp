@@ -19,7 +19,7 @@ TestbedConfig make_config() {
   config.seeds = {0, 1};
   config.run.balance.coefficient = 0.1;
   config.run.data.batcher.composition = Composition::OneDomain;
-  config.arms = {{"wide", ArmRole::Trained, "", {}, {}}, {"null", ArmRole::Floor, "does not learn", {"balance.coefficient=0.0"}, {0}}};
+  config.arms = {{"wide", ArmKind::Trained, "", {}, {}}, {"null", ArmKind::Floor, "does not learn", {"balance.coefficient=0.0"}, {0}}};
   ClaimConfig claim;
   claim.arm = "wide";
   claim.against = "null";
@@ -54,7 +54,7 @@ TEST(MakeStudy, SummarisesEachArmOverItsSeeds) {
   EXPECT_EQ(study.arms[0].max_vio.mean, 0.25);
   EXPECT_EQ(study.arms[0].max_vio_micro_batch.mean, 2.0);
   EXPECT_EQ(study.arms[0].loss.mean, 4.5);
-  EXPECT_EQ(study.arms[1].kind, ArmRole::Floor);
+  EXPECT_EQ(study.arms[1].kind, ArmKind::Floor);
   EXPECT_FALSE(study.arms[1].specialization.interval.has_value());
   EXPECT_EQ(study.claims.at(0).verdict, Verdict::Holds);
 }

@@ -10,7 +10,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
-#include "tests/train/scratch_folder.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -57,7 +57,7 @@ std::filesystem::path only_file(const std::filesystem::path& folder) {
 }
 
 TEST(EventFile, HoldsVersionSessionAndScalars) {
-  const ScratchFolder folder;
+  const test::ScratchFolder folder;
   EventFileWriter writer(folder.path(), 7);
   writer.add(300, std::array<NamedScalar, 2>{NamedScalar{"loss", 1.5}, NamedScalar{"lbl", 0.25}});
   const auto frames = read_frames(read_file(only_file(folder.path())));
@@ -73,7 +73,7 @@ TEST(EventFile, HoldsVersionSessionAndScalars) {
 }
 
 TEST(EventFile, NamesAFolderThatIsMissing) {
-  const ScratchFolder folder;
+  const test::ScratchFolder folder;
   EXPECT_THROW(EventFileWriter(folder.path() / "missing", 0), DataError);
 }
 

@@ -8,7 +8,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
-#include "tests/train/scratch_folder.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -28,7 +28,7 @@ RunRow make_row(const std::string& folder) {
 }
 
 TEST(RunStore, KeepsRowsAndReplacesThem) {
-  const ScratchFolder folder;
+  const test::ScratchFolder folder;
   const auto path = folder.path() / kRunStoreName;
   RunRow row = make_row("b");
   {
@@ -56,7 +56,7 @@ TEST(RunStore, KeepsRowsAndReplacesThem) {
 }
 
 TEST(RunStore, TwoWritersLoseNothing) {
-  const ScratchFolder folder;
+  const test::ScratchFolder folder;
   const auto path = folder.path() / kRunStoreName;
   constexpr int kRows = 40;
   const auto write = [&](const std::string& prefix) {
@@ -69,7 +69,7 @@ TEST(RunStore, TwoWritersLoseNothing) {
 }
 
 TEST(RunStore, NamesAFileThatIsNoStore) {
-  const ScratchFolder folder;
+  const test::ScratchFolder folder;
   write_file_atomically(folder.path() / kRunStoreName, std::string(4096, 'x'));
   EXPECT_THROW(RunStore(folder.path() / kRunStoreName), DataError);
   EXPECT_THROW(RunStore(folder.path() / "missing" / "store.sqlite"), DataError);

@@ -12,8 +12,8 @@
 #include "switchyard/core/files.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/run_store.hpp"
+#include "tests/scratch_folder.hpp"
 #include "tests/train/fixtures.hpp"
-#include "tests/train/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -105,7 +105,7 @@ class RunTest : public testing::Test {
     }
   }
 
-  ScratchFolder scratch_;
+  test::ScratchFolder scratch_;
 };
 
 TEST_F(RunTest, LearnsAndLeavesAWholeRunFolder) {

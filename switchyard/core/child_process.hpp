@@ -1,9 +1,10 @@
 #pragma once
-// A child process whose output is read without blocking. Linux.
+// Other programs, run without a shell. Linux.
 
 #include <sys/types.h>
 
 #include <chrono>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
@@ -12,12 +13,13 @@
 namespace switchyard {
 
 struct ChildCommand {
-  std::vector<std::string> arguments;               // the program's path first; no shell is involved
-  std::map<std::string, std::string> environment;   // beside that of this process
+  std::vector<std::string> arguments;                  // the program first: a path, or a name that is looked up in PATH
+  std::map<std::string, std::string> environment = {};  // beside that of this process
+  std::filesystem::path folder = {};                    // to run in; empty: that of this process
 };
 
-/// Runs in a process group of its own, so that Ctrl-C reaches only the parent, which decides; ends by SIGTERM when the
-/// parent dies.
+/// Runs with an empty standard input, in a process group of its own, so that Ctrl-C reaches only the parent, which decides;
+/// ends by SIGTERM when the parent, or the thread of it that made this object, dies. Its output is read without blocking.
 class ChildProcess {
  public:
   /// @throws DataError when the program cannot be started, with the reason
@@ -29,10 +31,14 @@ class ChildProcess {
 
   /// Reads what has arrived; complete lines of standard output since the last call.
   [[nodiscard]] std::vector<std::string> read_lines();
+  /// The same as it came, whole lines or not.
+  [[nodiscard]] std::string read_output();
   /// The end of what was written to standard error so far: at most 16 kB.
   [[nodiscard]] const std::string& error_tail() const { return error_tail_; }
   /// False once the child has ended; its last lines may still be read then.
   [[nodiscard]] bool running();
+  /// Reads on until the child has ended and returns its exit code. Its output may still be read then.
+  int wait();
   /// Exit code; 128 + signal when a signal ended it. None while running.
   [[nodiscard]] std::optional<int> exit_code() const { return exit_code_; }
   /// Sends the signal if the child still runs.
@@ -42,14 +48,25 @@ class ChildProcess {
   [[nodiscard]] int error_descriptor() const { return error_; }
 
  private:
-  void read_error();
+  void read_available();
+  void note_end(int status);
   pid_t pid_ = -1;
   int output_ = -1;
   int error_ = -1;
-  std::string partial_line_;
+  std::string unread_;  // of standard output
   std::string error_tail_;
   std::optional<int> exit_code_;
 };
+
+struct ChildResult {
+  int exit_code = 0;   // 128 + signal when a signal ended it
+  std::string output;  // what it wrote to standard output
+  std::string errors;  // and to standard error: the last 16 kB
+};
+
+/// Runs a program to its end.
+/// @throws DataError when it cannot be started; a failing exit code is the caller's to judge
+[[nodiscard]] ChildResult run_child(const ChildCommand& command);
 
 /// Returns when one of the children has written, closed an output or ended, or after the timeout.
 void wait_for_any(const std::vector<ChildProcess*>& children, std::chrono::milliseconds timeout);

@@ -8,12 +8,13 @@
 #include <string>
 #include <system_error>
 
-namespace switchyard {
+namespace switchyard::test {
 
+/// A fresh folder.
 class ScratchFolder {
  public:
   ScratchFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "switchyard-train-XXXXXX").string();
+    std::string name = (std::filesystem::temp_directory_path() / "switchyard-test-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw std::system_error(errno, std::generic_category(), name);
     path_ = name;
   }
@@ -30,4 +31,4 @@ class ScratchFolder {
   std::filesystem::path path_;
 };
 
-}  // namespace switchyard
+}  // namespace switchyard::test

@@ -1,4 +1,4 @@
-#include "switchyard/testbed/child_process.hpp"
+#include "switchyard/core/child_process.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ std::vector<std::string> run_to_end(ChildProcess& child) {
   return lines;
 }
 
-ChildCommand shell(const std::string& script) { return {{"/bin/sh", "-c", script}, {}}; }
+ChildCommand shell(const std::string& script) { return {.arguments = {"/bin/sh", "-c", script}}; }
 
 TEST(ChildProcess, GivesLinesErrorsAndExitCode) {
   ChildProcess child(shell("echo one; echo two; echo wrong >&2; exit 7"));
@@ -56,10 +56,30 @@ TEST(ChildProcess, ReportsTheSignalThatEndedIt) {
   EXPECT_EQ(child.exit_code(), 128 + SIGTERM);
 }
 
+TEST(RunChild, GivesOutputErrorsAndExitCode) {
+  // More than a pipe holds on both outputs: reading one after the other would hang.
+  const ChildResult result =
+      run_child(shell("head -c 200000 /dev/zero | tr '\\0' e >&2; echo end >&2; head -c 200000 /dev/zero | tr '\\0' o; exit 3"));
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_EQ(result.output, std::string(200000, 'o'));
+  EXPECT_EQ(result.errors, std::string(16 * 1024 - 4, 'e') + "end\n");
+  EXPECT_EQ(run_child(shell("kill -9 $$")).exit_code, 137);
+}
+
+TEST(RunChild, WaitsForOneThatClosesItsOutputsFirst) {
+  EXPECT_EQ(run_child(shell("exec >&- 2>&-; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 5")).exit_code, 5);
+}
+
+TEST(RunChild, LooksTheProgramUpAndRunsItInTheFolder) {
+  EXPECT_EQ(run_child({.arguments = {"pwd"}, .folder = "/usr"}).output, "/usr\n");
+}
+
 TEST(ChildProcess, SaysWhatCannotBeStarted) {
-  EXPECT_THAT([] { ChildProcess child({{"/no/such/program"}, {}}); },
+  EXPECT_THAT([] { ChildProcess child({.arguments = {"/no/such/program"}}); },
               ::testing::ThrowsMessage<DataError>(
                   ::testing::AllOf(HasSubstr("/no/such/program"), HasSubstr("No such file"))));
+  EXPECT_THAT([] { (void)run_child({.arguments = {"pwd"}, .folder = "/no/such/folder"}); },
+              ::testing::ThrowsMessage<DataError>(HasSubstr("cannot run pwd in /no/such/folder: No such file")));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "switchyard/testbed/child_process.hpp"
+#include "switchyard/core/child_process.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -9,7 +9,8 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
-#include <cstring>
+#include <system_error>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
 
@@ -18,6 +19,8 @@ namespace {
 
 constexpr size_t kErrorTailBytes = 16 * 1024;
 
+std::string reason_text(int reason) { return std::generic_category().message(reason); }
+
 struct Pipe {
   int read_end = -1;
   int write_end = -1;
@@ -25,7 +28,7 @@ struct Pipe {
 
 Pipe open_pipe() {
   std::array<int, 2> ends{};
-  SWITCHYARD_CHECK(pipe2(ends.data(), O_CLOEXEC) == 0, DataError, "cannot open a pipe: ", std::strerror(errno));
+  SWITCHYARD_CHECK(pipe2(ends.data(), O_CLOEXEC) == 0, DataError, "cannot open a pipe: ", reason_text(errno));
   return {ends[0], ends[1]};
 }
 
@@ -52,15 +55,16 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
 }
 
 // Between fork and exec only calls that are safe in a signal handler: other threads of the parent may hold locks.
-[[noreturn]] void become(char** arguments, char** environment, pid_t parent, int output, int error, int failure) {
+[[noreturn]] void become(char** arguments, char** environment, const char* folder, pid_t parent, int output, int error,
+                         int failure) {
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   const int nothing = open("/dev/null", O_RDONLY);
   if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 && dup2(output, STDOUT_FILENO) >= 0 &&
-      dup2(error, STDERR_FILENO) >= 0) {
+      dup2(error, STDERR_FILENO) >= 0 && chdir(folder) == 0) {
     ::signal(SIGINT, SIG_DFL);
     ::signal(SIGTERM, SIG_DFL);
-    execve(arguments[0], arguments, environment);
+    execvpe(arguments[0], arguments, environment);
   }
   const int reason = errno;
   if (write(failure, &reason, sizeof(reason)) < 0) _exit(126);
@@ -68,7 +72,7 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
 }
 
 // What is there now; an end of file closes the descriptor.
-std::string read_available(int& descriptor) {
+std::string take_from(int& descriptor) {
   std::string text;
   std::array<char, 4096> buffer{};
   while (descriptor >= 0) {
@@ -97,10 +101,11 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
   Pipe output = open_pipe();
   Pipe error = open_pipe();
   Pipe failure = open_pipe();  // carries errno when exec fails; exec closes it otherwise
+  const std::string folder = command.folder.empty() ? "." : command.folder.string();
   const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ == 0) {
-    become(const_cast<char**>(argument_pointers.data()), const_cast<char**>(environment_pointers.data()), parent,
+    become(const_cast<char**>(argument_pointers.data()), const_cast<char**>(environment_pointers.data()), folder.c_str(), parent,
            output.write_end, error.write_end, failure.write_end);
   }
   const int fork_error = errno;
@@ -117,8 +122,8 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
     close_once(output.read_end);
     close_once(error.read_end);
     if (pid_ > 0) waitpid(pid_, nullptr, 0);
-    throw DataError(join_text("cannot start ", command.arguments.front(), ": ",
-                              std::strerror(pid_ < 0 ? fork_error : reason)));
+    throw DataError(join_text("cannot run ", command.arguments.front(), command.folder.empty() ? "" : " in " + folder, ": ",
+                              reason_text(pid_ < 0 ? fork_error : reason)));
   }
   output_ = output.read_end;
   error_ = error.read_end;
@@ -136,36 +141,63 @@ ChildProcess::~ChildProcess() {
 }
 
 std::vector<std::string> ChildProcess::read_lines() {
-  read_error();
-  partial_line_ += read_available(output_);
+  read_available();
   std::vector<std::string> lines;
   size_t begin = 0;
-  for (size_t end = partial_line_.find('\n'); end != std::string::npos; end = partial_line_.find('\n', begin)) {
-    lines.push_back(partial_line_.substr(begin, end - begin));
+  for (size_t end = unread_.find('\n'); end != std::string::npos; end = unread_.find('\n', begin)) {
+    lines.push_back(unread_.substr(begin, end - begin));
     begin = end + 1;
   }
-  partial_line_.erase(0, begin);
+  unread_.erase(0, begin);
   return lines;
 }
 
-void ChildProcess::read_error() {
-  error_tail_ += read_available(error_);
+std::string ChildProcess::read_output() {
+  read_available();
+  return std::exchange(unread_, {});
+}
+
+void ChildProcess::read_available() {
+  unread_ += take_from(output_);
+  error_tail_ += take_from(error_);
   if (error_tail_.size() > kErrorTailBytes) error_tail_.erase(0, error_tail_.size() - kErrorTailBytes);
 }
 
+void ChildProcess::note_end(int status) {
+  exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  read_available();
+}
+
 bool ChildProcess::running() {
-  read_error();
+  read_available();
   if (exit_code_) return false;
   int status = 0;
   const pid_t ended = waitpid(pid_, &status, WNOHANG);
   if (ended == 0 || (ended < 0 && errno == EINTR)) return true;
-  exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  read_error();
+  SWITCHYARD_CHECK(ended > 0, DataError, "cannot tell how a child process ended: ", reason_text(errno));
+  note_end(status);
   return false;
+}
+
+int ChildProcess::wait() {
+  // Both outputs at once: a child that fills one while we wait on the other would hang.
+  for (read_available(); output_ >= 0 || error_ >= 0; read_available()) wait_for_any({this}, std::chrono::milliseconds(-1));
+  int status = 0;
+  while (!exit_code_ && waitpid(pid_, &status, 0) < 0) {
+    SWITCHYARD_CHECK(errno == EINTR, DataError, "cannot wait for a child process: ", reason_text(errno));
+  }
+  if (!exit_code_) note_end(status);
+  return *exit_code_;
 }
 
 void ChildProcess::signal(int number) {
   if (!exit_code_) kill(pid_, number);
+}
+
+ChildResult run_child(const ChildCommand& command) {
+  ChildProcess child(command);
+  const int exit_code = child.wait();
+  return {exit_code, child.read_output(), child.error_tail()};
 }
 
 void wait_for_any(const std::vector<ChildProcess*>& children, std::chrono::milliseconds timeout) {
