@@ -111,7 +111,7 @@ class OwnImplementation : public Implementation {
       statistics.counts.tokens_G = at::empty({1}, at::kLong).fill_(plan.segment_tokens[static_cast<size_t>(m)]);
       ledger.record(m, 0, statistics);
     }
-    return ledger.counts_E(0, {0, plan.num_segments()});
+    return ledger.counts_E(Counted::Slots, 0, {0, plan.num_segments()});
   }
 
  private:
