@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Optional
 
@@ -97,7 +98,7 @@ class BalanceLoss:
     # The step.
 
     def begin_step(self, micro_batches: Optional[Sequence[Sequence[int]]] = None) -> None:
-        """Begins an optimizer step. Collective with a plan.
+        """Begins an optimizer step. Collective.
 
         @param micro_batches  valid tokens of each segment of each micro-batch of this rank. None: the step is not known ahead;
                               each micro-batch's loss is then averaged as the caller averages the micro-batches.
@@ -105,9 +106,11 @@ class BalanceLoss:
         """
         if self._step is not None:
             raise StateError(f"step {self.step_number}: begin_step() before close_step() of the step before")
-        earlier_LE = self._earlier_fractions()
         if micro_batches is None:
             self.config.check_open()
+        self._check_same_on_ranks("a plan" if micro_batches is not None else "no plan")
+        earlier_LE = self._earlier_fractions()
+        if micro_batches is None:
             self._step = OpenStep(self.config, self.ranks, self.step_number, earlier_LE, self.device)
         else:
             plan = StepPlan(self.ranks.gather_plans(micro_batches, self.device))
@@ -198,6 +201,16 @@ class BalanceLoss:
             self._remember(report.counts_LE)
         return report
 
+    def change(self, *, scope: Optional[str] = None, coefficient: Optional[float] = None) -> None:
+        """Switches scope or coefficient between two steps, on every rank. `ema` begins without a past."""
+        if self._step is not None:
+            raise StateError(f"step {self.step_number}: change() within a step; call it after close_step()")
+        self.config = dataclasses.replace(
+            self.config, scope=self.config.scope if scope is None else Scope.parse(scope),
+            coefficient=self.config.coefficient if coefficient is None else coefficient)
+        if scope is not None:
+            self._ema_fractions_LE = None
+
     def abandon_step(self) -> None:
         """Forgets a step that failed, so that another may begin."""
         self._step, self.frame = None, None
@@ -234,6 +247,16 @@ class BalanceLoss:
         self._ema_fractions_LE = _copy_to(state["ema_fractions_LE"], self.device)
 
     # Inside.
+
+    def _check_same_on_ranks(self, kind_of_step: str) -> None:
+        """Collective. Sums over ranks need equal shapes and order: a rank that differs would make the others wait for ever."""
+        own = (self.config.num_layers, self.config.num_experts, zlib.crc32(f"{self.config}, {kind_of_step}".encode()))
+        found = self.ranks.gather(own, self.device)
+        if any(tuple(row) != own for row in found):
+            sizes = ", ".join(f"rank {rank}: {layers} layers of {experts} experts" for rank, (layers, experts, _) in
+                              enumerate(found))
+            raise ConfigError(f"the ranks differ in layers, experts, settings or in having a plan ({sizes}; here "
+                              f"{self.config}, {kind_of_step}). Give every rank the same")
 
     def _current_step(self, what: str) -> Step:
         if self._step is None:

@@ -69,6 +69,7 @@ class TrainerAttachment(Attachment):
         if not batches:
             return batches, num_items
         refuse_own_loss(self.model.config)
+        self.check_device()
         tokens = []
         for batch in batches:
             segments_T, num_segments = segments_of_batch(batch)

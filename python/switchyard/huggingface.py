@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .balance import BalanceLoss, StepReport, segments_of_mask
 from .config import Averaging, Contract, LayerReduction, Scope, Weighting
-from .errors import ConfigError
+from .errors import ConfigError, StateError
 from .ops import Path
 
 # Router classes whose forward returns (scores [T, E], weights of the chosen [T, K], choices [T, K]) from softmax(h W^T).
@@ -26,7 +26,7 @@ ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
 MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
 
 
-def find_routers(model: nn.Module) -> list[nn.Module]:
+def find_routers(model: nn.Module) -> list[Any]:
     """The routers of a model in layer order. Raises ConfigError for a model without a known one, or with others beside."""
     routers, others = [], []
     for name, module in model.named_modules():
@@ -43,9 +43,9 @@ def find_routers(model: nn.Module) -> list[nn.Module]:
     return routers
 
 
-def _gives_probs(router: nn.Module) -> bool:
+def _gives_probs(router: Any) -> bool:
     """Whether a router's first output is probabilities (transformers 5.2), not logits. Tried out, not assumed."""
-    weight = router.weight
+    weight: Tensor = router.weight
     if weight.is_meta:
         raise ConfigError("the model's weights are on the meta device; attach after they are loaded")
     hidden = torch.linspace(-1.0, 1.0, 3 * weight.shape[1], device=weight.device).reshape(3, -1).to(weight.dtype)
@@ -75,12 +75,13 @@ def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
     begin again, else rows."""
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
     tokens = batch.get("input_ids") if batch.get("input_ids") is not None else batch.get("inputs_embeds")
-    if mask is None and tokens is None:
-        raise ConfigError(f"no input_ids, inputs_embeds or attention_mask among the inputs {sorted(batch)}")
-    if mask is not None and mask.dim() != 2:
-        raise ConfigError(f"attention_mask is {list(mask.shape)}; expected [batch, sequence], 1 for tokens and 0 for padding")
     if mask is not None:
+        if mask.dim() != 2:
+            raise ConfigError(f"attention_mask is {list(mask.shape)}; expected [batch, sequence], 1 for tokens and 0 for "
+                              "padding")
         return segments_of_mask(mask).flatten(), mask.shape[0]
+    if tokens is None:
+        raise ConfigError(f"no input_ids, inputs_embeds or attention_mask among the inputs {sorted(batch)}")
     if positions is not None and positions.dim() == 2:
         begins = (positions == 0).expand(tokens.shape[:2]).clone()
         begins[:, 0] = True
@@ -106,11 +107,12 @@ class Attachment(abc.ABC):
                                 weighting=weighting, layers=layers, process_group=process_group, device=devices.pop(),
                                 ops=ops, on_recount=on_recount)
         self.last_report: Optional[StepReport] = None
+        self._routers = routers
         self._handles = [router.register_forward_hook(self._router_hook(layer, _gives_probs(router)))
                          for layer, router in enumerate(routers)]
 
     def _router_hook(self, layer: int, gives_probs: bool):
-        def hook(router: nn.Module, inputs: tuple, outputs: tuple) -> Optional[tuple]:
+        def hook(router: Any, inputs: tuple, outputs: tuple) -> Optional[tuple]:
             frame = self.loss.frame
             if frame is None or not router.training:
                 return None
@@ -124,6 +126,13 @@ class Attachment(abc.ABC):
             return scores_TE, carried_TK, ids_TK
 
         return hook
+
+    def check_device(self) -> None:
+        """Raises StateError where the model was moved after attaching."""
+        device = self._routers[0].weight.device
+        if device.type != self.loss.device.type:
+            raise StateError(f"the model is on {device}, but was on {self.loss.device} when it was attached; attach after "
+                             "moving it")
 
     def end_step(self) -> Optional[StepReport]:
         """Ends the step, if one is open; done by itself after the optimizer's step."""
@@ -164,6 +173,7 @@ class ModelAttachment(Attachment):
             return
         batch = self._arguments(args, kwargs)
         refuse_own_loss(model.config, batch.get("output_router_logits"))
+        self.check_device()
         if not self.loss.in_step:
             self.loss.begin_step()
         segments_T, num_segments = segments_of_batch(batch)

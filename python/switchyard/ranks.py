@@ -35,14 +35,19 @@ class Ranks:
             work.wait()
         return values
 
+    def gather(self, values: Sequence[int], device: torch.device) -> list[list[int]]:
+        """Every rank's values, by rank; as many on each."""
+        if self.size == 1:
+            return [list(values)]
+        return [row.tolist() for row in self._gather(torch.tensor(list(values), dtype=torch.int64, device=device))]
+
     def gather_plans(self, tokens: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:
         """Every rank's [micro-batch][segment] tokens, by rank."""
         own = [list(map(int, segments)) for segments in tokens]
         if self.size == 1:
             return [own]
         flat = [len(own), *(len(segments) for segments in own), *(count for segments in own for count in segments)]
-        lengths = self._gather(torch.tensor([len(flat)], dtype=torch.int64, device=device))
-        longest = max(int(length) for length in lengths)
+        longest = max(length for (length,) in self.gather([len(flat)], device))
         padded = torch.zeros(longest, dtype=torch.int64)
         padded[: len(flat)] = torch.tensor(flat, dtype=torch.int64)
         return [_unflatten(row.tolist()) for row in self._gather(padded.to(device))]

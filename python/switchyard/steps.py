@@ -320,7 +320,8 @@ class OpenStep(Step):
             per_token_S = wide_S.new_ones(()) / tokens
         share = self._share_of.get(micro_batch, wide_S.new_ones(()))
         valid_S = (wide_S > 0).to(wide_S.dtype)
-        factor = {"sum": 1.0, "mean": float(self.ranks.size), "tokens": tokens / own_tokens}[self.config.contract.ranks]
+        factors: dict[str, Tensor | float] = {"sum": 1.0, "mean": float(self.ranks.size), "tokens": tokens / own_tokens}
+        factor = factors[self.config.contract.ranks]
         unit_LSE = self.config.num_experts * fractions_LSE * (per_token_S * valid_S).reshape(1, -1, 1)
         frame.fill(unit_LSE, factor * share, 1.0 / tokens)
 

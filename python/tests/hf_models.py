@@ -16,7 +16,7 @@ SHARED = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=12, num_h
               pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
-def make_model(kind="qwen3_moe", seed=0, **changes):
+def make_model(kind="qwen3_moe", seed=0, experts=None, **changes):
     settings = {**SHARED, **changes}
     if kind == "qwen3_moe":
         config = Qwen3MoeConfig(**settings, head_dim=8, moe_intermediate_size=12, num_experts=6, norm_topk_prob=True)
@@ -26,7 +26,10 @@ def make_model(kind="qwen3_moe", seed=0, **changes):
     else:
         config, build = OlmoeConfig(**settings, num_experts=6, norm_topk_prob=False), OlmoeForCausalLM
     torch.manual_seed(seed)
-    return build(config).train()
+    model = build(config).train()
+    if experts is not None:
+        model.set_experts_implementation(experts)
+    return model
 
 
 def make_rows(number, seed=1, length=9):

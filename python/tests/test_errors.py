@@ -144,6 +144,26 @@ def test_asked_for_but_unable_to_act(broken, message, plan):
     assert message in found[1] and "step 0, micro-batch 0, rank 1" in found[1]
 
 
+@pytest.mark.parametrize("change", [{"num_experts": E + 1}, {"coefficient": 0.1}, {"plan": None}], ids=str)
+def test_ranks_that_differ(change):
+    """A named error on every rank, no hang."""
+    found = [None, None]
+
+    def work(rank, ranks):
+        settings = {"num_experts": E, "coefficient": 0.7, "plan": [[4]], **(change if rank == 1 else {})}
+        plan = settings.pop("plan")
+        loss = switchyard.BalanceLoss(num_layers=L, scope="prefix", contract=Contract("mean", "mean"), weighting="mean",
+                                      **settings)
+        loss.ranks = ranks
+        try:
+            loss.begin_step(plan)
+        except ConfigError as error:
+            found[rank] = str(error)
+
+    run_ranks(2, work)
+    assert all("the ranks differ" in message and "rank 1: 2 layers of" in message for message in found)
+
+
 def test_shapes():
     batch = batch_of(4, 2)
     loss = make_loss("prefix")

@@ -138,6 +138,19 @@ def test_evaluation_leaves_no_trace():
     assert torch.equal(model(**batch.inputs).logits, make_model().eval()(**batch.inputs).logits)
 
 
+def test_evaluation_of_a_part_of_the_model_in_a_step():
+    """It does not pass the hooks of the whole model, and still counts nowhere."""
+    model = make_model()
+    (batch,) = [stack(make_rows(2))]
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    model(**batch.inputs)
+    before = attachment.loss.frame.state_LX.clone()
+    model.eval()
+    with torch.no_grad():
+        model.model(input_ids=batch.inputs["input_ids"])
+    assert torch.equal(attachment.loss.frame.state_LX, before)
+
+
 def test_packed_documents_are_sequences():
     """B10."""
     padded = stack(equal_rows(3))
@@ -194,6 +207,15 @@ def test_a_layer_whose_router_is_bypassed_is_an_error():
     model.model.layers[1].mlp.forward = lambda hidden: hidden
     with pytest.raises(switchyard.StateError, match="layer 1: no choices were recorded"):
         model(**stack(make_rows(2)).inputs)
+
+
+def test_a_model_that_moved_is_an_error():
+    model = make_model()
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    with pytest.raises(switchyard.StateError, match="the model is on meta, but was on cpu"):
+        model.to("meta")(**stack(make_rows(2)).inputs)
+    with pytest.raises(switchyard.ConfigError, match="on the meta device"):
+        switchyard.attach(make_model().to("meta"), scope="prefix", coefficient=1e-3)
 
 
 def test_a_loss_made_outside_the_model_must_be_joined():

@@ -1,15 +1,13 @@
 """attach(trainer): the exact scope and all others under the Trainer's real accumulation, normalisation and ranks."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
 from hf_models import dense_gradients, dense_loss, make_model, make_rows, stack
 from oracle import largest_difference
+from torchrun import torchrun
 from trainer_run import build, run
 
 import switchyard
@@ -75,6 +73,21 @@ def test_one_process(scope, own_loss):
     assert balanced["prepass"] == (2 if scope in ("optimizer_batch", "sequences(3)") else 0)
 
 
+def test_two_scopes_together():
+    """Each attachment runs its own pre-pass and closes its own step; the gradients add up."""
+    trainer, keeper = build(make_rows(4))
+    switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+    keeper.attachment = switchyard.attach(trainer, scope="sequences(3)", coefficient=COEFFICIENT)
+    trainer.train()
+    plain = run({"rows": 4})
+    main, wide, _ = expected(cut(make_rows(4)), "optimizer_batch")
+    _, narrow, lbl = expected(cut(make_rows(4)), "sequences(3)")
+    part = [a - b for a, b in zip(keeper.gradients[0], plain["gradients"][0])]
+    scale = scale_of(plain["gradients"][0], main)
+    assert largest_difference(part, [scale * (a + b) for a, b in zip(wide, narrow)]) < TOLERANCE
+    assert keeper.reports[0].lbl_L == pytest.approx(lbl, abs=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
 def test_other_models(kind):
     plain = run({"rows": 4, "kind": kind})
@@ -92,6 +105,15 @@ def test_gradient_checkpointing(reentrant):
     arguments = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     plain = run({"rows": 4})
     check(run(settings_of("optimizer_batch", arguments=arguments)), plain, cut(make_rows(4)), "optimizer_batch")
+
+
+def test_torch_compile():
+    """The whole model as a graph, hooks included. The default experts (grouped_mm) need bfloat16 under torch.compile."""
+    arguments = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    eager, compiled = (run(settings_of("optimizer_batch", experts="batched_mm", **changes))
+                       for changes in ({}, {"arguments": arguments}))
+    assert largest_difference(eager["gradients"][0], compiled["gradients"][0]) < 1e-6
+    assert compiled["reports"][0]["lbl_L"] == pytest.approx(eager["reports"][0]["lbl_L"], abs=1e-6)
 
 
 def test_dropout_repeats_after_the_prepass():
@@ -170,11 +192,7 @@ def two_processes(tmp_path_factory):
     """Trainings under torchrun with two processes and Gloo, by (scope, average)."""
     folder, here = tmp_path_factory.mktemp("ranks"), pathlib.Path(__file__).parent
     (folder / "settings.json").write_text(json.dumps([of_ranks(*key) for key in TWO]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "trainer_run.py",
-         folder / "settings.json", folder / "out.pt"], env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    torchrun(here / "trainer_run.py", folder / "settings.json", folder / "out.pt")
     return dict(zip(TWO, torch.load(folder / "out.pt", weights_only=False)))
 
 

@@ -33,6 +33,9 @@ class _Member:
         values.copy_(torch.stack(self._exchange(values.clone())).sum(0))
         return values
 
+    def gather(self, values, device):
+        return self._exchange(list(values))
+
     def gather_plans(self, tokens, device):
         return self._exchange([list(segments) for segments in tokens])
 
