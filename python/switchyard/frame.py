@@ -28,6 +28,13 @@ def fractions(counts: Tensor) -> Tensor:
     return wide / wide.sum(-1, keepdim=True).clamp_min(1)
 
 
+def tokens_of_segments(segment_T: Tensor, num_segments: int) -> Tensor:
+    """Valid tokens of each segment, int64 [S], without waiting for the device."""
+    row_T = torch.where(segment_T < 0, num_segments, segment_T)
+    counts_P = torch.zeros(num_segments + 1, dtype=torch.int64, device=row_T.device)
+    return counts_P.index_add_(0, row_T, torch.ones_like(row_T))[:num_segments]
+
+
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, scale_1, factor):
@@ -66,10 +73,7 @@ class Frame:
         self.unit_LSE: Optional[Tensor] = None  # without lambda and the contract's factor
 
     def tokens_S(self) -> Tensor:
-        """Valid tokens of each segment, int64."""
-        row_T = torch.where(self.segment_T < 0, self.num_segments, self.segment_T)
-        return torch.zeros(self.num_segments + 1, dtype=torch.int64, device=row_T.device).index_add_(
-            0, row_T, torch.ones_like(row_T))[: self.num_segments]
+        return tokens_of_segments(self.segment_T, self.num_segments)
 
     def _flat(self, scores: Tensor, layer: int, what: str) -> Tensor:
         if not 0 <= layer < self.config.num_layers:

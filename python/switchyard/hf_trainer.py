@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from .errors import ConfigError, StateError
+from .frame import tokens_of_segments
 from .huggingface import Attachment, refuse_own_loss, segments_of_batch
 
 STATE_FILE = "switchyard_balance.pt"
@@ -70,11 +71,9 @@ class TrainerAttachment(Attachment):
             return batches, num_items
         refuse_own_loss(self.model.config)
         self.check_device()
-        tokens = []
-        for batch in batches:
-            segments_T, num_segments = segments_of_batch(batch)
-            tokens.append(torch.bincount(segments_T[segments_T >= 0], minlength=num_segments).tolist())
-        self.loss.begin_step(tokens)
+        tokens = [tokens_of_segments(*segments_of_batch(batch)) for batch in batches]
+        flat = iter(torch.cat(tokens).tolist())  # the one wait for the device
+        self.loss.begin_step([[next(flat) for _ in tokens_S] for tokens_S in tokens])
         self._num_micro_batches, self._next = len(batches), 0
         if self.loss.needs_whole_step:
             self._count_ahead(batches)
