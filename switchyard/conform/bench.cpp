@@ -61,7 +61,7 @@ void Judge::same(std::span<const double> given, std::span<const double> expected
     if (std::isnan(here)) break;
   }
   const double largest = largest_of(expected);
-  if (difference <= kTolerance * std::max(largest, 1e-6)) return;
+  if (difference <= kTolerance * std::max(largest, 1e-2)) return;
   fail(join_text(what, ": largest difference ", short_number(difference), " where the largest entry is ", short_number(largest),
                  "; the whole is ", short_number(scale_of(given, expected)), " times what it should be"));
 }

@@ -43,6 +43,8 @@ class Bench {
   [[nodiscard]] const Subject& subject() const { return subject_; }
   [[nodiscard]] ScopeKind kind() const { return subject_.scope.kind; }
   [[nodiscard]] bool is_lbl() const { return subject_.method == "lbl"; }
+  [[nodiscard]] bool in_textbook() const { return is_lbl() || subject_.method == "z_loss"; }
+  [[nodiscard]] bool has_scope(ScopeKind scope) const { return conform::has_scope(subject_) && kind() == scope; }
   [[nodiscard]] bool has(Feature feature) const { return capabilities_.has(feature); }
 
   /// make_case with the subject and the implementation's first contract.
@@ -63,6 +65,7 @@ class Bench {
   Subject subject_;
 };
 
+inline constexpr const char* kNoLoss = "it corrects choices and adds no loss";
 [[nodiscard]] Finding does_not_apply(const std::string& why);
 
 /// (largest count - mean) / mean.

@@ -8,10 +8,6 @@
 namespace switchyard::conform {
 namespace {
 
-double averaging_weight(Averaging averaging, int64_t number) {
-  return averaging == Averaging::Mean ? 1.0 / static_cast<double>(number) : 1.0;
-}
-
 template <typename Value>
 void check_length(const std::vector<Value>& values, int64_t expected, const char* name) {
   SWITCHYARD_CHECK(values.empty() || static_cast<int64_t>(values.size()) == expected, UsageError, "balance case: ", name,
@@ -21,8 +17,14 @@ void check_length(const std::vector<Value>& values, int64_t expected, const char
 }  // namespace
 
 std::string to_string(const Subject& subject) {
-  return subject.method == "z_loss" ? subject.method : subject.method + "/" + to_string(subject.scope);
+  return has_scope(subject) ? subject.method + "/" + to_string(subject.scope) : subject.method;
 }
+
+bool has_loss(const Subject& subject) {
+  return subject.method != "bias" && subject.method != "bias_centered" && subject.method != "quantile";
+}
+
+bool has_scope(const Subject& subject) { return has_loss(subject) && subject.method != "z_loss" && subject.method != "none"; }
 
 int64_t BalanceCase::num_valid() const {
   return std::count_if(tokens.begin(), tokens.end(), [](const CaseToken& token) { return token.valid(); });
@@ -52,12 +54,17 @@ int64_t valid_tokens(const BalanceCase& step, int64_t micro_batch, int64_t rank)
 }
 
 double caller_weight(const BalanceCase& step, int64_t micro_batch, int64_t rank) {
-  if (step.contract.micro_batches == Averaging::ByTokens) {
-    const auto all = static_cast<double>(std::max<int64_t>(step.num_valid(), 1));
-    return static_cast<double>(valid_tokens(step, micro_batch, rank)) / all;
-  }
-  return averaging_weight(step.contract.micro_batches, step.num_micro_batches) *
-         averaging_weight(step.contract.ranks, step.num_ranks);
+  int64_t of_rank = 0;
+  for (int64_t m = 0; m < step.num_micro_batches; ++m) of_rank += valid_tokens(step, m, rank);
+  const auto share = [](int64_t part, int64_t whole) {
+    return static_cast<double>(part) / static_cast<double>(std::max<int64_t>(whole, 1));
+  };
+  double weight = 1.0;
+  if (step.contract.micro_batches == Averaging::Mean) weight /= static_cast<double>(step.num_micro_batches);
+  if (step.contract.micro_batches == Averaging::ByTokens) weight *= share(valid_tokens(step, micro_batch, rank), of_rank);
+  if (step.contract.ranks == Averaging::Mean) weight /= static_cast<double>(step.num_ranks);
+  if (step.contract.ranks == Averaging::ByTokens) weight *= share(of_rank, step.num_valid());
+  return weight;
 }
 
 void check_case(const BalanceCase& step) {
@@ -69,9 +76,6 @@ void check_case(const BalanceCase& step) {
   check_length(step.dropped_LTK, rows * step.num_chosen, "dropped_LTK");
   check_length(step.task_LTE, rows * step.num_experts, "task_LTE");
   check_length(step.runs_L, step.num_layers, "runs_L");
-  const bool by_tokens = step.contract.micro_batches == Averaging::ByTokens;
-  SWITCHYARD_CHECK(step.num_ranks == 1 || by_tokens == (step.contract.ranks == Averaging::ByTokens), UsageError,
-                   "balance case: ByTokens must be declared for micro-batches and ranks alike");
   SWITCHYARD_CHECK(num_devices(step.grid) == 1 || num_shards(step.grid) == step.num_ranks, UsageError,
                    "balance case: ", step.num_ranks, " ranks on a grid with ", num_shards(step.grid), " shares of the tokens");
   CaseToken last;

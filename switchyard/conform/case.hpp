@@ -24,12 +24,15 @@ struct CaseToken {
   int64_t rank = 0;         // in [0, num_ranks): which share of the tokens
 
   [[nodiscard]] bool valid() const { return segment != kPadding; }
+  [[nodiscard]] int64_t domain() const { return segment % 2; }  // of its segment, for methods that read labels
   bool operator==(const CaseToken&) const = default;
 };
 
 /// What is asked for: a method and the tokens that it counts over.
 struct Subject {
-  std::string method = "lbl";  // "lbl"; "z_loss", for which the scope says nothing; "none": the task's loss alone
+  /// A balancing loss; "mixed_lbl": that of optimizer_batch plus 1 % of that of micro_batch; or "z_loss", or a rule that
+  /// corrects choices without a loss ("bias", ...), both without a scope; or "none": the task's loss alone.
+  std::string method = "lbl";
   Scope scope{};
 
   bool operator==(const Subject&) const = default;
@@ -37,6 +40,10 @@ struct Subject {
 
 /// "lbl/optimizer_batch", "z_loss".
 [[nodiscard]] std::string to_string(const Subject& subject);
+/// Whether its method has a scope: all losses of statistics.
+[[nodiscard]] bool has_scope(const Subject& subject);
+/// Whether it adds a loss; a selection rule does not.
+[[nodiscard]] bool has_loss(const Subject& subject);
 
 enum class Evaluation { None, AfterEachMicroBatch };  // forwards on other tokens, without training, in between
 enum class Wiring { Whole, RouterPassesNothing };     // whether the router hands its scores to the loss

@@ -8,7 +8,7 @@
 namespace switchyard::conform {
 namespace {
 
-bool is_rank_local(const Bench& bench) { return bench.is_lbl() && bench.kind() == ScopeKind::MicroBatch; }
+bool is_rank_local(const Bench& bench) { return bench.has_scope(ScopeKind::MicroBatch); }
 
 std::string grid_text(const DeviceGrid& grid) {
   return join_text("data ", grid.data, " x context ", grid.context, " x tensor ", grid.tensor,

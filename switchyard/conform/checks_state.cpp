@@ -85,7 +85,8 @@ Finding check_buffer(const Implementation& implementation, const Subject& subjec
 
 Finding check_saved_state(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  if (!uses_earlier_steps(subject)) return does_not_apply("nothing lasts from step to step under this scope");
+  if (!uses_earlier_steps(subject) && has_loss(subject))
+    return does_not_apply("nothing lasts from step to step under this scope");
   Judge judge;
   std::vector<BalanceCase> steps;
   for (uint64_t seed = 0; seed < 4; ++seed) steps.push_back(bench.step(uneven_lengths(2, 1), 25 + seed));
@@ -130,6 +131,7 @@ Finding check_evaluation(const Implementation& implementation, const Subject& su
 }
 
 Finding check_never_silent(const Implementation& implementation, const Subject& subject) {
+  if (!has_loss(subject)) return does_not_apply(kNoLoss);
   const Bench bench(implementation, subject);
   Judge judge;
   BalanceCase step = bench.step(uneven_lengths(1, 1), 30);
@@ -182,15 +184,16 @@ Finding check_order(const Implementation& implementation, const Subject& subject
   const Outcome outcome = bench.run(step);
   std::vector<std::pair<Rearranged, std::string>> orders;
   if (ranks > 1) orders.emplace_back(with_ranks_reversed(step), "ranks in reverse order");
-  if (!bench.is_lbl() || bench.kind() != ScopeKind::Prefix) {
+  if (!bench.has_scope(ScopeKind::Prefix)) {
     orders.emplace_back(with_micro_batches_reversed(step), "micro-batches in reverse order");
   }
   for (const auto& [changed, what] : orders) {
     const Outcome other = bench.run(changed.step);
     judge.near(other.weighted_loss, outcome.weighted_loss, "weighted loss, " + what);
+    judge.same(other.value_L, outcome.value_L, "value, " + what);
     judge.same(gradient_at_sources(changed, other, step), outcome.gradient_LTE, "gradient, " + what);
   }
-  if (bench.is_lbl() && bench.kind() == ScopeKind::Prefix) judge_prefix(bench, step, outcome, judge);
+  if (bench.is_lbl() && bench.has_scope(ScopeKind::Prefix)) judge_prefix(bench, step, outcome, judge);
   return judge.finding();
 }
 

@@ -8,7 +8,8 @@
 #include <numeric>
 
 #include "switchyard/balance/ledger.hpp"
-#include "switchyard/conform/own_stage.hpp"
+#include "switchyard/comm/threads.hpp"
+#include "switchyard/conform/own_device.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard::conform {
@@ -39,6 +40,7 @@ StateBytes save(const BalanceState& state) {
   StateBytes bytes;
   append_tensor(state.previous_counts_LE, bytes);
   append_tensor(state.ema_fractions_LE, bytes);
+  append_tensor(state.selection_offsets_LE, bytes);
   return bytes;
 }
 
@@ -49,6 +51,7 @@ BalanceState load(const StateBytes& bytes, const BalanceCase& step) {
   const std::vector<int64_t> sizes = {step.num_layers, step.num_experts};
   state.previous_counts_LE = take_tensor(bytes, position, at::kLong, sizes);
   state.ema_fractions_LE = take_tensor(bytes, position, at::kDouble, sizes);
+  state.selection_offsets_LE = take_tensor(bytes, position, at::kFloat, sizes);
   return state;
 }
 
@@ -74,12 +77,21 @@ class OwnImplementation : public Implementation {
                                .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
                                .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
     }
-    all.subjects.push_back({"z_loss", {}});
+    for (const BalancerEntry& entry : balancer_table()) {
+      // Settings are no losses of statistics: z-loss and selection rules follow below; SimBal and orthogonality see no routing.
+      if (entry.name == "lbl" || entry.name == "none" || entry.description.starts_with("setting")) continue;
+      all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::OptimizerBatch}});
+      all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::MicroBatch}});
+    }
+    all.subjects.push_back({"mixed_lbl", {.kind = ScopeKind::MicroBatch}});  // what holds for its narrower scope holds
+    for (const char* name : {"z_loss", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
     for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
       all.features.insert(static_cast<Feature>(feature));
     }
     using enum Averaging;
-    all.contracts = {{Mean, Mean}, {Sum, Sum}, {ByTokens, ByTokens}};
+    for (const Averaging micro_batches : {Mean, Sum, ByTokens}) {
+      for (const Averaging ranks : {Mean, Sum, ByTokens}) all.contracts.push_back({micro_batches, ranks});
+    }
     return all;
   }
 
@@ -115,42 +127,84 @@ class OwnImplementation : public Implementation {
   }
 
  private:
-  // Every stage by itself, as its devices would: nothing crosses stages.
+  // Every stage by itself, as its devices would: nothing crosses stages. Its devices are threads.
   static Outcome run_step(const BalanceCase& step, BalanceState& state) {
     Outcome outcome;
     outcome.gradient_LTE.assign(step.logits_LTE.size(), 0.0);
     outcome.micro_counts_MLE.resize(static_cast<size_t>(step.num_micro_batches));
     BalanceState after;
-    for (int64_t number = 0; number < step.devices().pipeline; ++number) {
-      const std::vector<int64_t> layers = layers_of_stage(step.devices(), number, step.num_layers);
-      BalanceState own{.previous_counts_LE = rows_of_layers(state.previous_counts_LE, layers),
-                       .ema_fractions_LE = rows_of_layers(state.ema_fractions_LE, layers)};
-      Stage stage(step, layers, own);
-      stage.run(outcome);
-      take_numbers(stage, outcome);
-      stage.balance().finish(own);
+    for (int64_t stage = 0; stage < step.devices().pipeline; ++stage) {
+      BalanceState own = of_layers(state, layers_of_stage(step.devices(), stage, step.num_layers));
+      add_stage(step, stage, own, outcome);
       after.previous_counts_LE = joined(after.previous_counts_LE, own.previous_counts_LE);
       after.ema_fractions_LE = joined(after.ema_fractions_LE, own.ema_fractions_LE);
+      after.selection_offsets_LE = joined(after.selection_offsets_LE, own.selection_offsets_LE);
     }
     state = after;
     outcome.state = save(state);
     return outcome;
   }
 
-  static void take_numbers(const Stage& stage, Outcome& outcome) {
-    const at::Tensor counts_LE = stage.balance().step_counts_LE().contiguous();
-    const int64_t* counts = counts_LE.const_data_ptr<int64_t>();
-    outcome.step_counts_LE.insert(outcome.step_counts_LE.end(), counts, counts + counts_LE.numel());
-    const at::Tensor parts_MLE = stage.balance().micro_batch_counts_MLE();
-    for (size_t m = 0; m < outcome.micro_counts_MLE.size(); ++m) {
-      const at::Tensor sum_LE = parts_MLE.narrow(0, static_cast<int64_t>(m) * stage.parts(), stage.parts()).sum(0).contiguous();
-      const int64_t* sums = sum_LE.const_data_ptr<int64_t>();
-      outcome.micro_counts_MLE[m].insert(outcome.micro_counts_MLE[m].end(), sums, sums + sum_LE.numel());
+  static BalanceState of_layers(const BalanceState& state, const std::vector<int64_t>& layers) {
+    return {.previous_counts_LE = rows_of_layers(state.previous_counts_LE, layers),
+            .ema_fractions_LE = rows_of_layers(state.ema_fractions_LE, layers),
+            .selection_offsets_LE = rows_of_layers(state.selection_offsets_LE, layers)};
+  }
+
+  static void add_stage(const BalanceCase& step, int64_t stage, BalanceState& state, Outcome& outcome) {
+    const std::vector<DeviceShare> shares = shares_of_stage(step, stage);
+    std::vector<Outcome> parts(shares.size());
+    std::vector<BalanceState> states(shares.size(), state);
+    const auto run_device = [&](size_t index, Communicator* comm) {
+      OwnDevice device(step, shares[index], state, comm);
+      device.run(parts[index]);
+      device.finish(states[index]);
+      parts[index].state = save(states[index]);
+    };
+    if (shares.size() == 1) run_device(0, nullptr);
+    if (shares.size() > 1) {
+      run_ranks(static_cast<int64_t>(shares.size()),
+                [&](Communicator& comm) { run_device(static_cast<size_t>(comm.rank()), &comm); });
     }
-    const BalanceValues values = stage.balance().values();
-    const std::vector<double>& value_L = values.z_loss_L.empty() ? values.lbl_L : values.z_loss_L;
-    outcome.value_L.insert(outcome.value_L.end(), value_L.begin(), value_L.end());
-    outcome.weighted_loss += values.weighted_loss;
+    for (size_t index = 0; index < shares.size(); ++index) {
+      check_agrees(parts[index], parts.front(), index);
+      if (shares[index].ranks.replica == 0)
+        add_tokens(parts[index], outcome);
+      else
+        check_replica(shares, parts, index);
+    }
+    add_numbers(parts.front(), outcome);
+    state = states.front();
+  }
+
+  // What every device of a stage must see alike.
+  static void check_agrees(const Outcome& part, const Outcome& first, size_t index) {
+    SWITCHYARD_CHECK(part.step_counts_LE == first.step_counts_LE && part.value_L == first.value_L &&
+                         part.weighted_loss == first.weighted_loss && part.state == first.state,
+                     StateError, "device ", index, " of a stage ends with other counts, values or state than device 0");
+  }
+
+  static void check_replica(const std::vector<DeviceShare>& shares, const std::vector<Outcome>& parts, size_t index) {
+    for (size_t other = 0; other < shares.size(); ++other) {
+      if (shares[other].rank != shares[index].rank || shares[other].ranks.replica != 0) continue;
+      SWITCHYARD_CHECK(parts[other].gradient_LTE == parts[index].gradient_LTE, StateError, "device ", index,
+                       " has other gradients than device ", other, ", whose tokens it copies");
+    }
+  }
+
+  static void add_tokens(const Outcome& part, Outcome& outcome) {
+    outcome.task_loss += part.task_loss;
+    for (size_t i = 0; i < part.gradient_LTE.size(); ++i) outcome.gradient_LTE[i] += part.gradient_LTE[i];
+  }
+
+  static void add_numbers(const Outcome& part, Outcome& outcome) {
+    outcome.step_counts_LE.insert(outcome.step_counts_LE.end(), part.step_counts_LE.begin(), part.step_counts_LE.end());
+    for (size_t m = 0; m < outcome.micro_counts_MLE.size(); ++m) {
+      const std::vector<int64_t>& from = part.micro_counts_MLE[m];
+      outcome.micro_counts_MLE[m].insert(outcome.micro_counts_MLE[m].end(), from.begin(), from.end());
+    }
+    outcome.value_L.insert(outcome.value_L.end(), part.value_L.begin(), part.value_L.end());
+    outcome.weighted_loss += part.weighted_loss;
   }
 };
 

@@ -1,5 +1,5 @@
 #pragma once
-// Our own balance library as an implementation under test: the only file pair of this folder that knows StepBalance.
+// Our own balance library as an implementation under test: with own_device the only files of this folder that know StepBalance.
 
 #include <memory>
 
@@ -7,7 +7,7 @@
 
 namespace switchyard::conform {
 
-/// Ranks are played through in one process, by declaring the partition that they would make.
+/// Ranks are threads with a communicator each (comm/threads.hpp). Choices are those of the case, also under a selection rule.
 [[nodiscard]] std::unique_ptr<Implementation> own_implementation();
 
 }  // namespace switchyard::conform

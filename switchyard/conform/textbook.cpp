@@ -58,7 +58,9 @@ Capabilities Textbook::capabilities() const {
     all.features.insert(static_cast<Feature>(feature));
   }
   using enum Averaging;
-  all.contracts = {{Mean, Mean}, {Sum, Sum}, {Sum, Mean}, {Mean, Sum}, {ByTokens, ByTokens}};
+  for (const Averaging micro_batches : {Mean, Sum, ByTokens}) {
+    for (const Averaging ranks : {Mean, Sum, ByTokens}) all.contracts.push_back({micro_batches, ranks});
+  }
   return all;
 }
 

@@ -35,6 +35,7 @@ TEST(ConformVerb, AFailureIsExitCodeOneAndSaysWhatMustHoldAndWhereItDidNot) {
   EXPECT_THAT(text, HasSubstr("must hold: D ranks with the same tokens have the gradient of one"));
   EXPECT_THAT(text, HasSubstr("Megatron-LM #3672"));
   EXPECT_THAT(text, HasSubstr("B1 rank-scale: no ranks [z_loss]"));
+  EXPECT_THAT(text, HasSubstr("Other methods"));
   EXPECT_THAT(text, HasSubstr("0 hold, 1 fail, 1 do not apply"));
 }
 
