@@ -20,8 +20,8 @@ namespace {
 TEST(Orthogonality, ByHand) {
   const at::Tensor outputs_TKD = at::tensor({1.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 3.0}).view({2, 2, 2});
   const at::Tensor loss_T = orthogonality_loss(outputs_TKD);
-  EXPECT_NEAR(loss_T.const_data_ptr<float>()[0], 1.5, 1e-5);
-  EXPECT_NEAR(loss_T.const_data_ptr<float>()[1], 0.0, 1e-5);
+  EXPECT_NEAR(loss_T.const_data_ptr<double>()[0], 1.5, 1e-5);
+  EXPECT_NEAR(loss_T.const_data_ptr<double>()[1], 0.0, 1e-5);
 }
 
 // Injected against added to the loss, with a padding token whose outputs are not finite and a second run that must not count.
