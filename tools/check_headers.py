@@ -3,8 +3,9 @@
 
 Usage: tools/check_headers.py [--root DIR] [--build DIR] [--jobs N] [--no-cache] [HEADER...]
 
-Flags come from compile_commands.json of the build folder. Slow (some seconds a header), so a header that passed is not compiled
-again until its text, a header of ours that it includes, or its flags change. Exit code 0: all compile; 1: some do not.
+Flags come from compile_commands.json of the build folder, which must compile each source by itself (preset tidy). Slow (some
+seconds a header), so a header that passed is not compiled again until its text, a header of ours that it includes, or its flags
+change. Exit code 0: all compile; 1: some do not.
 """
 import argparse
 import concurrent.futures
@@ -38,15 +39,12 @@ def flags_from(command):
 
 
 def flags_by_folder(build):
-    """The flags of each folder of switchyard/, and those of core under ''."""
+    """The flags of each folder of switchyard/."""
     found = {}
     for command in json.loads((build / "compile_commands.json").read_text()):
         parts = pathlib.PurePath(command["file"]).parts
         if command["file"].endswith(".cpp") and len(parts) >= 3 and parts[-3] == "switchyard":
             found.setdefault(parts[-2], (flags_from(command), command["directory"]))
-    if not found:
-        raise SystemExit(f"check_headers: {build}/compile_commands.json has no source of switchyard/; configure first")
-    found[""] = found.get("core") or next(iter(found.values()))
     return found
 
 
@@ -81,13 +79,13 @@ def compile_alone(root, header, flags, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parent.parent)
-    parser.add_argument("--build", type=pathlib.Path, help="build folder, default ROOT/build/release")
+    parser.add_argument("--build", type=pathlib.Path, help="build folder, default ROOT/build/tidy")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("headers", nargs="*", help="paths from the root; default: all of switchyard/")
     options = parser.parse_args()
     root = options.root.resolve()
-    build = (options.build or root / "build/release").resolve()
+    build = (options.build or root / "build/tidy").resolve()
     flags = flags_by_folder(build)
     headers = options.headers or [str(path.relative_to(root)) for path in sorted((root / "switchyard").rglob("*.hpp"))]
     if not headers:
@@ -98,7 +96,11 @@ def main():
     known = set(json.loads(cache_file.read_text())) if cache_file.is_file() and not options.no_cache else set()
     keys, waiting = {}, []
     for header in headers:
-        header_flags, folder = flags.get(pathlib.PurePath(header).parts[1], flags[""])
+        of = pathlib.PurePath(header).parts[1]
+        if of not in flags:
+            print(f"check_headers: {build}/compile_commands.json has no source of switchyard/{of}; configure first")
+            return 1
+        header_flags, folder = flags[of]
         keys[header] = key_of(root, header, header_flags)
         if keys[header] not in known:
             waiting.append((header, header_flags, folder))

@@ -41,7 +41,7 @@ def unnamed_names(text):
 
 
 def commands_of(root, build):
-    """Source (from the root) to its flags, its folder of compilation, and whether others could share them."""
+    """Source (from the root) to its flags and its folder of compilation."""
     found = {}
     for command in json.loads((build / "compile_commands.json").read_text()):
         path = pathlib.Path(command["file"])

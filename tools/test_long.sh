@@ -38,8 +38,9 @@ folders=(core comm data kernels router balance model measure train testbed repor
 # every test runs with one OpenMP thread, so that no kernel is threaded here. The same holds for SQLite and MPI.
 threaded=(core_test comm_test data_test)
 
-step "headers compile alone" python3 tools/check_headers.py --jobs "$jobs"
 step "clang-tidy" tools/tidy.sh "$jobs"
+# Takes its flags from the build that the step above configures.
+step "headers compile alone" python3 tools/check_headers.py --jobs "$jobs"
 step "address, undefined" sanitized asan "${folders[@]/%/_test}"
 step "threads" sanitized tsan "${threaded[@]}"
 step "slow tests" ctest --preset release -L slow -j "$jobs"

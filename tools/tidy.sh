@@ -5,11 +5,12 @@ cd "$(dirname "$0")/.."
 jobs=${1:-$(nproc)}
 shift || true
 
-if ! command -v clang-tidy-19 >/dev/null; then
+# libomp: clang cannot read GCC's omp.h, which torch's headers include.
+if ! command -v clang-tidy-19 >/dev/null || ! dpkg -s libomp-19-dev >/dev/null 2>&1; then
   sudo=()
   [ "$(id -u)" = 0 ] || sudo=(sudo)
   "${sudo[@]}" apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get -qq install -y --no-install-recommends clang-tidy-19 >/dev/null
+  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get -qq install -y --no-install-recommends clang-tidy-19 libomp-19-dev >/dev/null
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

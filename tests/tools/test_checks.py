@@ -140,6 +140,11 @@ class Headers(ToolTest):
         self.write("build/compile_commands.json", "[]")
         self.expect("check_headers.py", 1, "configure first", options=self.options)
 
+    def test_does_not_borrow_the_flags_of_another_folder(self):
+        # A unity build compiles no source of its own name.
+        self.write("switchyard/comm/solo.hpp", "#pragma once\n")
+        self.expect("check_headers.py", 1, "no source of switchyard/comm", options=self.options)
+
 
 # Stands in for clang-tidy: a finding for each BAD; a file that includes two with CLASH does not compile.
 FAKE_TIDY = """#!/usr/bin/env python3
