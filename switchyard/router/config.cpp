@@ -4,6 +4,10 @@
 
 namespace switchyard {
 
+void RouterConfig::validate(const std::string& where) const {
+  SWITCHYARD_CHECK(init_deviation >= 0.0, ConfigError, where, ": init_deviation is ", init_deviation, "; expected 0 or more");
+}
+
 std::string to_string(const WeightNormalization& value) { return value == WeightNormalization::None ? "none" : "chosen_sum"; }
 
 void parse(std::string_view text, WeightNormalization& value) {

@@ -84,6 +84,7 @@ struct RouterConfig {
     visit("normalize", normalize, "combine weights: none or chosen_sum");
     visit("init_deviation", init_deviation, "deviation of the router's initial weights");
   }
+  void validate(const std::string& where) const;
 
   bool operator==(const RouterConfig&) const = default;
 };

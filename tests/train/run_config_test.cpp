@@ -65,6 +65,7 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[evaluation]\npermutations = 0"), testing::HasSubstr("evaluation.permutations is 0"));
   EXPECT_THAT(error_of("[model.router]\nname = 'frozen_random'"), testing::HasSubstr("the router frozen_random takes no balancing"));
   EXPECT_EQ(error_of("[model.router]\nname = 'frozen_random'\n[balance]\ncoefficient = 0.0"), "no error");
+  EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected 0 or more"));
   EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));
