@@ -69,6 +69,13 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
       return unknown_name("verb", arguments[depth], verb_names(verb));
     }
   }
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+    for (const CLI::Option* option : verb.get_options()) {
+      if (option->get_required() && option->empty()) {
+        return join_text("no ", option->get_name(true), " given; expected ", option->get_description());
+      }
+    }
+  }
   return error.what();
 }
 

@@ -22,7 +22,9 @@ struct ExportArguments {
 
 // A run folder stands for its newest whole checkpoint.
 fs::path checkpoint_path(const fs::path& given, Session& session) {
-  if (!fs::exists(given / "checkpoints")) return given;
+  if (fs::exists(given / "manifest.json")) return given;
+  SWITCHYARD_CHECK(!list_checkpoints(given).empty(), DataError, given.string(),
+                   " holds no checkpoint; expected one (RUN/checkpoints/step-...), or a run that has saved one");
   const FoundCheckpoint found = find_checkpoint(given);
   for (const std::string& notice : found.notices) session.err << "note: " << notice << "\n";
   return found.path;

@@ -107,7 +107,7 @@ void add_list_verb(CLI::App& app, Action& chosen) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* verb = app.add_subcommand("list", "What can be chosen, a line on each: routers, balancers, scopes, metrics, configuration keys");
-  verb->add_option("what", arguments->topic, "routers, balancers, scopes, metrics or keys")->required();
+  verb->add_option("topic", arguments->topic, "routers, balancers, scopes, metrics or keys")->required();
   add_json_flag(*verb, arguments->format, "an array of objects");
   verb->footer("Example:\n  switchyard list scopes");
   verb->callback([arguments, &chosen] {

@@ -217,8 +217,8 @@ StagedFolder::StagedFolder(fs::path target) : target_(std::move(target)) {
   if (!target_.has_filename()) target_ = target_.parent_path();
   SWITCHYARD_CHECK(target_.has_filename(), DataError, "cannot create folder '", target_.string(), "': it has no name");
   std::error_code error;
-  SWITCHYARD_CHECK(!fs::exists(fs::symlink_status(target_, error)), DataError, "cannot create folder ",
-                   target_.string(), ": it exists already");
+  SWITCHYARD_CHECK(!fs::exists(fs::symlink_status(target_, error)), UsageError, target_.string(),
+                   " exists already; give another folder, or remove it first");
   fs::create_directories(parent_of(target_), error);
   if (error) throw_failed("create folder", parent_of(target_), error.value());
   staging_ = part_path(target_);

@@ -22,7 +22,7 @@ class StagedFolder {
  public:
   /// Creates missing parents. The staging folder is `.<name>.part-<pid>` beside the target; only one at a time per process
   /// and target.
-  /// @throws DataError if `target` exists already
+  /// @throws UsageError if `target` exists already, DataError if it cannot be made
   explicit StagedFolder(std::filesystem::path target);
   ~StagedFolder();
   StagedFolder(const StagedFolder&) = delete;

@@ -85,6 +85,12 @@ std::unordered_map<std::string, std::string> trainer_settings(const TokenizerOpt
   };
 }
 
+// SentencePiece says "Internal: file(line) [condition] sentence".
+std::string reason_of(const std::string& text) {
+  const size_t end = text.rfind("] ");
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
 }  // namespace
 
 std::string train_tokenizer(std::span<const std::vector<std::string_view>> domains, const TokenizerOptions& options) {
@@ -97,8 +103,8 @@ std::string train_tokenizer(std::span<const std::vector<std::string_view>> domai
   LineIterator iterator(lines);
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(trainer_settings(options), &iterator, &model);
-  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size,
-                   " pieces could be learned: ", status.ToString(), "; give more text or a smaller vocabulary");
+  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size, " pieces could be learned (",
+                   reason_of(status.ToString()), "); give more text or a smaller vocabulary");
   return model;
 }
 

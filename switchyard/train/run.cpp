@@ -97,6 +97,8 @@ class TrainingRun {
                        " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
                        "--set data.path=FOLDER, or start a new run");
       load_checkpoint(found.path, model_, optimizer_, state_);
+      SWITCHYARD_CHECK(config_.steps >= state_.step, ConfigError, "steps is ", config_.steps, ", but this run has done ",
+                       state_.step, " steps; give at least as many");
       batcher_.restore(state_.batcher);
     }
   }

@@ -57,8 +57,8 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     const int reason = errno;
     ::close(lock_);
-    throw UsageError(join_text("the run folder ", path_.string(), " is in use by another process (",
-                               std::strerror(reason), "); wait for it or end it"));
+    SWITCHYARD_CHECK(reason == EWOULDBLOCK, DataError, "cannot lock the run folder ", path_.string(), ": ", std::strerror(reason));
+    throw UsageError(join_text("the run folder ", path_.string(), " is in use by another process; wait for it or end it"));
   }
   if (resume == Resume::Yes) remove_leftovers(path_ / "checkpoints");
 }

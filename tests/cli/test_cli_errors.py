@@ -53,6 +53,24 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
     assert (tmp_path / "run" / "precious").read_text() == "x"
 
 
+def test_a_data_set_is_not_overwritten(tmp_path):
+    make_corpus(tmp_path / "text", documents=4, words=50)
+    (tmp_path / "data").mkdir()
+    message = error_of("data", "build", "--from", tmp_path / "text", "--out", tmp_path / "data", code=2)
+    assert f"{tmp_path}/data exists already; give another folder" in message
+
+
+def test_too_little_text_for_the_tokenizer_says_how_much_it_bears(tmp_path):
+    make_corpus(tmp_path / "text", documents=4, words=50)
+    done = run("data", "build", "--from", tmp_path / "text", "--out", tmp_path / "data", code=1)
+    assert "no tokenizer of 8192 pieces could be learned (Vocabulary size too high" in done.stderr
+    assert "a smaller vocabulary" in done.stderr and ".cc(" not in done.stderr
+
+
+def test_a_folder_without_checkpoint_cannot_be_exported(tmp_path):
+    assert "holds no checkpoint" in error_of("export", tmp_path, tmp_path / "out", code=1)
+
+
 @pytest.mark.parametrize("damage", ["empty domain", "not UTF-8", "no folder"])
 def test_wrong_text_leaves_no_data_set(tmp_path, damage):
     text = tmp_path / "text"

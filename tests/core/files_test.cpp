@@ -171,9 +171,9 @@ TEST_F(FilesTest, StagedFolderRemovesWhatAKilledProcessLeft) {
 
 TEST_F(FilesTest, StagedFolderRefusesAnExistingTarget) {
   fs::create_directory(folder_ / "run");
-  EXPECT_THAT([&] { StagedFolder(folder_ / "run"); }, ThrowsMessage<DataError>(HasSubstr("exists already")));
+  EXPECT_THAT([&] { StagedFolder(folder_ / "run"); }, ThrowsMessage<UsageError>(HasSubstr("exists already")));
   fs::create_symlink("nowhere", folder_ / "link");
-  EXPECT_THROW(StagedFolder(folder_ / "link"), DataError);
+  EXPECT_THROW(StagedFolder(folder_ / "link"), UsageError);
   EXPECT_THROW(StagedFolder(""), DataError);
 }
 

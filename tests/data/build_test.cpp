@@ -167,7 +167,7 @@ TEST_F(BuildTest, WrongUseIsRefusedBeforeAnyWork) {
 
 TEST_F(BuildTest, AFolderInTheWayIsNotTouched) {
   test::put_file(out() / "precious", "data");
-  EXPECT_THROW(build(), DataError);
+  EXPECT_THROW(build(), UsageError);
   EXPECT_EQ(read_file(out() / "precious"), "data");
 }
 

@@ -273,6 +273,16 @@ TEST_F(RunTest, RefusesToResumeAsSomethingElseAndNamesTheKey) {
   EXPECT_THAT(notices("a"), testing::Contains(testing::HasSubstr("resumed with steps = 8, was 6")));
 }
 
+TEST_F(RunTest, RefusesToEndBeforeWhatWasDone) {
+  RunConfig run = config();
+  start(run, "a");
+  const int64_t done = run.steps;
+  run.steps = done - 1;
+  EXPECT_THAT([&] { resume(run, "a"); }, testing::ThrowsMessage<ConfigError>(testing::HasSubstr(
+                                             join_text("steps is ", done - 1, ", but this run has done ", done, " steps"))));
+  EXPECT_THAT(read_file(folder("a") / "config.toml"), testing::HasSubstr(join_text("steps = ", done, "\n")));
+}
+
 TEST_F(RunTest, RefusesADataSetThatChanged) {
   const RunConfig run = config();
   start_and_stop(run, "a", 4);
