@@ -17,7 +17,7 @@
 namespace switchyard {
 namespace {
 
-constexpr size_t kErrorTailBytes = 16 * 1024;
+constexpr size_t kErrorTailBytes = size_t{16} * 1024;
 
 std::string reason_text(int reason) { return std::generic_category().message(reason); }
 
@@ -163,9 +163,11 @@ void ChildProcess::read_available() {
   if (error_tail_.size() > kErrorTailBytes) error_tail_.erase(0, error_tail_.size() - kErrorTailBytes);
 }
 
-void ChildProcess::note_end(int status) {
-  exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+int ChildProcess::note_end(int status) {
+  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  exit_code_ = code;
   read_available();
+  return code;
 }
 
 bool ChildProcess::running() {
@@ -175,19 +177,19 @@ bool ChildProcess::running() {
   const pid_t ended = waitpid(pid_, &status, WNOHANG);
   if (ended == 0 || (ended < 0 && errno == EINTR)) return true;
   SWITCHYARD_CHECK(ended > 0, DataError, "cannot tell how a child process ended: ", reason_text(errno));
-  note_end(status);
+  (void)note_end(status);
   return false;
 }
 
 int ChildProcess::wait() {
   // Both outputs at once: a child that fills one while we wait on the other would hang.
   for (read_available(); output_ >= 0 || error_ >= 0; read_available()) wait_for_any({this}, std::chrono::milliseconds(-1));
+  if (exit_code_) return *exit_code_;
   int status = 0;
-  while (!exit_code_ && waitpid(pid_, &status, 0) < 0) {
+  while (waitpid(pid_, &status, 0) < 0) {
     SWITCHYARD_CHECK(errno == EINTR, DataError, "cannot wait for a child process: ", reason_text(errno));
   }
-  if (!exit_code_) note_end(status);
-  return *exit_code_;
+  return note_end(status);
 }
 
 void ChildProcess::signal(int number) {

@@ -49,7 +49,7 @@ class ChildProcess {
 
  private:
   void read_available();
-  void note_end(int status);
+  int note_end(int status);
   pid_t pid_ = -1;
   int output_ = -1;
   int error_ = -1;

@@ -80,7 +80,7 @@ void TokenIdentityTally::add(const Routing& routing, const at::Tensor& token_T, 
   const int64_t* ids = host_token_T.const_data_ptr<int64_t>();
   const int64_t* domains = host_domain_T.const_data_ptr<int64_t>();
   const int64_t* documents = host_document_T.const_data_ptr<int64_t>();
-  std::vector<char> half_T(static_cast<size_t>(routing.num_tokens));
+  std::vector<uint8_t> half_T(static_cast<size_t>(routing.num_tokens));
   for (int64_t t = 0; t < routing.num_tokens; ++t) {
     SWITCHYARD_CHECK(domains[t] >= -1 && domains[t] < num_domains && (domains[t] < 0) == (documents[t] < 0), ShapeError,
                      "token identity: token ", t, " has domain ", domains[t], " of ", num_domains, " and document ",
@@ -88,8 +88,8 @@ void TokenIdentityTally::add(const Routing& routing, const at::Tensor& token_T, 
     if (domains[t] < 0) continue;
     SWITCHYARD_CHECK(ids[t] >= 0 && ids[t] < vocab_size, ShapeError, "token identity: token ", t, " has the id ", ids[t],
                      "; expected 0 to ", vocab_size - 1);
-    half_T[static_cast<size_t>(t)] = static_cast<char>(hash_words({static_cast<uint64_t>(documents[t])}) & 1u);
-    ++halves_[static_cast<size_t>(half_T[static_cast<size_t>(t)])].tokens_NV(domains[t], ids[t]);
+    half_T[static_cast<size_t>(t)] = static_cast<uint8_t>(hash_words({static_cast<uint64_t>(documents[t])}) & 1u);
+    ++halves_[half_T[static_cast<size_t>(t)]].tokens_NV(domains[t], ids[t]);
   }
   const at::Tensor token_A = routing.token_A.to(at::kCPU).contiguous();
   const at::Tensor expert_A = routing.expert_A.to(at::kCPU).contiguous();
@@ -100,7 +100,7 @@ void TokenIdentityTally::add(const Routing& routing, const at::Tensor& token_T, 
                          experts[slot] >= 0 && experts[slot] < routing.num_experts,
                      ShapeError, "token identity: slot ", slot, " is token ", tokens[slot], ", expert ", experts[slot],
                      "; expected a valid token that is not padding");
-    ++halves_[static_cast<size_t>(half_T[static_cast<size_t>(tokens[slot])])].slots_VE(ids[tokens[slot]], experts[slot]);
+    ++halves_[half_T[static_cast<size_t>(tokens[slot])]].slots_VE(ids[tokens[slot]], experts[slot]);
   }
 }
 
