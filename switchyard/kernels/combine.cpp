@@ -5,9 +5,12 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 
 namespace switchyard {
@@ -26,13 +29,14 @@ TokenSlots slots_by_token(const at::Tensor& token_A, int64_t num_tokens) {
   TokenSlots result{std::vector<int64_t>(static_cast<size_t>(num_tokens) + 1, 0),
                     std::vector<int64_t>(static_cast<size_t>(num_slots))};
   for (int64_t a = 0; a < num_slots; ++a) {
-    SWITCHYARD_CHECK(tokens[a] >= 0 && tokens[a] < num_tokens, ShapeError, "slot ", a, " has token ", tokens[a],
-                     "; expected 0 to ", num_tokens - 1);
-    ++result.begin[static_cast<size_t>(tokens[a]) + 1];
+    SWITCHYARD_CHECK(tokens[a] >= kNoToken && tokens[a] < num_tokens, ShapeError, "slot ", a, " has token ", tokens[a],
+                     "; expected 0 to ", num_tokens - 1, ", or ", kNoToken, " for none");
+    if (tokens[a] != kNoToken) ++result.begin[static_cast<size_t>(tokens[a]) + 1];
   }
   for (size_t t = 1; t < result.begin.size(); ++t) result.begin[t] += result.begin[t - 1];
   std::vector<int64_t> next(result.begin.begin(), result.begin.end() - 1);
   for (int64_t a = 0; a < num_slots; ++a) {
+    if (tokens[a] == kNoToken) continue;
     result.slot[static_cast<size_t>(next[static_cast<size_t>(tokens[a])]++)] = a;
   }
   return result;
@@ -58,6 +62,29 @@ void combine(const Value* rows, const Wide* weights, const TokenSlots& slots, Va
 }
 
 }  // namespace
+
+at::Tensor gather_rows(const at::Tensor& rows_TD, const at::Tensor& token_A) {
+  const at::Tensor rows = rows_TD.contiguous();
+  const at::Tensor tokens_A = token_A.contiguous();
+  at::Tensor out_AD = at::empty({tokens_A.numel(), rows.size(1)}, rows.options());
+  const auto row_bytes = static_cast<size_t>(rows.size(1)) * rows.element_size();
+  const auto* from = static_cast<const std::byte*>(rows.const_data_ptr());
+  auto* to = static_cast<std::byte*>(out_AD.mutable_data_ptr());
+  const int64_t* tokens = tokens_A.const_data_ptr<int64_t>();
+  for_each_row_block(tokens_A.numel(), [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a) {
+      SWITCHYARD_CHECK(tokens[a] >= kNoToken && tokens[a] < rows.size(0), ShapeError, "slot ", a, " has token ", tokens[a],
+                       "; expected 0 to ", rows.size(0) - 1, ", or ", kNoToken, " for none");
+      std::byte* row = to + static_cast<size_t>(a) * row_bytes;
+      if (tokens[a] == kNoToken) {
+        std::memset(row, 0, row_bytes);
+      } else {
+        std::memcpy(row, from + static_cast<size_t>(tokens[a]) * row_bytes, row_bytes);
+      }
+    }
+  });
+  return out_AD;
+}
 
 at::Tensor combine_rows(const at::Tensor& rows_AD, const at::Tensor& weight_A, const at::Tensor& token_A,
                         int64_t num_tokens) {

@@ -14,28 +14,15 @@ void for_each_group(std::span<const int64_t> offsets, const Body& body) {
   }
 }
 
-// ATen's bf16 product generates code for each shape it meets and keeps a limited number of them, so groups of ever new sizes
-// spend three quarters of a training step in the code generator. A multiple of this many rows and a short rest make few shapes.
-constexpr int64_t kRowsOfShape = 32;
-
-/// Calls body(begin, size) for the rest of the group, then for the rows before it; other types take the group as a whole.
-template <typename Body>
-void for_each_piece(at::ScalarType type, int64_t begin, int64_t size, const Body& body) {
-  const int64_t whole = type == at::kBFloat16 ? size / kRowsOfShape * kRowsOfShape : size;
-  if (size > whole) body(begin + whole, size - whole);
-  if (whole > 0) body(begin, whole);
-}
-
 }  // namespace
 
 at::Tensor grouped_rows_times_transposed(const at::Tensor& rows_AX, const at::Tensor& weight_EYX,
                                          std::span<const int64_t> offsets) {
   at::Tensor out_AY = at::empty({rows_AX.size(0), weight_EYX.size(1)}, rows_AX.options());
   for_each_group(offsets, [&](int64_t group, int64_t begin, int64_t size) {
-    for_each_piece(rows_AX.scalar_type(), begin, size, [&](int64_t first, int64_t count) {
-      at::Tensor out = out_AY.narrow(0, first, count);
-      at::mm_out(out, rows_AX.narrow(0, first, count), weight_EYX.select(0, group).t());
-    });
+    if (size == 0) return;
+    at::Tensor out = out_AY.narrow(0, begin, size);
+    at::mm_out(out, rows_AX.narrow(0, begin, size), weight_EYX.select(0, group).t());
   });
   return out_AY;
 }
@@ -43,10 +30,9 @@ at::Tensor grouped_rows_times_transposed(const at::Tensor& rows_AX, const at::Te
 at::Tensor grouped_rows_times(const at::Tensor& rows_AY, const at::Tensor& weight_EYX, std::span<const int64_t> offsets) {
   at::Tensor out_AX = at::empty({rows_AY.size(0), weight_EYX.size(2)}, rows_AY.options());
   for_each_group(offsets, [&](int64_t group, int64_t begin, int64_t size) {
-    for_each_piece(rows_AY.scalar_type(), begin, size, [&](int64_t first, int64_t count) {
-      at::Tensor out = out_AX.narrow(0, first, count);
-      at::mm_out(out, rows_AY.narrow(0, first, count), weight_EYX.select(0, group));
-    });
+    if (size == 0) return;
+    at::Tensor out = out_AX.narrow(0, begin, size);
+    at::mm_out(out, rows_AY.narrow(0, begin, size), weight_EYX.select(0, group));
   });
   return out_AX;
 }
@@ -56,19 +42,11 @@ at::Tensor grouped_outer(const at::Tensor& left_AY, const at::Tensor& right_AX, 
   at::Tensor out_EYX = at::empty({num_groups, left_AY.size(1), right_AX.size(1)}, left_AY.options());
   for_each_group(offsets, [&](int64_t group, int64_t begin, int64_t size) {
     at::Tensor out = out_EYX.select(0, group);
-    if (size == 0) out.zero_();
-    int64_t done = 0;
-    for_each_piece(left_AY.scalar_type(), begin, size, [&](int64_t first, int64_t count) {
-      const at::Tensor left = left_AY.narrow(0, first, count).t();
-      const at::Tensor right = right_AX.narrow(0, first, count);
-      // The short rest comes first, so that rounding it to the output's type costs little.
-      if (done == 0) {
-        at::mm_out(out, left, right);
-      } else {
-        out.addmm_(left, right);
-      }
-      done += count;
-    });
+    if (size == 0) {
+      out.zero_();
+    } else {
+      at::mm_out(out, left_AY.narrow(0, begin, size).t(), right_AX.narrow(0, begin, size));
+    }
   });
   return out_EYX;
 }

@@ -128,5 +128,27 @@ TEST(CombineRows, SumsInSinglePrecisionAndRoundsOnce) {
   EXPECT_EQ(out[0].item<double>(), 0.0);
 }
 
+TEST(CombineRows, LeavesOutSlotsWithoutToken) {
+  const at::Tensor rows = at::tensor({2.0, 3.0, 5.0}, at::kDouble).reshape({3, 1});
+  const at::Tensor out = combine_rows(rows, at::Tensor(), at::tensor(std::vector<int64_t>{1, kNoToken, 1}, at::kLong), 2);
+  EXPECT_EQ(out[0].item<double>(), 0.0);
+  EXPECT_EQ(out[1].item<double>(), 7.0);
+}
+
+TEST(GatherRows, FillsSlotsWithoutTokenWithZeros) {
+  const at::Tensor rows = at::tensor({2.0, 3.0, 5.0, 7.0}, at::kDouble).reshape({2, 2});
+  const at::Tensor out = gather_rows(rows, at::tensor(std::vector<int64_t>{1, kNoToken, 0, 1}, at::kLong));
+  EXPECT_EQ(max_difference(out, at::tensor({5.0, 7.0, 0.0, 0.0, 2.0, 3.0, 5.0, 7.0}, at::kDouble).reshape({4, 2})), 0.0);
+  EXPECT_THROW((void)gather_rows(rows, at::tensor({2}, at::kLong)), ShapeError);
+  EXPECT_THROW((void)gather_rows(rows, at::tensor({-2}, at::kLong)), ShapeError);
+}
+
+// Groups are filled up to whole blocks of rows; sizes on both sides of a block, value and gradient.
+TEST(GroupedExperts, FillsGroupsUpWithoutTrace) {
+  Case c{5, 3, 4, {}, {7, 8, 9, 0, 17}};
+  for (int64_t slot = 0; slot < 41; ++slot) c.tokens.push_back(slot * 3 % 5);
+  expect_case(c, 1e-9);
+}
+
 }  // namespace
 }  // namespace switchyard
