@@ -9,6 +9,7 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -65,37 +66,53 @@ void for_each_block(int64_t positions, const Body& body) {
   for (int64_t begin = 0; begin < positions; begin += kBlock) body(begin, std::min(kBlock, positions - begin));
 }
 
-// Runs body(ops, row number, positions it sees) on each row of a block's scores, [N, size * I, begin + size].
+// Heads that are worked on together: their scores stay in the second-level cache between the products and the softmax.
+constexpr int64_t kBytesTogether = 1 << 20;
+
+template <typename Body>
+void for_each_head_group(const Flat& flat, int64_t rows, int64_t seen, const Body& body) {
+  const int64_t heads = flat.query.size(0);
+  const int64_t bytes = rows * seen * static_cast<int64_t>(flat.query.element_size());
+  const int64_t together = std::clamp<int64_t>(kBytesTogether / bytes, 1, heads);
+  for (int64_t head = 0; head < heads; head += together) body(head, std::min(together, heads - head));
+}
+
+// Runs body(ops, scratch, row number, positions it sees) on each row of a block's scores, [N, size * I, begin + size].
 template <typename Value, typename Body>
 void for_each_score_row(const at::Tensor& scores, int64_t begin, int64_t group, const Body& body) {
   constexpr int64_t kRowsPerTask = 16;
   const RowOps<Value>& ops = row_ops<Value>();
   const int64_t rows_per_head = scores.size(1);
   at::parallel_for(0, scores.size(0) * rows_per_head, kRowsPerTask, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) body(ops, row, begin + row % rows_per_head / group + 1);
+    std::vector<WideOf<Value>> scratch(static_cast<size_t>(scores.size(2)));
+    for (int64_t row = first; row < last; ++row) body(ops, scratch.data(), row, begin + row % rows_per_head / group + 1);
   });
 }
 
 // In place. No mask is needed: a row's softmax ends at the position itself.
 void softmax_block(const at::Tensor& scores, int64_t begin, int64_t group) {
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, scores.scalar_type(), "causal_softmax", [&] {
+    using Wide = WideOf<scalar_t>;
     scalar_t* data = scores.mutable_data_ptr<scalar_t>();
     const int64_t width = scores.size(2);
-    for_each_score_row<scalar_t>(scores, begin, group, [&](const RowOps<scalar_t>& ops, int64_t row, int64_t visible) {
-      ops.softmax(data + row * width, visible, width);
-    });
+    for_each_score_row<scalar_t>(
+        scores, begin, group, [&](const RowOps<scalar_t>& ops, Wide* scratch, int64_t row, int64_t visible) {
+          ops.softmax(data + row * width, scratch, visible, width);
+        });
   });
 }
 
 // In place on d_probs.
 void softmax_block_backward(const at::Tensor& probs, const at::Tensor& d_probs, int64_t begin, int64_t group) {
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, probs.scalar_type(), "causal_softmax_backward", [&] {
+    using Wide = WideOf<scalar_t>;
     const scalar_t* given = probs.const_data_ptr<scalar_t>();
     scalar_t* data = d_probs.mutable_data_ptr<scalar_t>();
     const int64_t width = probs.size(2);
-    for_each_score_row<scalar_t>(probs, begin, group, [&](const RowOps<scalar_t>& ops, int64_t row, int64_t visible) {
-      ops.softmax_backward(given + row * width, data + row * width, visible, width);
-    });
+    for_each_score_row<scalar_t>(d_probs, begin, group,
+                                 [&](const RowOps<scalar_t>& ops, Wide*, int64_t row, int64_t visible) {
+                                   ops.softmax_backward(given + row * width, data + row * width, visible, width);
+                                 });
   });
 }
 
@@ -105,15 +122,22 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query_BJSIW, const at::Tensor& key_BJSW,
                             const at::Tensor& value_BJSW) {
     const Flat flat(query_BJSIW, key_BJSW, value_BJSW);
-    at::Tensor out_TC =
-        at::empty({flat.batch * flat.positions, flat.kv_heads * flat.group * flat.width}, flat.query.options());
+    const int64_t heads = flat.query.size(0);
+    at::Tensor out_TC = at::empty({flat.batch * flat.positions, flat.kv_heads * flat.group * flat.width}, flat.query.options());
     variable_list saved = {query_BJSIW, key_BJSW, value_BJSW};
     for_each_block(flat.positions, [&](int64_t begin, int64_t size) {
-      const int64_t seen = begin + size;
-      const at::Tensor query = flat.query.narrow(1, begin * flat.group, size * flat.group);
-      const at::Tensor probs = at::bmm(query, flat.key.narrow(1, 0, seen).transpose(1, 2));
-      softmax_block(probs, begin, flat.group);
-      const at::Tensor out = at::bmm(probs, flat.value.narrow(1, 0, seen));
+      const int64_t rows = size * flat.group, seen = begin + size;
+      const at::Tensor query = flat.query.narrow(1, begin * flat.group, rows);
+      const at::Tensor key = flat.key.narrow(1, 0, seen).transpose(1, 2);
+      const at::Tensor value = flat.value.narrow(1, 0, seen);
+      const at::Tensor probs = at::empty({heads, rows, seen}, query.options());
+      const at::Tensor out = at::empty({heads, rows, flat.width}, query.options());
+      for_each_head_group(flat, rows, seen, [&](int64_t head, int64_t count) {
+        at::Tensor some_probs = probs.narrow(0, head, count), some_out = out.narrow(0, head, count);
+        at::bmm_out(some_probs, query.narrow(0, head, count), key.narrow(0, head, count));
+        softmax_block(some_probs, begin, flat.group);
+        at::bmm_out(some_out, some_probs, value.narrow(0, head, count));
+      });
       flat.block_of(out_TC, begin, size).copy_(out.view({flat.batch, flat.kv_heads, size, flat.group, flat.width}));
       saved.push_back(probs);
     });
@@ -125,25 +149,38 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const variable_list saved = context->get_saved_variables();
     const Flat flat(saved[0], saved[1], saved[2]);
     const at::Tensor d_out_TC = gradients[0].contiguous();
-    // Keys and values are in several blocks; their gradients add up in fp32.
-    const at::ScalarType wide = wide_type(flat.query.scalar_type());
+    // Keys and values are in several blocks; their gradients add up in fp32. They are kept as [N, W, S]: to transpose the few
+    // columns of a head is cheap, to multiply by transposed probabilities is not.
+    const at::TensorOptions wide = flat.query.options().dtype(wide_type(flat.query.scalar_type()));
     at::Tensor d_query = at::empty_like(flat.query);
-    at::Tensor d_key = at::zeros(flat.key.sizes(), wide);
-    at::Tensor d_value = at::zeros(flat.value.sizes(), wide);
+    at::Tensor d_key = at::zeros({flat.query.size(0), flat.width, flat.positions}, wide);
+    at::Tensor d_value = at::zeros_like(d_key);
     size_t block = 3;
     for_each_block(flat.positions, [&](int64_t begin, int64_t size) {
-      const int64_t seen = begin + size;
-      const at::Tensor& probs = saved[block++];
-      const at::Tensor query = flat.query.narrow(1, begin * flat.group, size * flat.group);
-      const at::Tensor d_out = flat.block_of(d_out_TC, begin, size).reshape({-1, size * flat.group, flat.width});
-      d_value.narrow(1, 0, seen).add_(at::bmm(probs.transpose(1, 2), d_out));
-      const at::Tensor d_scores = at::bmm(d_out, flat.value.narrow(1, 0, seen).transpose(1, 2));
-      softmax_block_backward(probs, d_scores, begin, flat.group);
-      d_query.narrow(1, begin * flat.group, size * flat.group).copy_(at::bmm(d_scores, flat.key.narrow(1, 0, seen)));
-      d_key.narrow(1, 0, seen).add_(at::bmm(d_scores.transpose(1, 2), query));
+      const int64_t rows = size * flat.group, seen = begin + size;
+      const at::Tensor& all_probs = saved[block++];
+      const at::Tensor all_queries = flat.query.narrow(1, begin * flat.group, rows);
+      const at::Tensor all_d_out = flat.block_of(d_out_TC, begin, size).reshape({-1, rows, flat.width});
+      for_each_head_group(flat, rows, seen, [&](int64_t head, int64_t count) {
+        const at::Tensor probs = all_probs.narrow(0, head, count);
+        const at::Tensor query = all_queries.narrow(0, head, count);
+        const at::Tensor d_out = all_d_out.narrow(0, head, count);
+        const auto add_to = [&](const at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) {
+          sum.narrow(0, head, count).narrow(2, 0, seen).add_(at::bmm(left.transpose(1, 2).contiguous(), right));
+        };
+        add_to(d_value, d_out, probs);
+        const at::Tensor d_scores = at::bmm(d_out, flat.value.narrow(0, head, count).narrow(1, 0, seen).transpose(1, 2));
+        softmax_block_backward(probs, d_scores, begin, flat.group);
+        d_query.narrow(0, head, count)
+            .narrow(1, begin * flat.group, rows)
+            .copy_(at::bmm(d_scores, flat.key.narrow(0, head, count).narrow(1, 0, seen)));
+        add_to(d_key, query, d_scores);
+      });
     });
-    return {d_query.view(saved[0].sizes()), d_key.to(saved[1].scalar_type()).view(saved[1].sizes()),
-            d_value.to(saved[2].scalar_type()).view(saved[2].sizes())};
+    const auto as_given = [](const at::Tensor& sum, const at::Tensor& like) {
+      return sum.to(like.scalar_type()).transpose(1, 2).contiguous().view(like.sizes());
+    };
+    return {d_query.view(saved[0].sizes()), as_given(d_key, saved[1]), as_given(d_value, saved[2])};
   }
 };
 

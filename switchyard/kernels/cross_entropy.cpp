@@ -15,6 +15,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/row_ops.hpp"
@@ -74,10 +75,12 @@ at::Tensor chunk_losses(at::Tensor& logits_CV, const at::Tensor& targets_C, Logi
     scalar_t* rows = logits_CV.mutable_data_ptr<scalar_t>();
     WideOf<scalar_t>* losses = losses_C.mutable_data_ptr<WideOf<scalar_t>>();
     at::parallel_for(0, targets_C.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+      std::vector<WideOf<scalar_t>> scratch(static_cast<size_t>(logits == Logits::MakeGradient ? vocabulary : 0));
       for (int64_t row = begin; row < end; ++row) {
         scalar_t* values = rows + row * vocabulary;
-        losses[row] = logits == Logits::MakeGradient ? ops.cross_entropy_gradient(values, vocabulary, targets[row])
-                                                     : ops.cross_entropy(values, vocabulary, targets[row]);
+        losses[row] = logits == Logits::MakeGradient
+                          ? ops.cross_entropy_gradient(values, scratch.data(), vocabulary, targets[row])
+                          : ops.cross_entropy(values, vocabulary, targets[row]);
       }
     });
   });

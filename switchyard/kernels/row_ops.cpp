@@ -250,21 +250,33 @@ WideOf<Value> sum_of_exp(const Value* row, int64_t width, WideOf<Value> most) {
   return total(d, sum);
 }
 
-// row = exp(row - most) / sum. NaN and infinite scores give NaN, never a plausible number.
+// exps = exp(row - most), unrounded; returns their sum.
 template <typename Value>
-void normalize_exp(Value* row, int64_t width, WideOf<Value> most, WideOf<Value> sum) {
+WideOf<Value> keep_exp(const Value* row, WideOf<Value>* exps, int64_t width, WideOf<Value> most) {
   const Tag<Value> d;
   const auto most_v = hn::Set(d, most);
-  const auto inverse = hn::Set(d, 1 / sum);
+  auto sum = hn::Zero(d);
   for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
-    store(hn::Mul(exp_below_zero(d, hn::Sub(load(row + i, part), most_v)), inverse), row + i, part);
+    const auto value = exp_below_zero(d, hn::Sub(load(row + i, part), most_v));
+    store(value, exps + i, part);
+    sum = hn::Add(sum, only(d, value, hn::Zero(d), part));
   });
+  return total(d, sum);
 }
 
 template <typename Value>
-void softmax(Value* row, int64_t visible, int64_t width) {
-  const WideOf<Value> most = largest(row, visible);
-  normalize_exp(row, visible, most, sum_of_exp(row, visible, most));
+void scale(const WideOf<Value>* from, Value* to, int64_t width, WideOf<Value> factor) {
+  const auto factor_v = hn::Set(Tag<Value>(), factor);
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::Mul(load(from + i, part), factor_v), to + i, part);
+  });
+}
+
+// NaN and infinite scores give NaN, never a plausible number.
+template <typename Value>
+void softmax(Value* row, WideOf<Value>* scratch, int64_t visible, int64_t width) {
+  const WideOf<Value> sum = keep_exp(row, scratch, visible, largest(row, visible));
+  scale(scratch, row, visible, 1 / sum);
   std::fill(row + visible, row + width, Value(0));
 }
 
@@ -289,12 +301,12 @@ WideOf<Value> cross_entropy(const Value* logits, int64_t width, int64_t target) 
 }
 
 template <typename Value>
-WideOf<Value> cross_entropy_gradient(Value* logits, int64_t width, int64_t target) {
+WideOf<Value> cross_entropy_gradient(Value* logits, WideOf<Value>* scratch, int64_t width, int64_t target) {
   using Wide = WideOf<Value>;
   const Wide most = largest(logits, width);
-  const Wide sum = sum_of_exp(logits, width, most);
   const Wide shifted = static_cast<Wide>(logits[target]) - most;
-  normalize_exp(logits, width, most, sum);
+  const Wide sum = keep_exp(logits, scratch, width, most);
+  scale(scratch, logits, width, 1 / sum);
   logits[target] = static_cast<Value>(std::exp(shifted) / sum - 1);
   return std::log(sum) - shifted;
 }

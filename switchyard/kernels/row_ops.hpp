@@ -38,14 +38,15 @@ struct RowOps {
                           int64_t width);
 
   /// In place: softmax of the first `visible` numbers (at least 1), zeros from there to `width`.
-  void (*softmax)(Value* row, int64_t visible, int64_t width);
+  /// scratch holds `visible` numbers.
+  void (*softmax)(Value* row, Wide* scratch, int64_t visible, int64_t width);
   /// In place on d_probs: gradient of the scores. Zeros from `visible` to `width`.
   void (*softmax_backward)(const Value* probs, Value* d_probs, int64_t visible, int64_t width);
 
   /// logsumexp(logits) - logits[target]
   Wide (*cross_entropy)(const Value* logits, int64_t width, int64_t target);
-  /// The same; logits become softmax(logits) - one_hot(target).
-  Wide (*cross_entropy_gradient)(Value* logits, int64_t width, int64_t target);
+  /// The same; logits become softmax(logits) - one_hot(target). scratch holds `width` numbers.
+  Wide (*cross_entropy_gradient)(Value* logits, Wide* scratch, int64_t width, int64_t target);
 
   /// sum += weight * row
   void (*add_scaled)(Wide* sum, const Value* row, Wide weight, int64_t width);

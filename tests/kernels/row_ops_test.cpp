@@ -29,7 +29,9 @@ TEST(RowOps, SoftmaxOfAnyLengthSumsToOneAndStaysInItsRow) {
     row.back() = 123.0;
     const std::vector<double> scores = row;
     const int64_t visible = (width + 1) / 2;
-    row_ops<double>().softmax(row.data(), visible, width);
+    std::vector<double> scratch(static_cast<size_t>(visible) + 1, 321.0);
+    row_ops<double>().softmax(row.data(), scratch.data(), visible, width);
+    EXPECT_EQ(scratch.back(), 321.0);
     double normalizer = 0.0;
     for (int64_t i = 0; i < visible; ++i) normalizer += std::exp(scores[static_cast<size_t>(i)]);
     for (int64_t i = 0; i < width; ++i) {
@@ -52,7 +54,9 @@ TEST(RowOps, CrossEntropyOfAnyLength) {
     const std::vector<float> given = logits;
     const double expected = std::log(normalizer) - static_cast<double>(given[static_cast<size_t>(target)]);
     EXPECT_NEAR(row_ops<float>().cross_entropy(logits.data(), width, target), expected, 1e-5);
-    EXPECT_NEAR(row_ops<float>().cross_entropy_gradient(logits.data(), width, target), expected, 1e-5);
+    std::vector<float> scratch(static_cast<size_t>(width) + 1, 321.0F);
+    EXPECT_NEAR(row_ops<float>().cross_entropy_gradient(logits.data(), scratch.data(), width, target), expected, 1e-5);
+    EXPECT_EQ(scratch.back(), 321.0F);
     for (int64_t i = 0; i < width; ++i) {
       const auto at = static_cast<size_t>(i);
       const double probability = std::exp(static_cast<double>(given[at])) / normalizer;
@@ -68,7 +72,8 @@ TEST(RowOps, NanAndInfinityStayVisible) {
       std::vector<float> row(20, 0.5F);
       row[place] = bad;
       std::vector<float> probs = row;
-      row_ops<float>().softmax(probs.data(), 20, 20);
+      std::vector<float> scratch(20);
+      row_ops<float>().softmax(probs.data(), scratch.data(), 20, 20);
       EXPECT_TRUE(std::isnan(probs[5])) << bad;
       EXPECT_FALSE(std::isfinite(row_ops<float>().cross_entropy(row.data(), 20, 3))) << bad;
       std::vector<float> out(20);
