@@ -1,5 +1,5 @@
 #pragma once
-// A named weight: fp32 master, the copy that computes, and the fp32 gradient of the step.
+// A named weight: fp32 master, the copy that computes, and the gradient of the step.
 
 #include <ATen/core/Tensor.h>
 
@@ -15,7 +15,7 @@ struct Parameter {
   std::string name;    // Hugging Face name, "model.layers.0.mlp.gate.weight"
   at::Tensor master;   // fp32, no autograd
   at::Tensor compute;  // leaf that the forward reads: bf16 copy, or the same storage as master; refreshed once a step
-  at::Tensor grad;     // fp32, summed over the micro-batches of the step; undefined until the first backward
+  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first
   Decay decay = Decay::Yes;
   Training training = Training::Trained;
 };

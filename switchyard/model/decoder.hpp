@@ -70,9 +70,9 @@ class Decoder {
   /// Views of the masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken
   /// apart. Writing to a view writes the master; call refresh_compute_weights() afterwards.
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
-  /// Casts masters into the compute copies. Call once after each optimizer step (and after loading).
+  /// Casts masters into the compute copies. Call after loading; the optimizer does it itself.
   void refresh_compute_weights();
-  /// Adds the compute copies' gradients into Parameter::grad in fp32 and clears them. Call after each backward.
+  /// Moves the compute copies' gradients to Parameter::grad, or adds them in fp32 to what is there. Call after each backward.
   void collect_gradients();
   void clear_gradients();
 

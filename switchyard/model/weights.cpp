@@ -87,10 +87,12 @@ void collect_gradient(Parameter& parameter) {
   const at::Tensor fresh = parameter.compute.grad();
   if (!fresh.defined()) return;
   const c10::NoGradGuard no_grad;
+  // A step of one backward needs no pass over the gradients: they stay in the type they were computed in.
   if (parameter.grad.defined()) {
+    parameter.grad = parameter.grad.to(parameter.master.scalar_type());
     parameter.grad.add_(fresh);
   } else {
-    parameter.grad = fresh.to(parameter.master.scalar_type());
+    parameter.grad = fresh;
   }
   parameter.compute.mutable_grad().reset();
 }

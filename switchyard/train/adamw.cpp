@@ -1,20 +1,15 @@
 #include "switchyard/train/adamw.hpp"
 
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/adamw.hpp"
 
 namespace switchyard {
 namespace {
-
-constexpr int64_t kLargestExactStep = int64_t{1} << 24;  // ATen wants the step number as fp32
 
 void check_moment(const std::map<std::string, at::Tensor>& moments, const std::string& name, const at::Tensor& like) {
   const auto found = moments.find(name);
@@ -30,26 +25,19 @@ void check_moment(const std::map<std::string, at::Tensor>& moments, const std::s
 
 double global_gradient_norm(const ParameterRefs& parameters) {
   const at::NoGradGuard no_grad;
-  double sum_of_squares = 0.0;
+  double sum_of_squares_of_all = 0.0;
   for (const Parameter* parameter : parameters) {
     if (!parameter->grad.defined()) continue;
-    const double norm = at::linalg_vector_norm(parameter->grad, 2).item<double>();
-    SWITCHYARD_CHECK(std::isfinite(norm), StateError, "the gradient of '", parameter->name, "' has norm ", norm,
+    const double squares = sum_of_squares(parameter->grad);
+    SWITCHYARD_CHECK(std::isfinite(squares), StateError, "the gradient of '", parameter->name, "' has norm ",
+                     std::sqrt(squares),
                      "; expected a finite number. Lower the learning rate, or look for bad values in the data");
-    sum_of_squares += norm * norm;
+    sum_of_squares_of_all += squares;
   }
-  return std::sqrt(sum_of_squares);
+  return std::sqrt(sum_of_squares_of_all);
 }
 
-void clip_gradients(const ParameterRefs& parameters, double norm, double clip_norm) {
-  if (clip_norm <= 0.0 || norm <= clip_norm) return;
-  const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> gradients;
-  for (const Parameter* parameter : parameters) {
-    if (parameter->grad.defined()) gradients.push_back(parameter->grad);
-  }
-  at::_foreach_mul_(gradients, clip_norm / norm);
-}
+double clip_scale(double norm, double clip_norm) { return clip_norm <= 0.0 || norm <= clip_norm ? 1.0 : clip_norm / norm; }
 
 AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : config_(config), groups_(2) {
   groups_[0].weight_decay = config.weight_decay;
@@ -62,26 +50,24 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
   }
 }
 
-void AdamW::step(double learning_rate) {
-  const at::NoGradGuard no_grad;
-  SWITCHYARD_CHECK(steps_done_ < kLargestExactStep, StateError, "AdamW can count ", kLargestExactStep, " steps");
+void AdamW::step(double learning_rate, double gradient_scale) {
   ++steps_done_;
-  for (Group& group : groups_) step_group(group, learning_rate);
-}
-
-void AdamW::step_group(Group& group, double learning_rate) {
-  if (group.parameters.empty()) return;
-  std::vector<at::Tensor> masters;
-  std::vector<at::Tensor> gradients;
-  const at::Tensor step = at::full({}, steps_done_, at::TensorOptions(at::kFloat));
-  for (const Parameter* parameter : group.parameters) {
-    masters.push_back(parameter->master);
-    gradients.push_back(parameter->grad.defined() ? parameter->grad : at::zeros_like(parameter->master));
+  const auto t = static_cast<double>(steps_done_);
+  AdamWFactors factors;
+  factors.gradient_scale = gradient_scale;
+  factors.beta1 = config_.beta1;
+  factors.beta2 = config_.beta2;
+  factors.rate = learning_rate / (1.0 - std::pow(config_.beta1, t));
+  factors.root_scale = 1.0 / std::sqrt(1.0 - std::pow(config_.beta2, t));
+  factors.epsilon = config_.epsilon;
+  for (const Group& group : groups_) {
+    factors.keep = 1.0 - learning_rate * group.weight_decay;
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      const Parameter& parameter = *group.parameters[i];
+      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(parameter.master);
+      adamw_update({parameter.master, gradient, group.first[i], group.second[i], parameter.compute}, factors);
+    }
   }
-  const std::vector<at::Tensor> steps(masters.size(), step);
-  at::_fused_adamw_(masters, gradients, group.first, group.second, /*max_exp_avg_sqs=*/{}, steps, learning_rate,
-                    config_.beta1, config_.beta2, group.weight_decay, config_.epsilon, /*amsgrad=*/false,
-                    /*maximize=*/false);
 }
 
 std::map<std::string, at::Tensor> AdamW::moments() const {

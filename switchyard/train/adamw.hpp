@@ -23,16 +23,17 @@ namespace switchyard {
 /// @throws StateError naming the parameter when a gradient is not finite
 [[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters);
 
-/// Scales all gradients by clip_norm / norm where norm is larger; clip_norm 0 leaves them alone.
-void clip_gradients(const ParameterRefs& parameters, double norm, double clip_norm);
+/// clip_norm / norm where norm is larger, else 1: what AdamW::step is to scale the gradients by. clip_norm 0: no clipping.
+[[nodiscard]] double clip_scale(double norm, double clip_norm);
 
 class AdamW {
  public:
   /// Moments start at zero. Frozen parameters are left out. The parameters must outlive the optimizer.
   AdamW(const ParameterRefs& parameters, const OptimizerConfig& config);
 
-  /// One update of every trained master from Parameter::grad; an undefined gradient counts as zero.
-  void step(double learning_rate);
+  /// One update of every trained master from gradient_scale * Parameter::grad, and of its compute copy; an undefined gradient
+  /// counts as zero.
+  void step(double learning_rate, double gradient_scale = 1.0);
   [[nodiscard]] int64_t steps_done() const { return steps_done_; }
 
   /// Moments as "<parameter>.first" and "<parameter>.second"; they share storage with the optimizer.
@@ -47,7 +48,6 @@ class AdamW {
     std::vector<at::Tensor> first;
     std::vector<at::Tensor> second;
   };
-  void step_group(Group& group, double learning_rate);
 
   OptimizerConfig config_;
   std::vector<Group> groups_;

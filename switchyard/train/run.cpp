@@ -132,12 +132,9 @@ class TrainingRun {
     const std::vector<Batch> micro_batches = batcher_.next_step();
     const StepOptions options = step_options(config_.execution);
     const StepResult result = run_step(model_, config_.balance, state_.balance, micro_batches, options, seed(), state_.step);
-    const ParameterRefs parameters = model_.parameters();
-    const double norm = global_gradient_norm(parameters);
-    clip_gradients(parameters, norm, config_.optimizer.clip_norm);
+    const double norm = global_gradient_norm(model_.parameters());
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
-    optimizer_.step(rate);
-    model_.refresh_compute_weights();
+    optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
     state_.step += 1;
     state_.tokens += result.tokens;
     state_.batcher = batcher_.state();

@@ -196,9 +196,24 @@ TEST(Decoder, Bfloat16IsCloseToSinglePrecision) {
   EXPECT_NEAR(run_step(rounded, batch) / run_step(exact, batch), 1.0, 5e-3);
   const auto expected = gradients_of(exact), found = gradients_of(rounded);
   for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(found[i].tensor.scalar_type(), at::kFloat) << expected[i].name;
+    // Of one backward: in the type it was computed in, no pass spent on a cast.
+    EXPECT_EQ(found[i].tensor.scalar_type(), rounded.parameters()[i]->compute.scalar_type()) << expected[i].name;
     const double error = found[i].tensor.sub(expected[i].tensor).norm().item<double>();
     EXPECT_LE(error / expected[i].tensor.norm().item<double>(), 0.15) << expected[i].name;
+  }
+}
+
+TEST(Decoder, GradientsOfSeveralBackwardsAddUpInSinglePrecision) {
+  const ModelConfig config = with_everything();
+  const Batch batch = random_batch(2, 17, config.vocab_size, 1);
+  Decoder model(config, ComputeType::BFloat16, 1, 3);
+  (void)run_step(model, batch);
+  const auto once = gradients_of(model);
+  for (int64_t repeat = 0; repeat < 2; ++repeat) (void)run_step(model, batch);
+  const auto thrice = gradients_of(model);
+  for (size_t i = 0; i < once.size(); ++i) {
+    EXPECT_EQ(thrice[i].tensor.scalar_type(), at::kFloat) << once[i].name;
+    EXPECT_TRUE(at::equal(thrice[i].tensor, once[i].tensor.to(at::kFloat).mul(3.0))) << once[i].name;
   }
 }
 

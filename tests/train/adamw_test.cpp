@@ -157,13 +157,23 @@ TEST(GradientClipping, NormIsTakenOverAllParametersAndScaledDown) {
   const ParameterRefs parameters = {&one, &two, &without};
   const double norm = global_gradient_norm(parameters);
   EXPECT_DOUBLE_EQ(norm, 5.0);
-  clip_gradients(parameters, norm, 10.0);
-  EXPECT_EQ(one.grad[0].item<float>(), 3.0F);
-  clip_gradients(parameters, norm, 0.0);
-  EXPECT_EQ(one.grad[0].item<float>(), 3.0F);
-  clip_gradients(parameters, norm, 1.0);
-  EXPECT_FLOAT_EQ(one.grad[0].item<float>(), 0.6F);
-  EXPECT_FLOAT_EQ(two.grad[1].item<float>(), 0.8F);
+  EXPECT_EQ(clip_scale(norm, 10.0), 1.0);
+  EXPECT_EQ(clip_scale(norm, 0.0), 1.0);
+  EXPECT_DOUBLE_EQ(clip_scale(norm, 1.0), 0.2);
+}
+
+TEST(GradientClipping, ScalesTheGradientOfTheStep) {
+  Rng rng(6, "adamw_test");
+  Parameter scaled = make_parameter("w", at::kDouble, Decay::Yes, rng);
+  Parameter plain = scaled;
+  plain.master = scaled.master.clone();
+  scaled.grad = rng.normal_tensor({kNumWeights}, 1.0).to(at::kDouble);
+  plain.grad = scaled.grad.mul(0.2);
+  OptimizerConfig config;
+  config.epsilon = 0.1;  // else the first step does not depend on the gradient's size
+  AdamW({&scaled}, config).step(0.1, 0.2);
+  AdamW({&plain}, config).step(0.1);
+  EXPECT_LT(scaled.master.sub(plain.master).abs().max().item<double>(), 1e-15);
 }
 
 TEST(GradientClipping, NamesTheParameterOfAGradientThatIsNotFinite) {

@@ -1,0 +1,105 @@
+#include "switchyard/kernels/adamw.hpp"
+
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/check.hpp"
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+using testing::max_difference;
+using testing::random_tensor;
+
+AdamWFactors some_factors() {
+  AdamWFactors factors;
+  factors.gradient_scale = 0.3;
+  factors.beta1 = 0.9;
+  factors.beta2 = 0.95;
+  factors.keep = 0.99;
+  factors.rate = 0.02;
+  factors.root_scale = 1.7;
+  factors.epsilon = 1e-3;
+  return factors;
+}
+
+AdamWTensors random_tensors(int64_t count, at::ScalarType type, at::ScalarType gradient_type, at::ScalarType compute_type) {
+  return {random_tensor({count}, 1, type), random_tensor({count}, 2, gradient_type), random_tensor({count}, 3, type),
+          random_tensor({count}, 4, type).abs(), random_tensor({count}, 5, compute_type)};
+}
+
+AdamWTensors copy_of(const AdamWTensors& t) {
+  return {t.weight.clone(), t.gradient.clone(), t.first.clone(), t.second.clone(), t.compute.clone()};
+}
+
+// In fp32 the fused pass rounds less often than the reference's operations.
+void expect_same_update(const AdamWTensors& given, double tolerance) {
+  const AdamWTensors ours = copy_of(given), theirs = copy_of(given);
+  adamw_update(ours, some_factors());
+  adamw_update_reference(theirs, some_factors());
+  EXPECT_LE(max_difference(ours.weight, theirs.weight), tolerance);
+  EXPECT_LE(max_difference(ours.first, theirs.first), tolerance);
+  EXPECT_LE(max_difference(ours.second, theirs.second), tolerance);
+  EXPECT_EQ(max_difference(ours.gradient, given.gradient), 0.0);
+  const bool rounds = ours.compute.scalar_type() == at::kBFloat16;
+  EXPECT_TRUE(at::equal(ours.compute, rounds ? ours.weight.to(at::kBFloat16) : given.compute));
+}
+
+TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
+  // g = 2, m = .5 * 4 + .5 * 2 = 3, v = .75 * 4 + .25 * 4 = 4, w = .5 * 10 - 3 * 3 / (2 * 2 + 2) = 3.5
+  const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::tensor({4.0}, at::kDouble), at::tensor({4.0}, at::kDouble),
+                          at::tensor({4.0}, at::kDouble), at::Tensor()};
+  adamw_update(
+      t, {.gradient_scale = 0.5, .beta1 = 0.5, .beta2 = 0.75, .keep = 0.5, .rate = 3.0, .root_scale = 2.0, .epsilon = 2.0});
+  EXPECT_EQ(t.first.item<double>(), 3.0);
+  EXPECT_EQ(t.second.item<double>(), 4.0);
+  EXPECT_EQ(t.weight.item<double>(), 3.5);
+}
+
+TEST(AdamWUpdate, EqualsItsReference) {
+  for (const int64_t count : {1, 5, 37, 4096, 4097, 9001}) {
+    expect_same_update(random_tensors(count, at::kDouble, at::kDouble, at::kDouble), 1e-15);
+    expect_same_update(random_tensors(count, at::kFloat, at::kFloat, at::kBFloat16), 1e-6);
+    expect_same_update(random_tensors(count, at::kFloat, at::kBFloat16, at::kBFloat16), 1e-6);
+  }
+}
+
+TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
+  const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16, at::kBFloat16);
+  const auto run = [](AdamWTensors t) { adamw_update(t, some_factors()); };
+  EXPECT_NO_THROW(run(good));
+  AdamWTensors bad = good;
+  bad.gradient = random_tensor({4}, 1, at::kDouble);
+  EXPECT_THROW(run(bad), ShapeError);
+  bad = good;
+  bad.first = random_tensor({3}, 1, at::kFloat);
+  EXPECT_THROW(run(bad), ShapeError);
+  bad = good;
+  bad.compute = random_tensor({4}, 1, at::kDouble);
+  EXPECT_THROW(run(bad), ShapeError);
+  bad = good;
+  bad.weight = random_tensor({4}, 1, at::kBFloat16);
+  EXPECT_THROW(run(bad), ShapeError);
+}
+
+TEST(SumOfSquares, OfAnyLengthAndType) {
+  for (const int64_t count : {0, 1, 17, 4097, 50000}) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      const at::Tensor values = random_tensor({count}, 1, type);
+      const double expected = values.to(at::kDouble).square().sum().item<double>();
+      EXPECT_NEAR(sum_of_squares(values), expected, 1e-6 * expected) << count << " " << type;
+    }
+  }
+  // Added up in fp32 alone, the small squares of all blocks would be lost behind a large one, not only those of its block.
+  const at::Tensor values = at::full({1 << 21}, 1.0, at::kFloat);
+  values[0] = 8192.0;
+  EXPECT_NEAR(sum_of_squares(values), 8192.0 * 8192.0 + (1 << 21), 4096.0);
+}
+
+}  // namespace
+}  // namespace switchyard
