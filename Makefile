@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build all data8 demo test test-long bench clean
+.PHONY: help setup configure build all data8 demo test test-long bench bench-peers clean
 
 program := build/release/switchyard
 data8 := data/mix8
@@ -19,6 +19,7 @@ help:
 	@echo "make build      the program: $(program)"
 	@echo "make data8      the 8-domain data set, once: $(data8)"
 	@echo "make bench      benchmarks"
+	@echo "make bench-peers shape=ii   training steps beside Hugging Face's, into bench/results/"
 	@echo "make clean      removes build/ (not data/, runs/, .venv/)"
 
 setup:
@@ -49,6 +50,19 @@ test-long: all
 bench: configure
 	@cmake --build --preset release --target decoder_bench -j $(jobs)
 	@build/release/bench/decoder_bench
+
+shape ?= ii
+peers_arguments ?=
+peers_venv := build/peers-venv
+
+$(peers_venv)/stamp: bench/peers/requirements.txt
+	@python3 -m venv $(peers_venv)
+	@$(peers_venv)/bin/pip install --quiet -r bench/peers/requirements.txt
+	@touch $@
+
+bench-peers: configure $(peers_venv)/stamp
+	@cmake --build --preset release --target step_bench -j $(jobs)
+	@$(peers_venv)/bin/python bench/peers/compare.py --program build/release/bench/step_bench --shape $(shape) $(peers_arguments)
 
 clean:
 	rm -rf build

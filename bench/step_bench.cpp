@@ -1,0 +1,126 @@
+// Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
+//   step_bench SHAPES.json NAME [WARM_UP] [STEPS]
+// OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.
+#include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+#include "switchyard/kernels/memory.hpp"
+#include "switchyard/train/adamw.hpp"
+#include "switchyard/train/step.hpp"
+
+namespace {
+
+using namespace switchyard;
+
+struct Shape {
+  ModelConfig model;
+  int64_t rows = 0, positions = 0;
+};
+
+Shape read_shape(const std::string& path, const std::string& name) {
+  const nlohmann::json all = nlohmann::json::parse(std::ifstream(path));
+  SWITCHYARD_CHECK(all.contains(name), UsageError, path, " has no shape '", name, "'; see its keys");
+  const nlohmann::json& given = all[name];
+  Shape shape;
+  shape.model.width = given.at("width");
+  shape.model.num_layers = given.at("layers");
+  shape.model.num_experts = given.at("experts");
+  shape.model.num_chosen = given.at("chosen");
+  shape.model.expert_width = given.at("expert_width");
+  shape.model.vocab_size = given.at("vocabulary");
+  shape.model.num_heads = given.at("heads");
+  shape.model.num_kv_heads = given.at("kv_heads");
+  shape.model.head_width = given.at("head_width");
+  shape.positions = given.at("positions");
+  shape.rows = given.at("rows");
+  return shape;
+}
+
+Batch random_batch(const Shape& shape) {
+  Rng rng(1, "bench");
+  Batch batch;
+  batch.ids_BS = at::zeros({shape.rows, shape.positions}, at::kLong);
+  for (int64_t i = 0; i < batch.ids_BS.numel(); ++i) {
+    batch.ids_BS.mutable_data_ptr<int64_t>()[i] =
+        static_cast<int64_t>(rng.below(static_cast<uint64_t>(shape.model.vocab_size)));
+  }
+  batch.targets_BS = batch.ids_BS.roll(-1, 1);
+  batch.segment_T = at::arange(shape.rows, at::kLong).repeat_interleave(shape.positions);
+  batch.domain_T = at::zeros({shape.rows * shape.positions}, at::kLong);
+  batch.document_T = batch.segment_T;
+  batch.segment_tokens.assign(static_cast<size_t>(shape.rows), shape.positions);
+  batch.segment_micro_batch.assign(static_cast<size_t>(shape.rows), 0);
+  return batch;
+}
+
+double processor_seconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec); };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+int64_t peak_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{1024} * usage.ru_maxrss;
+}
+
+nlohmann::json measure(const Shape& shape, int64_t warm_up, int64_t steps) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1);
+  const OptimizerConfig optimizer_config;
+  AdamW optimizer(model.parameters(), optimizer_config);
+  const std::vector<Batch> batches = {random_batch(shape)};
+  BalanceConfig balance;
+  balance.scope = Scope{ScopeKind::OptimizerBatch};
+  BalanceState state;
+  nlohmann::json result = {{"wall_seconds", nlohmann::json::array()}, {"processor_seconds", nlohmann::json::array()}};
+  for (int64_t step = 0; step < warm_up + steps; ++step) {
+    const Clock::time_point start = Clock::now();
+    const double processor = processor_seconds();
+    const StepResult done = run_step(model, balance, state, batches, {}, /*seed=*/1, step);
+    optimizer.step(1e-3, clip_scale(global_gradient_norm(model.parameters()), optimizer_config.clip_norm));
+    const Clock::time_point end = Clock::now();
+    if (step == 0) result["first_step_seconds"] = std::chrono::duration<double>(end - begin).count();
+    result["loss"] = done.loss;
+    if (step < warm_up) continue;
+    result["wall_seconds"].push_back(std::chrono::duration<double>(end - start).count());
+    result["processor_seconds"].push_back(processor_seconds() - processor);
+  }
+  result["peak_bytes"] = peak_bytes();
+  result["threads"] = at::get_num_threads();
+  result["compute_type"] = to_string(model.compute_type());
+  return result;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  try {
+    keep_freed_memory();
+    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS]");
+    const int64_t warm_up = count > 3 ? std::atoll(values[3]) : 3;
+    const int64_t steps = count > 4 ? std::atoll(values[4]) : 5;
+    std::printf("%s\n", measure(read_shape(values[1], values[2]), warm_up, steps).dump().c_str());
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "step_bench: %s\n", error.what());
+    return 1;
+  }
+}
