@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
       return 0;
     }
     const bool has_thread = argc > 1 && std::string_view(argv[1]) == "--progress-thread";
-    MpiSession session(has_thread ? Progress::Thread : Progress::InCalls);
+    MpiSession session(has_thread ? MpiProgress::Thread : MpiProgress::InCalls);
     const auto world = session.world();
     bench_all(*world);
     bench_plain_mpi(*world);

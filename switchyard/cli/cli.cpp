@@ -117,6 +117,7 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
   Action chosen;
   add_data_verb(app, chosen);
   add_train_verb(app, chosen);
+  add_launch_verb(app, chosen);
   add_testbed_verb(app, chosen);
   add_report_verb(app, chosen);
   add_export_verb(app, chosen);

@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "switchyard/cli/cli.hpp"
+#include "switchyard/comm/mpi.hpp"
 #include "switchyard/kernels/memory.hpp"
 
 namespace {
@@ -30,6 +31,7 @@ std::string executable_path(const char* fallback) {
 int main(int argc, char** argv) {
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
+  if (switchyard::started_by_mpi()) std::signal(SIGUSR1, request_stop);  // mpirun hands it on, and kills the ranks on others
   std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
   switchyard::keep_freed_memory();
   switchyard::Session session{std::cout, std::cerr};

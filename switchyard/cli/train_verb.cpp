@@ -5,10 +5,13 @@
 #include <nlohmann/json.hpp>
 
 #include "switchyard/cli/verbs.hpp"
+#include "switchyard/comm/agreement.hpp"
+#include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/testbed/number_text.hpp"
 #include "switchyard/train/run.hpp"
+#include "switchyard/train/run_ranks.hpp"
 
 namespace switchyard {
 namespace {
@@ -139,8 +142,10 @@ RunConfig read_run(const TrainArguments& arguments) {
   return config;
 }
 
-int finish(const RunResult& result, const fs::path& folder, const TrainArguments& arguments, JsonSink& json, Session& session) {
+int finish(const RunResult& result, const fs::path& folder, const TrainArguments& arguments, const RunRanks& ranks,
+           JsonSink& json, Session& session) {
   const bool done = result.reason == EndReason::Done;
+  if (!ranks.is_first()) return done ? kExitDone : kExitFailed;
   if (arguments.format == OutputFormat::Json) {
     json.write({{"kind", "end"}, {"reason", done ? "done" : "interrupted"}, {"step", result.step}, {"folder", folder.string()}});
   } else if (done) {
@@ -148,14 +153,19 @@ int finish(const RunResult& result, const fs::path& folder, const TrainArguments
   }
   if (!done) {
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted after step " << result.step
-                << ", saved; go on with: switchyard train --resume " << folder.string() << std::endl;
+                << ", saved; go on with: switchyard "
+                << (ranks.size() > 1 ? join_text("launch -n ", ranks.size(), " -- ") : "") << "train --resume " << folder.string()
+                << std::endl;
   }
   return done ? kExitDone : kExitFailed;
 }
 
-int run(const TrainArguments& arguments, Session& session) {
-  const RunConfig config = read_run(arguments);
+int run_on(Communicator* world, const TrainArguments& arguments, Session& session) {
+  RunRanks ranks(world);
+  RunConfig config;
+  ranks.together([&] { config = read_run(arguments); });
   RunOptions options;
+  options.comm = ranks.comm();
   options.resume = arguments.resume.empty() ? Resume::No : Resume::Yes;
   options.folder = !arguments.resume.empty() ? fs::path(arguments.resume)
                    : arguments.out.empty()   ? fs::path("runs") / config.name
@@ -164,16 +174,39 @@ int run(const TrainArguments& arguments, Session& session) {
   options.command = session.command;
   JsonSink json(session.out);
   TextSink text(session.out, session.out_screen);
-  const bool as_json = arguments.format == OutputFormat::Json;
+  ProgressSink silent;
+  ProgressSink& loud = arguments.format == OutputFormat::Json ? static_cast<ProgressSink&>(json) : text;
   RunResult result;
   try {
-    result = run_training(config, options, as_json ? static_cast<ProgressSink&>(json) : text);
+    result = run_training(config, options, ranks.is_first() ? loud : silent);
   } catch (...) {
     text.clear();  // the message must not be drawn into the bar
     throw;
   }
   text.clear();
-  return finish(result, options.folder, arguments, json, session);
+  return finish(result, options.folder, arguments, ranks, json, session);
+}
+
+// One rank of several: mpirun ends the others when this one ends with an error.
+int run_as_rank(const TrainArguments& arguments, Session& session) {
+  MpiSession mpi;
+  const std::unique_ptr<Communicator> world = mpi.world();
+  try {
+    return run_on(world.get(), arguments, session);
+  } catch (const SharedError&) {
+    if (world->rank() == 0) throw;
+    return kExitFailed;  // the first rank tells it
+  } catch (const CommError&) {
+    throw;  // names the rank
+  } catch (const UsageError& error) {
+    throw UsageError(world->rank() == 0 ? error.what() : join_text(world->describe(), ": ", error.what()));
+  } catch (const Error& error) {
+    throw Error(world->rank() == 0 ? error.what() : join_text(world->describe(), ": ", error.what()));
+  }
+}
+
+int run(const TrainArguments& arguments, Session& session) {
+  return started_by_mpi() ? run_as_rank(arguments, session) : run_on(nullptr, arguments, session);
 }
 
 }  // namespace
@@ -182,7 +215,8 @@ void add_train_verb(CLI::App& app, Action& chosen) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* verb = app.add_subcommand(
       "train", "One training run, in a folder of its own: log, checkpoints, held-out evaluation.\n"
-               "Ctrl-C finishes the step and saves; --resume goes on to the same bits.");
+               "Ctrl-C finishes the step and saves; --resume goes on to the same bits.\n"
+               "On several ranks: switchyard launch --help");
   verb->add_option("config", arguments->config, "run configuration; with --resume, default that of the run")->type_name("CONFIG");
   verb->add_option("--out", arguments->out, "folder of the run; default runs/<name>")->type_name("DIR");
   verb->add_option("--resume", arguments->resume, "folder of a run to go on with")->type_name("DIR");

@@ -22,6 +22,7 @@ void add_testbed_verb(CLI::App& app, Action& chosen);
 void add_report_verb(CLI::App& app, Action& chosen);
 void add_export_verb(CLI::App& app, Action& chosen);
 void add_conform_verb(CLI::App& app, Action& chosen);
+void add_launch_verb(CLI::App& app, Action& chosen);
 void add_list_verb(CLI::App& app, Action& chosen);
 void add_version_verb(CLI::App& app, Action& chosen);
 

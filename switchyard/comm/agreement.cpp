@@ -40,7 +40,7 @@ void throw_if_any(Communicator& comm, std::string_view problem) {
   for (size_t rank = 0; rank < problems_R.size(); ++rank) {
     if (!problems_R[rank].empty()) text += join_text(text.empty() ? "" : "; ", "rank ", rank, ": ", problems_R[rank]);
   }
-  SWITCHYARD_CHECK(text.empty(), CommError, where(comm), ": ", text);
+  SWITCHYARD_CHECK(text.empty(), SharedError, where(comm), ": ", text);
 }
 
 void require_equal(Communicator& comm, std::string_view what, int64_t value) {
@@ -49,7 +49,7 @@ void require_equal(Communicator& comm, std::string_view what, int64_t value) {
   std::string text = join_text(where(comm), ": the ranks differ in ", what, ":");
   for (size_t rank = 0; rank < values_R.size(); ++rank)
     text += join_text(rank > 0 ? "," : "", " rank ", rank, " has ", values_R[rank]);
-  throw CommError(text);
+  throw SharedError(text);
 }
 
 }  // namespace switchyard

@@ -221,17 +221,17 @@ class MpiCommunicator final : public Communicator {
 
 bool has_mpi() { return true; }
 
-MpiSession::MpiSession(Progress progress) : impl_(std::make_shared<Impl>()) {
+MpiSession::MpiSession(MpiProgress progress) : impl_(std::make_shared<Impl>()) {
   int started = 0;
   mpi::check(MPI_Initialized(&started), "MPI_Initialized");
   SWITCHYARD_CHECK(started == 0, CommError, "MPI was started before; a process has one MPI session");
-  const int wanted = progress == Progress::Thread ? MPI_THREAD_SERIALIZED : MPI_THREAD_FUNNELED;
+  const int wanted = progress == MpiProgress::Thread ? MPI_THREAD_SERIALIZED : MPI_THREAD_FUNNELED;
   int provided = 0;
   mpi::check(MPI_Init_thread(nullptr, nullptr, wanted, &provided), "MPI_Init_thread");
   mpi::check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   SWITCHYARD_CHECK(provided >= wanted, CommError, "this MPI gives thread level ", provided, ", a progress thread needs ",
-                   wanted, "; use Progress::InCalls");
-  if (progress == Progress::Thread) {
+                   wanted, "; use MpiProgress::InCalls");
+  if (progress == MpiProgress::Thread) {
     impl_->progress = std::jthread([impl = impl_.get()](const std::stop_token& stop) { impl->run_progress(stop); });
   }
 }

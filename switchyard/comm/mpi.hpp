@@ -10,7 +10,7 @@
 namespace switchyard {
 
 /// Who pushes started operations on while the caller computes.
-enum class Progress {
+enum class MpiProgress {
   InCalls,  // nobody: they move when ready(), wait() or another operation is called
   Thread,   // a thread of the session; needs MPI_THREAD_SERIALIZED and a share of a core
 };
@@ -29,7 +29,7 @@ class MpiSession {
  public:
   /// @throws CommError if MPI cannot start, was started before, or has not the threads that `progress` needs;
   ///         UsageError in a build without MPI
-  explicit MpiSession(Progress progress = Progress::InCalls);
+  explicit MpiSession(MpiProgress progress = MpiProgress::InCalls);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;

@@ -10,7 +10,7 @@ struct MpiSession::Impl {};
 
 bool has_mpi() { return false; }
 
-MpiSession::MpiSession(Progress) {
+MpiSession::MpiSession(MpiProgress) {
   throw UsageError("this build has no MPI: configure with -DSWITCHYARD_WITH_MPI=ON, or start a single process");
 }
 MpiSession::~MpiSession() = default;

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,12 @@ namespace switchyard {
 enum class Decay { No, Yes };          // weight decay
 enum class Training { Frozen, Trained };
 
+/// Which rows (along the first dimension) of a divided parameter this process holds.
+struct Shard {
+  int64_t begin = 0;
+  int64_t whole = 0;  // rows over all ranks; 0: the parameter is not divided, every rank holds all of it
+};
+
 struct Parameter {
   std::string name;    // Hugging Face name, "model.layers.0.mlp.gate.weight"
   at::Tensor master;   // fp32, no autograd
@@ -18,7 +25,10 @@ struct Parameter {
   at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first
   Decay decay = Decay::Yes;
   Training training = Training::Trained;
+  Shard shard{};
 };
+
+[[nodiscard]] inline bool is_sharded(const Parameter& parameter) { return parameter.shard.whole > 0; }
 
 using ParameterRefs = std::vector<Parameter*>;
 

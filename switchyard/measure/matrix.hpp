@@ -46,6 +46,9 @@ class Matrix {
     return std::span<const T>(values_).subspan(static_cast<size_t>(i * columns_), static_cast<size_t>(columns_));
   }
 
+  /// All rows, one after the other.
+  [[nodiscard]] std::span<T> values() { return values_; }
+
   /// Appends a row of zeros.
   void add_row() {
     values_.resize(values_.size() + static_cast<size_t>(columns_));

@@ -9,6 +9,7 @@
 #include <span>
 #include <tuple>
 
+#include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -72,6 +73,24 @@ void add_margins(const at::Tensor& probs_TE, int64_t num_chosen, std::span<const
     tally.margin_sum += margin;
     ++tally.margin_tokens;
   }
+}
+
+/// The ranks' lists one after the other; their lengths may differ.
+std::vector<LoadMetrics> gather_all(const std::vector<LoadMetrics>& mine, Communicator& comm) {
+  const auto length = static_cast<int64_t>(mine.size());
+  std::vector<int64_t> lengths_R(static_cast<size_t>(comm.size()));
+  comm.all_gather(std::span(&length, 1), lengths_R);
+  const auto longest = static_cast<size_t>(*std::max_element(lengths_R.begin(), lengths_R.end()));
+  std::vector<LoadMetrics> padded = mine;
+  padded.resize(longest);
+  std::vector<LoadMetrics> all_R(longest * lengths_R.size());
+  if (longest > 0) comm.all_gather(padded, all_R);
+  std::vector<LoadMetrics> gathered;
+  for (size_t rank = 0; rank < lengths_R.size(); ++rank) {
+    const auto begin = all_R.begin() + static_cast<int64_t>(rank * longest);
+    gathered.insert(gathered.end(), begin, begin + lengths_R[rank]);
+  }
+  return gathered;
 }
 
 }  // namespace
@@ -147,6 +166,23 @@ void RoutingTally::begin_batch(const TokenLabels& labels) {
   SWITCHYARD_CHECK(num_micro_batches_ <= std::max<int64_t>(num_tokens, 1), ShapeError, "routing tally: micro-batch ",
                    num_micro_batches_ - 1, " in a batch of ", num_tokens, " tokens; number them from 0");
   layer_done_L_.assign(layers_.size(), 0);
+}
+
+void RoutingTally::skip_batch(const TokenLabels& labels) {
+  begin_batch(labels);
+  layer_done_L_.assign(layers_.size(), 1);
+}
+
+void RoutingTally::sum_over(Communicator& comm) {
+  check_complete();
+  require_equal(comm, "number of documents in a routing tally", num_documents());
+  for (LayerTally& layer : layers_) {
+    comm.all_reduce_sum(layer.slots_XE.values());
+    comm.all_reduce_sum(layer.first_choice_XE.values());
+    comm.all_reduce_sum(std::span(&layer.margin_sum, 1));
+    comm.all_reduce_sum(std::span(&layer.margin_tokens, 1));
+    layer.micro_batches = gather_all(layer.micro_batches, comm);
+  }
 }
 
 void RoutingTally::add(int64_t layer, const Routing& routing) {

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/core/routing.hpp"
 #include "switchyard/measure/load.hpp"
 #include "switchyard/measure/matrix.hpp"
@@ -47,6 +48,15 @@ class RoutingTally {
   /// @throws ShapeError for labels of another type, length or range; DataError for a document in two domains;
   ///         StateError when a layer of the batch before is missing
   void begin_batch(const TokenLabels& labels);
+
+  /// The documents of a batch that another rank runs: numbered as begin_batch() would, counted nowhere.
+  /// @throws as begin_batch()
+  void skip_batch(const TokenLabels& labels);
+
+  /// Adds up what the ranks tallied: counts exactly, sums of margins in rank order, micro-batches rank after rank. Collective.
+  /// Every rank must have begun or skipped the same batches in the same order.
+  /// @throws CommError when the ranks know different numbers of documents; StateError while layers are missing
+  void sum_over(Communicator& comm);
 
   /// @throws ShapeError when the routing does not fit labels or shape, has a slot of a padding token, or has scores that
   ///         are not finite; StateError for a layer that was added already

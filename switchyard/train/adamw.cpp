@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
+#include <span>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/adamw.hpp"
@@ -23,18 +24,20 @@ void check_moment(const std::map<std::string, at::Tensor>& moments, const std::s
 
 }  // namespace
 
-double global_gradient_norm(const ParameterRefs& parameters) {
+double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm) {
   const at::NoGradGuard no_grad;
-  double sum_of_squares_of_all = 0.0;
+  double squares_of_all = 0.0;
+  double squares_of_parts = 0.0;  // of sharded parameters
   for (const Parameter* parameter : parameters) {
     if (!parameter->grad.defined()) continue;
     const double squares = sum_of_squares(parameter->grad);
     SWITCHYARD_CHECK(std::isfinite(squares), StateError, "the gradient of '", parameter->name, "' has norm ",
                      std::sqrt(squares),
                      "; expected a finite number. Lower the learning rate, or look for bad values in the data");
-    sum_of_squares_of_all += squares;
+    (is_sharded(*parameter) ? squares_of_parts : squares_of_all) += squares;
   }
-  return std::sqrt(sum_of_squares_of_all);
+  if (comm != nullptr) comm->all_reduce_sum(std::span(&squares_of_parts, 1));
+  return std::sqrt(squares_of_all + squares_of_parts);
 }
 
 double clip_scale(double norm, double clip_norm) { return clip_norm <= 0.0 || norm <= clip_norm ? 1.0 : clip_norm / norm; }

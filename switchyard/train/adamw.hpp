@@ -14,14 +14,17 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/core/parameter.hpp"
 #include "switchyard/train/optimizer_config.hpp"
 
 namespace switchyard {
 
 /// Root of the sum of all squared gradients, summed in double. Parameters without a gradient count as zero.
+/// @param comm  ranks that hold parts of sharded parameters; then collective, and the others' gradients must be the same on all.
+///              Null: this process holds everything
 /// @throws StateError naming the parameter when a gradient is not finite
-[[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters);
+[[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm = nullptr);
 
 /// clip_norm / norm where norm is larger, else 1: what AdamW::step is to scale the gradients by. clip_norm 0: no clipping.
 [[nodiscard]] double clip_scale(double norm, double clip_norm);

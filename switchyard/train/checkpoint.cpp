@@ -61,6 +61,7 @@ NamedTensors balance_tensors(const BalanceState& state) {
 void write_state(const fs::path& path, const CheckpointInfo& info, const AdamW& optimizer, const TrainingState& state) {
   const json object = {{"step", state.step},
                        {"tokens", state.tokens},
+                       {"ranks", state.ranks},
                        {"optimizer_steps", optimizer.steps_done()},
                        {"batcher", {{"step", state.batcher.step}, {"drawn", state.batcher.drawn_N}}},
                        {"domains", info.domains},
@@ -195,6 +196,7 @@ void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimize
   try {
     loaded.step = object.at("step").get<int64_t>();
     loaded.tokens = object.at("tokens").get<int64_t>();
+    loaded.ranks = object.value("ranks", int64_t{1});  // runs before there were ranks do not say
     loaded.batcher.step = object.at("batcher").at("step").get<int64_t>();
     loaded.batcher.drawn_N = object.at("batcher").at("drawn").get<std::vector<int64_t>>();
     loaded.balance = load_balance(checkpoint / kBalance);

@@ -20,7 +20,8 @@ inline constexpr int64_t kCheckpointFormat = 1;
 /// What changes from step to step beside weights and moments.
 struct TrainingState {
   int64_t step = 0;    // optimizer steps done
-  int64_t tokens = 0;  // valid tokens trained on
+  int64_t tokens = 0;  // valid tokens trained on, over all ranks
+  int64_t ranks = 1;   // that trained it; any other number can go on
   BalanceState balance;
   BatcherState batcher;
 };

@@ -4,6 +4,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full_like.h>
 
+#include <algorithm>
 #include <span>
 
 #include "switchyard/core/error.hpp"
@@ -52,53 +53,89 @@ int64_t domain_of(const Batch& batch) { return batch.domain_T.max().item<int64_t
 
 class Evaluator {
  public:
-  Evaluator(Decoder& model, const HeldoutSet& heldout, const Selection& selection, uint64_t seed)
-      : model_(model), heldout_(heldout), selection_(selection), seed_(seed),
+  Evaluator(Decoder& model, const HeldoutSet& heldout, const EvaluationTask& task, const RunRanks& ranks)
+      : model_(model), heldout_(heldout), task_(task), ranks_(ranks),
         tally_({model.num_moe_layers(), static_cast<int64_t>(heldout.domains.size()), model.config().num_experts,
-                model.config().num_chosen}) {
-    for (const std::string& name : heldout.domains) losses_.push_back({name, 0.0, 0});
-  }
+                model.config().num_chosen}),
+        loss_M_(heldout.micro_batches.size(), 0.0) {}
 
+  /// Packs go round the ranks. Experts of a rank may serve the others, so all run equally many forwards: a rank that the last
+  /// round leaves without a pack runs the last one once more, and its result counts nowhere.
   void run() {
-    for (const Pack& pack : make_packs(heldout_.micro_batches)) {
-      run_forward(std::span(heldout_.micro_batches).subspan(pack.begin, pack.end - pack.begin));
+    const std::vector<Pack> packs = make_packs(heldout_.micro_batches);
+    const auto num_ranks = static_cast<size_t>(ranks_.size());
+    int64_t first_token = 0;
+    for (size_t begin = 0; begin < packs.size(); begin += num_ranks) {
+      const size_t mine = begin + static_cast<size_t>(ranks_.rank());
+      for (size_t i = begin; i < std::min(begin + num_ranks, packs.size()); ++i) {
+        const Batch joined = join(packs[i]);
+        const TokenLabels labels{joined.domain_T, joined.document_T, micro_batch_numbers_T(micro_batches(packs[i]))};
+        if (i == mine) {
+          tally_.begin_batch(labels);
+          run_forward(joined, packs[i], first_token);
+        } else {
+          tally_.skip_batch(labels);
+        }
+        first_token += joined.ids_BS.numel();
+      }
+      if (mine >= packs.size()) (void)model_.forward(join(packs.back()), context_at(0));
     }
+    if (ranks_.comm() == nullptr) return;
+    tally_.sum_over(*ranks_.comm());
+    ranks_.comm()->all_reduce_sum(std::span<double>(loss_M_));
   }
 
   [[nodiscard]] const RoutingTally& tally() const { return tally_; }
-  [[nodiscard]] const std::vector<DomainLoss>& losses() const { return losses_; }
+
+  /// Summed in the order of the micro-batches, whichever rank ran them.
+  [[nodiscard]] std::vector<DomainLoss> losses() const {
+    std::vector<DomainLoss> losses;
+    for (const std::string& name : heldout_.domains) losses.push_back({name, 0.0, 0});
+    for (size_t m = 0; m < loss_M_.size(); ++m) {
+      DomainLoss& loss = losses.at(static_cast<size_t>(domain_of(heldout_.micro_batches[m])));
+      loss.loss_sum += loss_M_[m];
+      loss.tokens += heldout_.micro_batches[m].num_targets();
+    }
+    return losses;
+  }
 
  private:
-  void run_forward(std::span<const Batch> micro_batches) {
-    const Batch joined = join_batches({micro_batches.begin(), micro_batches.end()});
-    tally_.begin_batch({joined.domain_T, joined.document_T, micro_batch_numbers_T(micro_batches)});
+  [[nodiscard]] std::span<const Batch> micro_batches(const Pack& pack) const {
+    return std::span(heldout_.micro_batches).subspan(pack.begin, pack.end - pack.begin);
+  }
+  [[nodiscard]] Batch join(const Pack& pack) const {
+    const std::span<const Batch> batches = micro_batches(pack);
+    return join_batches({batches.begin(), batches.end()});
+  }
+  [[nodiscard]] ForwardContext context_at(int64_t first_token) const {
     ForwardContext context;
     context.phase = RoutingPhase::Evaluate;
-    context.seed = seed_;
-    context.first_token = first_token_;
-    context.selection_offsets_LE = selection_.offsets_LE;
-    context.selection_score = selection_.score;
+    context.seed = task_.seed;
+    context.first_token = first_token;
+    context.selection_offsets_LE = task_.selection.offsets_LE;
+    context.selection_score = task_.selection.score;
+    return context;
+  }
+
+  void run_forward(const Batch& joined, const Pack& pack, int64_t first_token) {
+    ForwardContext context = context_at(first_token);
     context.observe = [this](int64_t layer, const Routing& routing) { tally_.add(layer, routing); };
     const at::Tensor hidden_TD = model_.forward(joined, context);
     const at::Tensor loss_T = model_.token_losses(hidden_TD, joined.targets_BS.reshape({-1}));
     int64_t offset = 0;
-    for (const Batch& batch : micro_batches) {
-      const int64_t length = batch.ids_BS.numel();
-      DomainLoss& loss = losses_.at(static_cast<size_t>(domain_of(batch)));
-      loss.loss_sum += loss_T.narrow(0, offset, length).sum(at::kDouble).item<double>();
-      loss.tokens += batch.num_targets();
+    for (size_t m = pack.begin; m < pack.end; ++m) {
+      const int64_t length = heldout_.micro_batches[m].ids_BS.numel();
+      loss_M_[m] = loss_T.narrow(0, offset, length).sum(at::kDouble).item<double>();
       offset += length;
     }
-    first_token_ += offset;
   }
 
   Decoder& model_;
   const HeldoutSet& heldout_;
-  const Selection& selection_;
-  uint64_t seed_;
+  const EvaluationTask& task_;
+  const RunRanks& ranks_;
   RoutingTally tally_;
-  std::vector<DomainLoss> losses_;
-  int64_t first_token_ = 0;
+  std::vector<double> loss_M_;  // of each held-out micro-batch; 0 where another rank ran it
 };
 
 }  // namespace
@@ -114,20 +151,21 @@ HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config) {
   return heldout;
 }
 
-EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, const Selection& selection, int64_t permutations,
-                          uint64_t seed, int64_t step) {
+std::optional<EvaluationRecord> evaluate(Decoder& model, const HeldoutSet& heldout, const EvaluationTask& task,
+                                         RunRanks& ranks) {
   const at::NoGradGuard no_grad;
-  Evaluator evaluator(model, heldout, selection, seed);
+  Evaluator evaluator(model, heldout, task, ranks);
   evaluator.run();
+  if (!ranks.is_first()) return std::nullopt;
   const TallyShape& shape = evaluator.tally().shape();
   EvaluationInput input;
-  input.step = step;
+  input.step = task.step;
   input.sequences = heldout.sequences;
-  input.permutations = permutations;
+  input.permutations = task.permutations;
   if (!reference_divides(shape.num_domains, shape.num_experts, shape.num_chosen)) {
     input.reference_NE = matrix_from_tensor(prescribed_share_NE(shape.num_domains, shape.num_experts, shape.num_chosen));
   }
-  Rng rng(seed, "evaluation");
+  Rng rng(task.seed, "evaluation");
   return make_evaluation(evaluator.tally(), evaluator.losses(), input, rng);
 }
 

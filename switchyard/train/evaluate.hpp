@@ -2,6 +2,7 @@
 // Held-out evaluation: the same text for every arm, no gradient, and no trace in weights, balancing state or random streams.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/model/decoder.hpp"
 #include "switchyard/train/run_config.hpp"
+#include "switchyard/train/run_ranks.hpp"
 
 namespace switchyard {
 
@@ -28,11 +30,17 @@ struct Selection {
 
 [[nodiscard]] HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config);
 
-/// @param permutations  document permutations behind the nulls
-/// @param seed          of the run: keys routers that draw at random, and the permutations
-/// @param step          optimizer steps done; only written into the record
-/// @param selection     offsets of BalanceState that choose beside the scores; they are not changed
-[[nodiscard]] EvaluationRecord evaluate(Decoder& model, const HeldoutSet& heldout, const Selection& selection,
-                                        int64_t permutations, uint64_t seed, int64_t step);
+struct EvaluationTask {
+  Selection selection{};       // offsets of BalanceState that choose beside the scores; they are not changed
+  int64_t permutations = 200;  // document permutations behind the nulls
+  uint64_t seed = 0;           // of the run: keys routers that draw at random, and the permutations
+  int64_t step = 0;            // optimizer steps done; only written into the record
+};
+
+/// Each rank runs its part of the forwards; counts and losses are added up, so the numbers are those of one process. Collective.
+/// @param heldout  the same on every rank
+/// @return the record on the first rank, nothing on the others
+[[nodiscard]] std::optional<EvaluationRecord> evaluate(Decoder& model, const HeldoutSet& heldout, const EvaluationTask& task,
+                                                       RunRanks& ranks);
 
 }  // namespace switchyard

@@ -28,6 +28,7 @@ void parse(std::string_view text, OnReplayMismatch& value) {
 void ExecutionConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(threads >= 0, "threads", threads, "0 (the default) or more");
+  check(time_limit >= 1, "time_limit", time_limit, "1 second or more");
   check(exact != ExactOrder::Recompute || recompute == Recompute::Layers, "recompute", to_string(recompute),
         "layers, because execution.exact is recompute");
   check(on_replay_mismatch == OnReplayMismatch::Error || exact == ExactOrder::Prepass, "on_replay_mismatch",

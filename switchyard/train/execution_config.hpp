@@ -37,7 +37,10 @@ struct ExecutionConfig {
   Recompute recompute = Recompute::None;
   ForwardPacking forward = ForwardPacking::Together;
   OnReplayMismatch on_replay_mismatch = OnReplayMismatch::Error;
-  int64_t threads = 0;  // 0: as many as the machine has, or OMP_NUM_THREADS says
+  int64_t threads = 0;  // of each rank; 0: as many as the machine has, or OMP_NUM_THREADS says
+  /// A rank that died is noticed at once by its launcher. This is for one that hangs, and must be longer than what the first rank
+  /// does alone: writing a checkpoint, the permutations of an evaluation.
+  int64_t time_limit = 600;
 
   template <class Visitor>
   void for_each_field(Visitor&& visit) {
@@ -47,6 +50,7 @@ struct ExecutionConfig {
     visit("forward", forward, "micro-batches of a step in forwards of their own (separate) or in one (together)");
     visit("on_replay_mismatch", on_replay_mismatch, "routing that a pre-pass did not foresee: error or replay");
     visit("threads", threads, "threads of tensor operations, 0 for the default");
+    visit("time_limit", time_limit, "seconds that ranks wait for each other");
   }
   void validate(const std::string& where) const;
 

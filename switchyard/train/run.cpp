@@ -3,13 +3,16 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/evaluate.hpp"
+#include "switchyard/train/gradients.hpp"
 #include "switchyard/train/recorder.hpp"
+#include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/schedule.hpp"
 #include "switchyard/train/step.hpp"
 #include "switchyard/train/step_record.hpp"
@@ -36,37 +39,47 @@ void check_fits(const RunConfig& config, const Dataset& dataset) {
                    "model.dense_layers leaves no layer with experts; expected at least one of ", config.model.num_layers);
 }
 
-/// Everything a run holds while it runs.
+/// Everything a run holds while it runs, on one of its ranks. Made without messages; the rest is collective.
 class TrainingRun {
  public:
-  TrainingRun(const RunConfig& config, const RunOptions& options, RunFolder& folder, ProgressSink& progress)
-      : config_(config), options_(options), folder_(folder), dataset_(config.data.path),
+  TrainingRun(const RunConfig& config, const RunOptions& options, RunFolder* folder, RunRanks& ranks)
+      : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(config.data.path),
         batcher_((check_fits(config, dataset_), dataset_), config.data.batcher, seed()),
         compute_(resolve_compute_type(config.execution.dtype)),
         model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed()),
         optimizer_(model_.parameters(), config.optimizer), heldout_(load_heldout(dataset_, config)),
         info_{config, batcher_.domains(), dataset_.hash()} {
     state_.batcher = batcher_.state();
-    // What cannot be started or resumed leaves no trace: folder and store are written only from here on.
-    if (options.resume == Resume::Yes) resume();
-    folder.write_config_file(config);
-    recorder_.emplace(folder, config, progress);
+  }
+
+  /// What cannot be started or resumed leaves no trace: folder and store are written only at the end of this.
+  void prepare(ProgressSink& progress) {
+    ranks_.require_same("configuration", to_toml(config_));
+    ranks_.require_same("data set", dataset_.hash());
+    ranks_.require_same("compute type", to_string(compute_));
+    if (options_.resume == Resume::Yes) resume();
+    state_.ranks = ranks_.size();
+    ranks_.together([&] {
+      if (folder_ == nullptr) return;
+      folder_->write_config_file(config_);
+      recorder_.emplace(*folder_, config_, progress);
+    });
   }
 
   RunResult run() {
     try {
       return train();
     } catch (const std::exception& error) {
-      recorder_->failed(error.what());
+      if (recorder_) recorder_->failed(error.what());
       throw;
     }
   }
 
  private:
   RunResult train() {
-    recorder_->start(start_record(), state_.step);
+    if (recorder_) recorder_->start(start_record(), state_.step);
     add_standing_notices();
-    while (state_.step < config_.steps && !stopped()) {
+    while (!at_end() && !stopped()) {
       train_step();
       if (is_due(config_.checkpoint.every) && !at_end()) save();
       if (is_due(config_.evaluation.every) && !at_end()) evaluate_once();
@@ -78,29 +91,56 @@ class TrainingRun {
   }
 
   [[nodiscard]] uint64_t seed() const { return static_cast<uint64_t>(config_.seed); }
-  [[nodiscard]] bool stopped() const { return options_.stop != nullptr && options_.stop->load(); }
   [[nodiscard]] bool at_end() const { return state_.step >= config_.steps; }
   [[nodiscard]] bool is_due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
+  /// Whether any rank was asked to stop: all must end after the same step. Collective.
+  [[nodiscard]] bool stopped() {
+    return ranks_.sum(options_.stop != nullptr && options_.stop->load() ? 1 : 0) > 0;
+  }
+
+  void notice(const std::string& text) {
+    if (recorder_) recorder_->notice(state_.step, text);
+  }
+
+  /// The first rank chooses the checkpoint and verifies it; all read it.
   void resume() {
-    const RunConfig before = folder_.read_config_file();
-    for (const ConfigDifference& change : check_resume_config(before, config_)) {
-      pending_notices_.push_back(join_text("resumed with ", change.key, " = ", change.after, ", was ", change.before));
-    }
-    if (list_checkpoints(folder_.path()).empty()) {
-      pending_notices_.emplace_back("no checkpoint had been written yet: the run starts from step 0 again");
-    } else {
-      const FoundCheckpoint found = find_checkpoint(folder_.path());
-      pending_notices_.insert(pending_notices_.end(), found.notices.begin(), found.notices.end());
-      (void)check_resume_config(found.info.config, config_);
-      SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
-                       " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
-                       "--set data.path=FOLDER, or start a new run");
-      load_checkpoint(found.path, model_, optimizer_, state_);
+    std::string checkpoint;
+    ranks_.together([&] {
+      if (folder_ != nullptr) checkpoint = choose_checkpoint();
+    });
+    checkpoint = ranks_.from_first(checkpoint);
+    if (checkpoint.empty()) return;
+    ranks_.together([&] {
+      load_checkpoint(checkpoint, model_, optimizer_, state_);
       SWITCHYARD_CHECK(config_.steps >= state_.step, ConfigError, "steps is ", config_.steps, ", but this run has done ",
                        state_.step, " steps; give at least as many");
       batcher_.restore(state_.batcher);
+    });
+    const ScopeKind kind = config_.balance.scope.kind;
+    if (state_.ranks != ranks_.size() && (kind == ScopeKind::Ranks || kind == ScopeKind::Prefix)) {
+      pending_notices_.push_back(join_text("balance.scope = ", to_string(config_.balance.scope), " counts over ",
+                                           ranks_.size(), " ranks from here on; before it were ", state_.ranks));
     }
+  }
+
+  /// @return empty where there is none
+  std::string choose_checkpoint() {
+    const RunConfig before = folder_->read_config_file();
+    for (const ConfigDifference& change : check_resume_config(before, config_)) {
+      pending_notices_.push_back(join_text("resumed with ", change.key, " = ", change.after, ", was ", change.before));
+    }
+    if (list_checkpoints(folder_->path()).empty()) {
+      pending_notices_.emplace_back("no checkpoint had been written yet: the run starts from step 0 again");
+      return {};
+    }
+    const FoundCheckpoint found = find_checkpoint(folder_->path());
+    pending_notices_.insert(pending_notices_.end(), found.notices.begin(), found.notices.end());
+    (void)check_resume_config(found.info.config, config_);
+    SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
+                     " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
+                     "--set data.path=FOLDER, or start a new run");
+    return found.path.string();
   }
 
   StartRecord start_record() {
@@ -115,24 +155,30 @@ class TrainingRun {
   }
 
   void add_standing_notices() {
-    for (const std::string& text : pending_notices_) recorder_->notice(state_.step, text);
+    for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
+    if (ranks_.size() > 1) notice(join_text("trained on ", ranks_.size(), " ranks"));
     if (state_.step > 0) return;
     if (config_.execution.dtype == ComputeType::Auto) {
-      recorder_->notice(0, join_text("execution.dtype = auto: this processor computes in ", to_string(compute_)));
+      notice(join_text("execution.dtype = auto: this processor computes in ", to_string(compute_)));
     }
     if (heldout_.sequences < kSequencesRule) {
-      recorder_->notice(0, join_text("evaluation runs over ", heldout_.sequences, " held-out sequences; below ",
-                                    kSequencesRule, " its error is near the difference between seeds"));
+      notice(join_text("evaluation runs over ", heldout_.sequences, " held-out sequences; below ", kSequencesRule,
+                       " its error is near the difference between seeds"));
     }
   }
 
   void train_step() {
     const Clock::time_point start = Clock::now();
-    const std::vector<Batch> micro_batches = batcher_.next_step();
+    ranks_.set_step(state_.step);
+    const std::vector<Batch> micro_batches = share_of_rank(batcher_.next_step(), ranks_.rank(), ranks_.size());
     const StepOptions options = step_options(config_.execution);
-    const StepResult result = run_step(model_, config_.balance, state_.balance, micro_batches, options, seed(), state_.step);
-    const double norm = global_gradient_norm(model_.parameters());
+    StepResult result =
+        run_step(model_, config_.balance, state_.balance, micro_batches, options, seed(), state_.step, ranks_.balance());
+    const ParameterRefs parameters = model_.parameters();
+    if (ranks_.comm() != nullptr) sum_gradients(parameters, *ranks_.comm());
+    add_parameter_losses(model_, config_.balance, result);
+    const double norm = global_gradient_norm(parameters, ranks_.comm());
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
     optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
     state_.step += 1;
@@ -146,31 +192,36 @@ class TrainingRun {
     record.seconds = seconds_since(start);
     record.tokens_per_second = static_cast<double>(result.tokens) / record.seconds;
     train_seconds_ += record.seconds;
-    recorder_->step(record);
+    if (recorder_) recorder_->step(record);
     last_step_ = record;
+    add_step_notices(result);
+  }
+
+  void add_step_notices(const StepResult& result) {
     if (result.lacks_history) {
-      recorder_->notice(state_.step, join_text("step ", state_.step, " lacks a balancing loss: its scope takes the counts from ",
-                                              "earlier steps"));
+      notice(join_text("step ", state_.step, " lacks a balancing loss: its scope takes the counts from earlier steps"));
     }
     if (result.replay_differences > 0) {
-      recorder_->notice(state_.step, join_text("step ", state_.step, ": ", result.replay_differences,
-                                              " choices of the pre-pass were replayed where the router would have "
-                                              "chosen otherwise"));
+      notice(join_text("step ", state_.step, ": ", result.replay_differences,
+                       " choices of the pre-pass were replayed where the router would have chosen otherwise"));
     }
   }
 
   void save() {
     if (last_saved_ == state_.step) return;
-    const auto path = save_checkpoint(folder_.path(), info_, model_, optimizer_, state_);
     last_saved_ = state_.step;
-    recorder_->checkpoint(path, state_.step);
+    if (folder_ == nullptr) return;
+    recorder_->checkpoint(save_checkpoint(folder_->path(), info_, model_, optimizer_, state_), state_.step);
   }
 
-  /// A killed run may have been evaluated at this step already.
   void evaluate_once() {
-    if (recorder_->last_evaluation() && recorder_->last_evaluation()->step == state_.step) return;
+    // A killed run may have been evaluated at this step already; the first rank has the log.
+    const bool known = recorder_ && recorder_->last_evaluation() && recorder_->last_evaluation()->step == state_.step;
+    if (ranks_.sum(known ? 1 : 0) > 0) return;
     const Selection selection{state_.balance.selection_offsets_LE, selection_score(config_.balance.selection.rule)};
-    recorder_->evaluation(evaluate(model_, heldout_, selection, config_.evaluation.permutations, seed(), state_.step));
+    const std::optional<EvaluationRecord> record =
+        evaluate(model_, heldout_, {selection, config_.evaluation.permutations, seed(), state_.step}, ranks_);
+    if (recorder_) recorder_->evaluation(record.value());
   }
 
   RunResult finish(EndReason reason) {
@@ -179,13 +230,17 @@ class TrainingRun {
     record.reason = reason == EndReason::Done ? "done" : "interrupted";
     record.seconds = seconds_since(begin_);
     record.train_seconds = train_seconds_;
-    recorder_->end(record);
-    return {reason, state_.step, last_step_, recorder_->last_evaluation()};
+    if (recorder_) recorder_->end(record);
+    RunResult result{reason, state_.step, last_step_, std::nullopt};
+    if (recorder_) result.evaluation = recorder_->last_evaluation();
+    ranks_.together([] {});  // nobody leaves while the first rank may still fail to write
+    return result;
   }
 
   const RunConfig& config_;
   const RunOptions& options_;
-  RunFolder& folder_;
+  RunFolder* folder_;  // null: another rank writes
+  RunRanks& ranks_;
   Clock::time_point begin_ = Clock::now();
   Dataset dataset_;
   Batcher batcher_;
@@ -199,16 +254,31 @@ class TrainingRun {
   std::vector<std::string> pending_notices_;
   int64_t last_saved_ = -1;
   double train_seconds_ = 0.0;
-  std::optional<RunRecorder> recorder_;
+  std::optional<RunRecorder> recorder_;  // first rank only
 };
+
+void check_ranks(const RunConfig& config, int64_t num_ranks) {
+  SWITCHYARD_CHECK(config.data.batcher.micro_batches % num_ranks == 0, ConfigError, "data.micro_batches is ",
+                   config.data.batcher.micro_batches, ", which ", num_ranks,
+                   " ranks cannot share evenly; expected a multiple of ", num_ranks);
+}
 
 }  // namespace
 
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress) {
   const RunConfig resolved = resolve(config);
-  RunFolder folder(options.folder, options.resume);
-  if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
-  return TrainingRun(resolved, options, folder, progress).run();
+  RunRanks ranks(options.comm);
+  if (ranks.comm() != nullptr) ranks.comm()->set_time_limit(std::chrono::seconds(resolved.execution.time_limit));
+  std::unique_ptr<RunFolder> folder;  // opened by the first rank
+  std::unique_ptr<TrainingRun> run;
+  ranks.together([&] {
+    check_ranks(resolved, ranks.size());
+    if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
+    if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
+    run = std::make_unique<TrainingRun>(resolved, options, folder.get(), ranks);
+  });
+  run->prepare(progress);
+  return run->run();
 }
 
 }  // namespace switchyard

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/train/run_config.hpp"
 #include "switchyard/train/run_folder.hpp"
@@ -30,6 +31,8 @@ struct RunOptions {
   /// Set (by a signal handler) to end early: the step under way is finished, a checkpoint written. Null: never.
   const std::atomic<bool>* stop = nullptr;
   std::string command;           // as typed, for the log
+  /// Ranks that train together; null: this process alone. Each gives the same configuration and runs on the same data set.
+  Communicator* comm = nullptr;
 };
 
 enum class EndReason { Done, Interrupted };
@@ -38,14 +41,18 @@ struct RunResult {
   EndReason reason = EndReason::Done;
   int64_t step = 0;  // optimizer steps done
   std::optional<StepRecord> last_step;          // of this process
-  std::optional<EvaluationRecord> evaluation;   // the last of the run
+  std::optional<EvaluationRecord> evaluation;   // the last of the run; first rank only
 };
 
 /// Trains from the beginning, or under Resume::Yes from the newest whole checkpoint (from step 0 where the run was killed
 /// before its first), to `config.steps`. Sets the number of threads of ATen for the process. The same configuration, data set
 /// and number of threads give the same bits, however often the run was interrupted.
+/// With ranks it is collective: `data.micro_batches` is that of the step over all ranks and a multiple of their number; each takes
+/// its share (share_of_rank()), so that loss and weights are those of one process up to rounding. Only the first rank writes and
+/// calls `progress`; a stop that any rank is asked for stops all after the same step.
 /// Side effects: the run folder, and a row in store.sqlite beside it.
-/// @throws ConfigError, UsageError, DataError, StateError; the last checkpoint stays usable
+/// @throws ConfigError, UsageError, DataError, StateError; CommError for what another rank or the way to it has; the last
+///         checkpoint stays usable
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress);
 
 }  // namespace switchyard

@@ -1,9 +1,13 @@
 #include "switchyard/train/step.hpp"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/full_like.h>
 
+#include <array>
 #include <cmath>
+#include <span>
 #include <utility>
 
 #include "switchyard/balance/parameter_loss.hpp"
@@ -13,21 +17,74 @@
 namespace switchyard {
 namespace {
 
+StepBalance make_balance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan,
+                         const BalanceState& state, const BalanceRanks* ranks) {
+  return ranks == nullptr ? StepBalance(config, shape, plan, state) : StepBalance(config, shape, plan, state, *ranks);
+}
+
+/// The domain of each segment's first token, -1 where it has none.
+std::vector<int64_t> segment_domains(const Batch& batch) {
+  std::vector<int64_t> domains(batch.segment_tokens.size(), -1);
+  const at::Tensor segment_T = batch.segment_T.contiguous();
+  const at::Tensor domain_T = batch.domain_T.contiguous();
+  const int64_t* segments = segment_T.const_data_ptr<int64_t>();
+  const int64_t* labels = domain_T.const_data_ptr<int64_t>();
+  for (int64_t t = segment_T.numel() - 1; t >= 0; --t) {
+    if (segments[t] >= 0) domains[static_cast<size_t>(segments[t])] = labels[t];
+  }
+  return domains;
+}
+
+/// What a rank must know of the others' tokens before its first forward.
+struct StepTokens {
+  int64_t targets = 0;                 // scored, over all ranks
+  std::vector<at::Tensor> position_M;  // numbers within the step of the tokens of each of this rank's micro-batches
+};
+
+/// One small all-gather.
+StepTokens gather_tokens(const std::vector<Batch>& micro_batches, const BalanceRanks* ranks) {
+  std::vector<int64_t> mine = {0};  // scored targets, then the tokens of each micro-batch
+  for (const Batch& batch : micro_batches) {
+    mine[0] += batch.num_targets();
+    mine.push_back(batch.ids_BS.numel());
+  }
+  const size_t num_ranks = ranks == nullptr ? 1 : static_cast<size_t>(ranks->comm.size());
+  const size_t own = ranks == nullptr ? 0 : static_cast<size_t>(ranks->comm.rank());
+  std::vector<int64_t> all = mine;
+  if (ranks != nullptr) {
+    all.resize(mine.size() * num_ranks);
+    ranks->comm.all_gather(mine, all);
+  }
+  StepTokens tokens;
+  for (size_t rank = 0; rank < num_ranks; ++rank) tokens.targets += all[rank * mine.size()];
+  int64_t position = 0;
+  for (size_t m = 1; m < mine.size(); ++m) {
+    for (size_t rank = 0; rank < num_ranks; ++rank) {
+      const int64_t size = all[rank * mine.size() + m];
+      if (rank == own) tokens.position_M.push_back(at::arange(position, position + size, at::kLong));
+      position += size;
+    }
+  }
+  return tokens;
+}
+
 /// One step under way.
 class StepRunner {
  public:
-  StepRunner(Decoder& model, const BalanceConfig& config, const BalanceState& state, std::vector<Batch> forwards,
-             StepPlan plan, const StepOptions& options, uint64_t seed)
-      : model_(model), forwards_(std::move(forwards)), plan_(std::move(plan)), options_(options), seed_(seed),
-        balance_(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_, state),
+  StepRunner(Decoder& model, const BalanceConfig& config, const BalanceState& state, const std::vector<Batch>& micro_batches,
+             const StepOptions& options, uint64_t seed, int64_t step, const BalanceRanks* ranks)
+      : model_(model), forwards_(pack_forwards(micro_batches, options.forward)),
+        plan_(make_step_plan(step, forwards_, static_cast<int64_t>(micro_batches.size()))), options_(options), seed_(seed),
+        ranks_(ranks),
+        balance_(make_balance(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_,
+                              state, ranks)),
         whole_step_(balance_.needs_whole_step()), offsets_LE_(state.selection_offsets_LE),
         selection_score_(selection_score(config.selection.rule)) {
-    for (const Batch& batch : forwards_) {
-      result_.tokens += batch.num_valid_tokens();
-      result_.targets += batch.num_targets();
-      first_tokens_.push_back(next_token_);
-      next_token_ += batch.ids_BS.numel();
-    }
+    StepTokens tokens = gather_tokens(micro_batches, ranks);
+    result_.tokens = balance_.step_tokens();
+    result_.targets = tokens.targets;
+    position_F_ = options.forward == ForwardPacking::Separate ? std::move(tokens.position_M)
+                                                              : std::vector{at::cat(tokens.position_M)};
   }
 
   StepResult run(BalanceState& state) {
@@ -41,12 +98,11 @@ class StepRunner {
     } else {
       run_all_forwards_first();
     }
-    result_.loss = loss_sum_ / static_cast<double>(result_.targets);
+    finish_sums();
     result_.balance = balance_.values();
     result_.step_counts_LE = balance_.step_counts_LE();
     result_.micro_batch_counts_MLE = balance_.micro_batch_counts_MLE();
     result_.lacks_history = balance_.lacks_history();
-    result_.replay_differences = recorder_.differences();
     balance_.finish(state);
     return std::move(result_);
   }
@@ -54,13 +110,20 @@ class StepRunner {
  private:
   [[nodiscard]] size_t num_forwards() const { return forwards_.size(); }
 
+  void finish_sums() {
+    std::array<double, 2> sums = {loss_sum_, static_cast<double>(recorder_.differences())};
+    if (ranks_ != nullptr) ranks_->comm.all_reduce_sum(std::span<double>(sums));
+    result_.loss = sums[0] / static_cast<double>(result_.targets);
+    result_.replay_differences = static_cast<int64_t>(sums[1]);
+  }
+
   ForwardContext context_of(size_t index, RoutingPhase phase) {
     ForwardContext context;
     context.phase = phase;
     context.seed = seed_;
     context.step = plan_.step;
     context.forward = static_cast<int64_t>(index);
-    context.first_token = first_tokens_[index];
+    context.position_T = position_F_[index];
     context.balance = &balance_;
     context.selection_offsets_LE = offsets_LE_;
     context.selection_score = selection_score_;
@@ -136,36 +199,35 @@ class StepRunner {
   StepPlan plan_;
   const StepOptions& options_;
   uint64_t seed_;
+  const BalanceRanks* ranks_;
   StepBalance balance_;
   bool whole_step_;
   bool counted_ahead_ = false;
   at::Tensor offsets_LE_;
   SelectionScore selection_score_;
   ChoiceRecorder recorder_;
-  std::vector<int64_t> first_tokens_;
-  int64_t next_token_ = 0;
-  double loss_sum_ = 0.0;
+  std::vector<at::Tensor> position_F_;  // number of each token within the step
+  double loss_sum_ = 0.0;               // of this rank
   StepResult result_;
 };
-
-/// Losses of weights alone: once a step, after everything else is in the gradients.
-void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result) {
-  if (config.simbal_coefficient == 0.0) return;
-  const double share = config.layers == LayerReduction::Mean ? 1.0 / static_cast<double>(model.num_moe_layers()) : 1.0;
-  for (Parameter* weight : model.router_weights()) {
-    const ParameterLoss loss = simbal_loss(weight->master);
-    const at::Tensor gradient_ED = loss.gradient_ED.mul(share * config.simbal_coefficient);
-    weight->grad = weight->grad.defined() ? weight->grad.add_(gradient_ED) : gradient_ED;
-    result.simbal_L.push_back(loss.value);
-    result.balance.weighted_loss += share * config.simbal_coefficient * loss.value;
-  }
-}
 
 }  // namespace
 
 SelectionScore selection_score(SelectionRule rule) {
   const bool logits = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
   return logits ? SelectionScore::Logits : SelectionScore::Probs;
+}
+
+std::vector<Batch> share_of_rank(const std::vector<Batch>& micro_batches, int64_t rank, int64_t num_ranks) {
+  const auto count = static_cast<int64_t>(micro_batches.size());
+  SWITCHYARD_CHECK(num_ranks >= 1 && rank >= 0 && rank < num_ranks && count % num_ranks == 0, UsageError, "rank ", rank, " of ",
+                   num_ranks, " cannot take its share of ", count, " micro-batches; expected a multiple of the ranks");
+  std::vector<Batch> share;
+  for (int64_t m = rank; m < count; m += num_ranks) {
+    share.push_back(micro_batches[static_cast<size_t>(m)]);
+    share.back().segment_micro_batch.assign(share.back().segment_tokens.size(), m / num_ranks);
+  }
+  return share;
 }
 
 std::vector<Batch> pack_forwards(const std::vector<Batch>& micro_batches, ForwardPacking packing) {
@@ -183,18 +245,29 @@ StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_
     plan.segment_tokens.insert(plan.segment_tokens.end(), batch.segment_tokens.begin(), batch.segment_tokens.end());
     plan.segment_micro_batch.insert(plan.segment_micro_batch.end(), batch.segment_micro_batch.begin(),
                                     batch.segment_micro_batch.end());
+    const std::vector<int64_t> domains = segment_domains(batch);
+    plan.segment_domain.insert(plan.segment_domain.end(), domains.begin(), domains.end());
     plan.forward_begin.push_back(static_cast<int64_t>(plan.segment_tokens.size()));
   }
   return plan;
 }
 
 StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
-                    const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed, int64_t step) {
-  std::vector<Batch> forwards = pack_forwards(micro_batches, options.forward);
-  StepPlan plan = make_step_plan(step, forwards, static_cast<int64_t>(micro_batches.size()));
-  StepResult result = StepRunner(model, config, state, std::move(forwards), std::move(plan), options, seed).run(state);
-  add_parameter_losses(model, config, result);
-  return result;
+                    const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed, int64_t step,
+                    const BalanceRanks* ranks) {
+  return StepRunner(model, config, state, micro_batches, options, seed, step, ranks).run(state);
+}
+
+void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result) {
+  if (config.simbal_coefficient == 0.0) return;
+  const double share = config.layers == LayerReduction::Mean ? 1.0 / static_cast<double>(model.num_moe_layers()) : 1.0;
+  for (Parameter* weight : model.router_weights()) {
+    const ParameterLoss loss = simbal_loss(weight->master);
+    const at::Tensor gradient_ED = loss.gradient_ED.mul(share * config.simbal_coefficient);
+    weight->grad = weight->grad.defined() ? weight->grad.add_(gradient_ED) : gradient_ED;
+    result.simbal_L.push_back(loss.value);
+    result.balance.weighted_loss += share * config.simbal_coefficient * loss.value;
+  }
 }
 
 }  // namespace switchyard

@@ -1,7 +1,7 @@
 #pragma once
 // Forwards and backwards of one optimizer step, in the order that the balancing scope needs. The gradient contract is Sum:
 // the loss is the sum of cross-entropies over all scored targets of the step, divided by their number, so each token weighs
-// the same however the step is cut into micro-batches. M micro-batches, L MoE layers, E experts.
+// the same however the step is cut into micro-batches and dealt to ranks. M micro-batches, L MoE layers, E experts.
 
 #include <ATen/core/Tensor.h>
 
@@ -22,13 +22,13 @@ struct StepOptions {
   ForwardPacking forward = ForwardPacking::Together;
   OnReplayMismatch on_replay_mismatch = OnReplayMismatch::Error;
   /// Called before each forward of the model; may be empty. Tests use it to break what must be detected.
-  std::function<void(RoutingPhase phase, int64_t forward)> before_forward;
+  std::function<void(RoutingPhase phase, int64_t forward)> before_forward{};
 };
 
 struct StepResult {
-  double loss = 0.0;        // cross-entropy, nats per scored target of the step; balancing excluded
-  int64_t tokens = 0;       // valid tokens
-  int64_t targets = 0;      // scored targets
+  double loss = 0.0;        // cross-entropy, nats per scored target of the step, over all ranks; balancing excluded
+  int64_t tokens = 0;       // valid tokens, over all ranks
+  int64_t targets = 0;      // scored targets, over all ranks
   BalanceValues balance;
   std::vector<double> simbal_L;  // SimBal of each router, raw; empty if its coefficient is 0
   at::Tensor step_counts_LE;          // int64
@@ -42,18 +42,30 @@ struct StepResult {
 /// The scores that a rule's offsets are added to.
 [[nodiscard]] SelectionScore selection_score(SelectionRule rule);
 
+/// What rank `rank` of `num_ranks` takes of a step: micro-batches rank, rank + num_ranks, ..., numbered anew from 0. So the order
+/// of the step (micro-batch, rank) is the order in which one process has them.
+/// @throws UsageError unless the ranks divide the micro-batches
+[[nodiscard]] std::vector<Batch> share_of_rank(const std::vector<Batch>& micro_batches, int64_t rank, int64_t num_ranks);
+
 /// The forwards of a step over these batches: one each, or one for all. Segments keep their order and micro-batch.
 [[nodiscard]] std::vector<Batch> pack_forwards(const std::vector<Batch>& micro_batches, ForwardPacking packing);
 
-/// @param num_micro_batches  M, micro-batches without a valid token included
+/// A segment's domain is that of its first token.
+/// @param num_micro_batches  M of this rank, micro-batches without a valid token included
 [[nodiscard]] StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_t num_micro_batches);
 
 /// Leaves the gradient of the step in Parameter::grad (clearing what was there) and the step's statistics in `state`.
-/// Weights are not changed.
-/// @param step  0-based, key of the random streams of the routers
+/// Weights are not changed. With ranks it is collective, and the gradient is this rank's part: the sum over ranks is that of the
+/// step (train/gradients.hpp adds it up).
+/// @param micro_batches  of this rank, numbered from 0; the same number on each
+/// @param step   0-based, key of the random streams of the routers
+/// @param ranks  that share the step; null: this process has it alone
 /// @throws StateError when the loss is not finite, or a routing does not replay; `state` is unchanged then
 [[nodiscard]] StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
                                   const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed,
-                                  int64_t step);
+                                  int64_t step, const BalanceRanks* ranks = nullptr);
+
+/// Adds the losses of weights alone (SimBal) to gradients and result: once a step, after the gradients were summed over ranks.
+void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result);
 
 }  // namespace switchyard

@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::string mode = argv[2];
-  MpiSession session(mode == "progress_thread" ? Progress::Thread : Progress::InCalls);
+  MpiSession session(mode == "progress_thread" ? MpiProgress::Thread : MpiProgress::InCalls);
   try {
     run(*session.world(), std::atol(argv[1]), mode);
   } catch (const std::exception& error) {

@@ -1,0 +1,21 @@
+#pragma once
+// Adds up over ranks what the backwards of a step left on each.
+
+#include <cstdint>
+
+#include "switchyard/comm/communicator.hpp"
+#include "switchyard/core/parameter.hpp"
+
+namespace switchyard {
+
+/// Numbers that travel in one message. Large enough that a message's fixed cost (some 10 us, docs/comm.md) is lost beside its
+/// transfer (about 1 ms); small enough that buffer and the copies that MPI makes of it stay near the processor's caches.
+inline constexpr int64_t kBucketNumbers = int64_t{1} << 20;
+
+/// Parameter::grad of every trained parameter becomes the sum over ranks, in rank order: the same bits on every rank. A gradient
+/// that is undefined on one rank counts as zeros. Sharded parameters are left out: theirs is complete on the rank that holds
+/// them. Collective, in the order of the parameters; it runs after the last backward and does not overlap with it.
+/// @throws CommError also where ranks have other parameters
+void sum_gradients(const ParameterRefs& parameters, Communicator& comm);
+
+}  // namespace switchyard

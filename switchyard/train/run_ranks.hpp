@@ -1,0 +1,45 @@
+#pragma once
+// The ranks that train one run together, seen by one of them. A run alone is one rank of one, without messages.
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/comm/communicator.hpp"
+
+namespace switchyard {
+
+class RunRanks {
+ public:
+  /// @param comm  null: alone; must outlive this
+  explicit RunRanks(Communicator* comm);
+
+  [[nodiscard]] int64_t rank() const { return comm_ == nullptr ? 0 : comm_->rank(); }
+  [[nodiscard]] int64_t size() const { return comm_ == nullptr ? 1 : comm_->size(); }
+  [[nodiscard]] bool is_first() const { return rank() == 0; }  // that rank alone writes and tells
+  /// Null where there is nobody to talk to.
+  [[nodiscard]] Communicator* comm() const { return comm_; }
+  [[nodiscard]] const BalanceRanks* balance() const { return balance_ ? &*balance_ : nullptr; }
+
+  void set_step(int64_t step);
+
+  /// Runs `part` on every rank, then lets all know how it went. `part` must not be collective. Collective.
+  /// @throws what `part` threw, on the first rank; SharedError with the texts of all on the others, and where only another rank
+  ///         than the first failed
+  void together(const std::function<void()>& part);
+
+  /// The sum over ranks. Collective.
+  [[nodiscard]] int64_t sum(int64_t value);
+  /// What the first rank gives. Collective.
+  [[nodiscard]] std::string from_first(const std::string& text);
+  /// @throws SharedError unless all ranks give the same text; `what` names it. Collective
+  void require_same(const std::string& what, const std::string& text);
+
+ private:
+  Communicator* comm_;
+  std::optional<BalanceRanks> balance_;
+};
+
+}  // namespace switchyard

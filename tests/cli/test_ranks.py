@@ -1,0 +1,140 @@
+"""Training on several ranks through the command line: the curve, an end by signal, a rank that is killed, wrong use."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from switchyard_program import make_corpus, run, start, stop, wait_until, write_config
+
+LIMIT_SECONDS = 30
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="session")
+def config(work):
+    run("data", "build", "--from", make_corpus(work / "text"), "--out", work / "data", "--vocab-size", 400)
+    text = write_config(work / "run.toml", work / "data").read_text().replace("micro_batches = 3", "micro_batches = 4")
+    (work / "run.toml").write_text(text.replace("[execution]", '[execution]\ndtype = "float32"'))
+    return work / "run.toml"
+
+
+def records(folder, kind):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder, "step")]
+
+
+def newest_weights(folder):
+    return (sorted((folder / "checkpoints").iterdir())[-1] / "model.safetensors").read_bytes()
+
+
+def ranks_below(launcher):
+    """Process numbers of the ranks by rank, found among the descendants of the launcher."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended meanwhile
+            continue
+    found = {}
+    for process in parents:
+        ancestor = process
+        while ancestor in parents and ancestor != launcher:
+            ancestor = parents[ancestor]
+        if ancestor != launcher:
+            continue
+        try:
+            environment = dict(
+                entry.split("=", 1) for entry in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in entry
+            )
+        except OSError:
+            continue
+        if "OMPI_COMM_WORLD_RANK" in environment:
+            found[int(environment["OMPI_COMM_WORLD_RANK"])] = process
+    return found
+
+
+@pytest.fixture(scope="session")
+def two_ranks(work, config):
+    folder = work / "two"
+    done = run("launch", "-n", 2, "--threads", 1, "--", "train", config, "--out", folder)
+    assert done.stdout.count("done: ") == 1, "one rank tells"
+    return folder
+
+
+def test_two_ranks_have_the_curve_of_one(work, config, two_ranks):
+    run("train", config, "--out", work / "one")
+    assert losses(two_ranks) == pytest.approx(losses(work / "one"), rel=1e-4)
+    one, two = records(work / "one", "step"), records(two_ranks, "step")
+    assert [record["tokens"] for record in two] == [record["tokens"] for record in one]
+    (one,), (two,) = records(work / "one", "evaluation"), records(two_ranks, "evaluation")
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert two["tokens"] == one["tokens"]
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_resumes_to_the_same_bits(work, config, two_ranks):
+    folder = work / "killed"
+    process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder)
+    wait_until(lambda: (folder / "checkpoints" / "step-00000002").exists(), process)
+    ranks = ranks_below(process.pid)
+    assert sorted(ranks) == [0, 1]
+    handles = [os.pidfd_open(number) for number in ranks.values()]
+    begin = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 1
+    wait_until_ended(handles, begin + LIMIT_SECONDS)
+    assert "rank 1" in err and "signal 9" in err
+    assert "what was saved can be resumed" in err
+    assert not records(folder, "end")
+    run("launch", "-n", 2, "--threads", 1, "--", "train", "--resume", folder)
+    assert losses(folder) == losses(two_ranks)
+    assert newest_weights(folder) == newest_weights(two_ranks)
+
+
+def wait_until_ended(handles, deadline):
+    import select
+
+    poller = select.poll()
+    living = set(handles)
+    for handle in handles:
+        poller.register(handle, select.POLLIN)
+    while living:
+        assert time.monotonic() < deadline, "a rank lives on"
+        for ended, _ in poller.poll(max(1, 1000 * (deadline - time.monotonic()))):
+            poller.unregister(ended)
+            living.discard(ended)
+
+
+def test_a_signal_saves_once_and_another_number_of_ranks_goes_on(work, config):
+    folder = work / "signalled"
+    process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder, "--set", "steps=100000")
+    wait_until(lambda: (folder / "log.jsonl").exists() and losses(folder), process)
+    code, _, err = stop(process, signal.SIGINT)
+    assert code == 1
+    assert err.count(f"switchyard launch -n 2 -- train --resume {folder}") == 1
+    assert records(folder, "end")[-1]["reason"] == "interrupted"
+    steps = len(losses(folder))
+    run("train", "--resume", folder, "--set", f"steps={steps + 1}")
+    assert len(losses(folder)) == steps + 1
+
+
+def test_wrong_use_is_told_once_with_its_exit_code(work, config):
+    missing = run("launch", "-n", 2, "--", "train", work / "nothing.toml", code=2)
+    assert missing.stderr.count("nothing.toml") == 1
+    uneven = run("launch", "-n", 3, "--", "train", config, "--out", work / "uneven", code=2)
+    assert uneven.stderr.count("data.micro_batches is 4, which 3 ranks cannot share evenly") == 1
+    assert not (work / "uneven").exists()
+    assert "ranks were asked for" in run("launch", "-n", 0, "--", "train", config, code=2).stderr
+    assert "command" in run("launch", "-n", 2, code=2).stderr
