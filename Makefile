@@ -48,7 +48,8 @@ test-long: all
 	@tools/test_long.sh $(jobs)
 
 bench: configure
-	@cmake --build --preset release --target decoder_bench -j $(jobs)
+	@cmake --build --preset release --target decoder_bench kernels_bench -j $(jobs)
+	@build/release/bench/kernels_bench
 	@build/release/bench/decoder_bench
 
 shape ?= ii
