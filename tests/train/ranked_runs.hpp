@@ -11,7 +11,7 @@
 #include "switchyard/data/batch.hpp"
 #include "switchyard/train/run.hpp"
 #include "tests/train/fixtures.hpp"
-#include "tests/train/scratch_folder.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 
@@ -43,7 +43,7 @@ class RankedRunTest : public testing::Test {
                                                  const std::function<std::vector<Batch>(const std::vector<Batch>&)>& shape);
 
  private:
-  ScratchFolder scratch_;
+  test::ScratchFolder scratch_;
 };
 
 }  // namespace switchyard
