@@ -19,7 +19,7 @@
 namespace switchyard {
 namespace {
 
-WeightSource weight_source(const ModelConfig& config, ComputeType compute, uint64_t seed) {
+WeightSource weight_source(const ModelConfig& config, ComputeType compute, uint64_t seed, Communicator* expert_ranks) {
   SWITCHYARD_CHECK(compute != ComputeType::Auto, UsageError,
                    "decoder: compute type auto is not resolved; call resolve_compute_type() first");
   config.validate("model");
@@ -28,6 +28,7 @@ WeightSource weight_source(const ModelConfig& config, ComputeType compute, uint6
   source.deviation = config.init_deviation;
   source.master_type = compute == ComputeType::Float64 ? at::kDouble : at::kFloat;
   source.compute_type = compute == ComputeType::BFloat16 ? at::kBFloat16 : source.master_type;
+  if (expert_ranks != nullptr && expert_ranks->size() > 1) source.expert_ranks = expert_ranks;
   return source;
 }
 
@@ -43,9 +44,6 @@ void check_batch(const Batch& batch) {
 }  // namespace
 
 struct Decoder::Impl {
-  Impl(const ModelConfig& model, ComputeType type, int64_t num_domains, uint64_t seed)
-      : Impl(model, type, num_domains, weight_source(model, type, seed)) {}
-
   Impl(const ModelConfig& model, ComputeType type, int64_t num_domains, const WeightSource& weights)
       : config(model), compute(type), source(weights) {
     // Looked up in the master: only the rows that occur are cast, and their gradient stays in fp32. A tied table is also
@@ -95,8 +93,9 @@ std::shared_ptr<LayerInput> Decoder::Impl::layer_input(const Batch& batch, const
   return input;
 }
 
-Decoder::Decoder(const ModelConfig& config, ComputeType compute, int64_t num_domains, uint64_t seed)
-    : impl_(std::make_unique<Impl>(config, compute, num_domains, seed)) {}
+Decoder::Decoder(const ModelConfig& config, ComputeType compute, int64_t num_domains, uint64_t seed,
+                 Communicator* expert_ranks)
+    : impl_(std::make_unique<Impl>(config, compute, num_domains, weight_source(config, compute, seed, expert_ranks))) {}
 Decoder::~Decoder() = default;
 Decoder::Decoder(Decoder&&) noexcept = default;
 

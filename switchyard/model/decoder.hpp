@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "switchyard/balance/step_balance.hpp"
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/data/batch.hpp"
 #include "switchyard/model/config.hpp"
 #include "switchyard/router/router.hpp"
@@ -43,7 +44,11 @@ struct ForwardContext {
 class Decoder {
  public:
   /// Weights are drawn from the streams of `seed`; `compute` must not be Auto (see resolve_compute_type()).
-  Decoder(const ModelConfig& config, ComputeType compute, int64_t num_domains, uint64_t seed);
+  /// @param expert_ranks  ranks that divide the experts among them (Parameter::shard): then every forward and backward is
+  ///                      collective. Outlives the decoder; null: all experts are here
+  /// @throws ConfigError unless the ranks divide the experts
+  Decoder(const ModelConfig& config, ComputeType compute, int64_t num_domains, uint64_t seed,
+          Communicator* expert_ranks = nullptr);
   ~Decoder();
   Decoder(Decoder&&) noexcept;
 
@@ -68,7 +73,7 @@ class Decoder {
   /// The matrices that score experts, [E, D], of the MoE layers that train one.
   [[nodiscard]] ParameterRefs router_weights();
   /// Views of the masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken
-  /// apart. Writing to a view writes the master; call refresh_compute_weights() afterwards.
+  /// apart; of divided experts those of this rank. Writing to a view writes the master; call refresh_compute_weights() afterwards.
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
   /// Casts masters into the compute copies. Call after loading; the optimizer does it itself.
   void refresh_compute_weights();

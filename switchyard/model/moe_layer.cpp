@@ -9,6 +9,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/experts.hpp"
+#include "switchyard/model/sharded_experts.hpp"
 
 namespace switchyard {
 namespace {
@@ -42,6 +43,8 @@ at::Tensor combine_weights(const Routing& routing, at::ScalarType type) {
 MoeLayer::MoeLayer(const ModelConfig& config, int64_t moe_layer, int64_t num_domains, const std::string& prefix,
                    const WeightSource& source)
     : moe_layer_(moe_layer),
+      num_experts_(config.num_experts),
+      expert_ranks_(source.expert_ranks),
       expert_prefix_(prefix + "experts."),
       gate_up_parts_{{"gate_proj.weight", config.expert_width}, {"up_proj.weight", config.expert_width}},
       down_parts_{{"down_proj.weight", config.width}},
@@ -87,19 +90,24 @@ Routing MoeLayer::route(const at::Tensor& normed_TD, const LayerInput& input) {
 at::Tensor MoeLayer::forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run) {
   const ForwardContext& context = input.context;
   const Routing routing = route(normed_TD, input);
-  SWITCHYARD_CHECK(routing.num_tokens == normed_TD.size(0) && routing.num_experts == gate_up_.compute.size(0), ShapeError,
+  SWITCHYARD_CHECK(routing.num_tokens == normed_TD.size(0) && routing.num_experts == num_experts_, ShapeError,
                    "router of MoE layer ", moe_layer_, " returned a routing of ", routing.num_tokens, " tokens and ",
-                   routing.num_experts, " experts; expected ", normed_TD.size(0), " and ", gate_up_.compute.size(0));
+                   routing.num_experts, " experts; expected ", normed_TD.size(0), " and ", num_experts_);
   if (context.balance) context.balance->record(context.forward, moe_layer_, routing, input.segment_T);
   if (run == LayerRun::First && context.observe) context.observe(moe_layer_, routing);
 
   const ExpertSlots slots{routing.token_A, combine_weights(routing, gate_up_.master.scalar_type()), routing.offsets_E};
-  at::Tensor out_TD = grouped_experts(normed_TD, gate_up_.compute, down_.compute, slots);
+  at::Tensor out_TD = run_experts(normed_TD, slots);
   if (context.balance != nullptr && context.balance->wants_outputs()) {
     const at::Tensor loss_T = output_losses_T(normed_TD, routing);
     out_TD = context.balance->through_outputs(context.forward, moe_layer_, out_TD, loss_T, input.segment_T);
   }
   return shared_ ? out_TD.add(shared_->forward(normed_TD)) : out_TD;
+}
+
+at::Tensor MoeLayer::run_experts(const at::Tensor& hidden_TD, const ExpertSlots& slots) const {
+  return expert_ranks_ == nullptr ? grouped_experts(hidden_TD, gate_up_.compute, down_.compute, slots)
+                                  : sharded_experts(hidden_TD, gate_up_.compute, down_.compute, slots, *expert_ranks_);
 }
 
 // Each slot's output by itself. A second run of the experts: the loss is rare, and the combining kernel stays simple.
@@ -109,8 +117,7 @@ at::Tensor MoeLayer::output_losses_T(const at::Tensor& normed_TD, const Routing&
   const int64_t num_slots = routing.token_A.size(0);
   const at::TensorOptions wide = normed_TD.options().dtype(gate_up_.master.scalar_type());
   const ExpertSlots alone{at::arange(num_slots, routing.token_A.options()), at::ones({num_slots}, wide), routing.offsets_E};
-  const at::Tensor out_AD =
-      grouped_experts(normed_TD.index_select(0, routing.token_A), gate_up_.compute, down_.compute, alone);
+  const at::Tensor out_AD = run_experts(normed_TD.index_select(0, routing.token_A), alone);
   // Slots by token: as many for each valid token, none for padding.
   const at::Tensor by_token_A = at::argsort(routing.token_A, /*stable=*/true, 0, /*descending=*/false);
   const int64_t num_chosen = routing.ids_TK.size(1);
@@ -139,8 +146,8 @@ ParameterRefs MoeLayer::parameters() {
 std::vector<NamedTensor> MoeLayer::named_weights() const {
   std::vector<NamedTensor> weights;
   for (const Parameter* parameter : router_->parameters()) weights.push_back({parameter->name, parameter->master});
-  for (const auto& parts : {expert_parts(gate_up_.master, expert_prefix_, gate_up_parts_),
-                            expert_parts(down_.master, expert_prefix_, down_parts_)}) {
+  for (const auto& parts : {expert_parts(gate_up_.master, expert_prefix_, gate_up_parts_, gate_up_.shard.begin),
+                            expert_parts(down_.master, expert_prefix_, down_parts_, down_.shard.begin)}) {
     weights.insert(weights.end(), parts.begin(), parts.end());
   }
   if (shared_) {

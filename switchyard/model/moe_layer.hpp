@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "switchyard/core/parameter.hpp"
+#include "switchyard/kernels/experts.hpp"
 #include "switchyard/model/config.hpp"
 #include "switchyard/model/feed_forward.hpp"
 #include "switchyard/model/layer_input.hpp"
@@ -34,14 +35,17 @@ class MoeLayer {
 
  private:
   [[nodiscard]] Routing route(const at::Tensor& normed_TD, const LayerInput& input);
+  [[nodiscard]] at::Tensor run_experts(const at::Tensor& hidden_TD, const ExpertSlots& slots) const;
   [[nodiscard]] at::Tensor output_losses_T(const at::Tensor& normed_TD, const Routing& routing) const;
 
   int64_t moe_layer_;
+  int64_t num_experts_;
+  Communicator* expert_ranks_;  // null: all experts are here
   std::string expert_prefix_;
   std::vector<WeightSource::Part> gate_up_parts_;
   std::vector<WeightSource::Part> down_parts_;
   std::unique_ptr<Router> router_;
-  Parameter gate_up_;  // [E, 2F, D]
+  Parameter gate_up_;  // [E, 2F, D]; of this rank's experts where they are divided
   Parameter down_;     // [E, D, F]
   std::optional<FeedForward> shared_;
 };

@@ -36,8 +36,13 @@ Parameter WeightSource::expert_matrices(const std::string& name, int64_t num_exp
                                         const std::string& prefix, const std::vector<Part>& parts) const {
   int64_t rows = 0;
   for (const Part& part : parts) rows += part.rows;
-  Parameter parameter = with_master(name, at::empty({num_experts, rows, columns}, master_type));
-  for (const NamedTensor& part : expert_parts(parameter.master, prefix, parts)) draw(*this, part);
+  const int64_t num_ranks = expert_ranks == nullptr ? 1 : expert_ranks->size();
+  SWITCHYARD_CHECK(num_experts % num_ranks == 0, ConfigError, "model.num_experts is ", num_experts, ", which ", num_ranks,
+                   " ranks cannot hold evenly; expected a multiple of ", num_ranks, ", or execution.experts = \"replicated\"");
+  const int64_t own_experts = num_experts / num_ranks;
+  Parameter parameter = with_master(name, at::empty({own_experts, rows, columns}, master_type));
+  if (num_ranks > 1) parameter.shard = {expert_ranks->rank() * own_experts, num_experts};
+  for (const NamedTensor& part : expert_parts(parameter.master, prefix, parts, parameter.shard.begin)) draw(*this, part);
   attach_compute(parameter, compute_type);
   return parameter;
 }
@@ -60,11 +65,11 @@ std::vector<NamedTensor> matrix_parts(const at::Tensor& matrix, const std::vecto
 }
 
 std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::string& prefix,
-                                      const std::vector<WeightSource::Part>& parts) {
+                                      const std::vector<WeightSource::Part>& parts, int64_t first_expert) {
   std::vector<NamedTensor> views;
   for (int64_t expert = 0; expert < matrices_E.size(0); ++expert) {
     for (const NamedTensor& part : matrix_parts(matrices_E.select(0, expert), parts)) {
-      views.push_back({join_text(prefix, expert, ".", part.name), part.tensor});
+      views.push_back({join_text(prefix, first_expert + expert, ".", part.name), part.tensor});
     }
   }
   return views;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/core/parameter.hpp"
 #include "switchyard/model/decoder.hpp"
 
@@ -18,6 +19,7 @@ struct WeightSource {
   double deviation = 0.02;
   at::ScalarType master_type = at::kFloat;   // kDouble for exactness tests
   at::ScalarType compute_type = at::kFloat;  // of matrices; vectors and the router compute in the master type
+  Communicator* expert_ranks = nullptr;      // each holds an equal share of the experts; null: all experts are here
 
   /// Drawn from N(0, deviation^2). `parts` name consecutive pieces along the first dimension with their sizes there; the
   /// pieces are drawn one by one. Empty: the whole under its own name.
@@ -27,7 +29,9 @@ struct WeightSource {
   };
   [[nodiscard]] Parameter matrix(const std::string& name, c10::IntArrayRef sizes, const std::vector<Part>& parts = {}) const;
   /// One matrix for each expert, [E, rows, columns]; `parts` divide the rows of each, their names are made from
-  /// `prefix` + expert + "." + part.
+  /// `prefix` + expert + "." + part. With expert_ranks only this rank's, [E / R, rows, columns], which have the values that
+  /// they have where all are made.
+  /// @throws ConfigError unless the ranks divide the experts
   [[nodiscard]] Parameter expert_matrices(const std::string& name, int64_t num_experts, int64_t columns,
                                           const std::string& prefix, const std::vector<Part>& parts) const;
   /// Ones, without weight decay, computed in the master type.
@@ -37,7 +41,7 @@ struct WeightSource {
 /// Views of the parts of a stacked matrix, as WeightSource::matrix and ::expert_matrices divide it.
 [[nodiscard]] std::vector<NamedTensor> matrix_parts(const at::Tensor& matrix, const std::vector<WeightSource::Part>& parts);
 [[nodiscard]] std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::string& prefix,
-                                                    const std::vector<WeightSource::Part>& parts);
+                                                    const std::vector<WeightSource::Part>& parts, int64_t first_expert = 0);
 
 /// Makes `compute` from `master`: the same storage where the types agree, else a cast copy; a leaf, with gradient if trained.
 void attach_compute(Parameter& parameter, at::ScalarType compute_type);

@@ -10,6 +10,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/model/weights_file.hpp"
+#include "switchyard/train/shards.hpp"
 
 namespace switchyard {
 namespace {
@@ -150,15 +151,19 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 }
 
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
-                         const TrainingState& state) {
+                         const TrainingState& state, const RunRanks& ranks) {
+  const OwnRowsByName rows = sharded_rows(model.parameters());
+  const NamedTensors weights = gather_whole(model_tensors(model), rows, ranks.comm());
+  const NamedTensors moments = gather_whole(optimizer.moments(), rows, ranks.comm());
+  if (!ranks.is_first()) return {};
   const fs::path target = run_folder / kFolder / folder_name(state.step);
   if (fs::exists(target)) {
     if (is_whole(target)) return target;  // training is a function of the step, so its content would be the same
     remove_checkpoint(target);
   }
   StagedFolder folder(target);
-  save_tensors(folder.path() / kModel, model_tensors(model), {});
-  save_tensors(folder.path() / kOptimizer, optimizer.moments(), {});
+  save_tensors(folder.path() / kModel, weights, {});
+  save_tensors(folder.path() / kOptimizer, moments, {});
   save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
   write_state(folder.path() / kState, info, optimizer, state);
   write_file_atomically(folder.path() / kConfig, to_toml(info.config));
@@ -192,6 +197,7 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
 
 void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state) {
   TrainingState loaded;
+  const OwnRowsByName rows = sharded_rows(model.parameters());
   const json object = parse_json(checkpoint / kState);
   try {
     loaded.step = object.at("step").get<int64_t>();
@@ -200,11 +206,11 @@ void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimize
     loaded.batcher.step = object.at("batcher").at("step").get<int64_t>();
     loaded.batcher.drawn_N = object.at("batcher").at("drawn").get<std::vector<int64_t>>();
     loaded.balance = load_balance(checkpoint / kBalance);
-    optimizer.restore(load_tensors(checkpoint / kOptimizer).tensors, object.at("optimizer_steps").get<int64_t>());
+    optimizer.restore(take_own(load_tensors(checkpoint / kOptimizer).tensors, rows), object.at("optimizer_steps").get<int64_t>());
   } catch (const json::exception& error) {
     throw DataError(join_text((checkpoint / kState).string(), " is damaged: ", error.what()));
   }
-  copy_weights(load_tensors(checkpoint / kModel).tensors, model, checkpoint / kModel);
+  copy_weights(take_own(load_tensors(checkpoint / kModel).tensors, rows), model, checkpoint / kModel);
   state = std::move(loaded);
 }
 

@@ -12,6 +12,7 @@
 #include "switchyard/model/decoder.hpp"
 #include "switchyard/train/adamw.hpp"
 #include "switchyard/train/run_config.hpp"
+#include "switchyard/train/run_ranks.hpp"
 
 namespace switchyard {
 
@@ -37,16 +38,19 @@ struct CheckpointInfo {
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
 
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
-/// but the newest `keep_last`.
+/// but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
+/// number of ranks.
+/// @return empty on the other ranks
 /// @throws DataError (disk full, no right): the checkpoints that were there are untouched
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
-                                      const AdamW& optimizer, const TrainingState& state);
+                                      const AdamW& optimizer, const TrainingState& state, const RunRanks& ranks);
 
 /// Checks the manifest and every hash, and reads the configuration.
 /// @throws DataError naming the file that is missing, damaged or of a format this version does not know
 [[nodiscard]] CheckpointInfo verify_checkpoint(const std::filesystem::path& checkpoint);
 
-/// Fills model, optimizer and state from a checkpoint that was verified.
+/// Fills model, optimizer and state from a checkpoint that was verified; of divided parameters with this rank's part. Every rank
+/// reads the files; no messages.
 /// @throws DataError naming the tensor or key that is missing or does not fit
 void load_checkpoint(const std::filesystem::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state);
 

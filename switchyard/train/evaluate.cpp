@@ -16,20 +16,18 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kForwardTokens = 4096;  // large enough to keep the processor busy, small enough for any memory
-
 /// Consecutive micro-batches that make one forward.
 struct Pack {
   size_t begin = 0;
   size_t end = 0;
 };
 
-std::vector<Pack> make_packs(const std::vector<Batch>& micro_batches) {
+std::vector<Pack> make_packs(const std::vector<Batch>& micro_batches, int64_t forward_tokens) {
   std::vector<Pack> packs;
   int64_t tokens = 0;
   for (size_t i = 0; i < micro_batches.size(); ++i) {
     const int64_t added = micro_batches[i].ids_BS.numel();
-    if (packs.empty() || tokens + added > kForwardTokens) {
+    if (packs.empty() || tokens + added > forward_tokens) {
       packs.push_back({i, i});
       tokens = 0;
     }
@@ -62,7 +60,7 @@ class Evaluator {
   /// Packs go round the ranks. Experts of a rank may serve the others, so all run equally many forwards: a rank that the last
   /// round leaves without a pack runs the last one once more, and its result counts nowhere.
   void run() {
-    const std::vector<Pack> packs = make_packs(heldout_.micro_batches);
+    const std::vector<Pack> packs = make_packs(heldout_.micro_batches, task_.forward_tokens);
     const auto num_ranks = static_cast<size_t>(ranks_.size());
     int64_t first_token = 0;
     for (size_t begin = 0; begin < packs.size(); begin += num_ranks) {

@@ -35,6 +35,8 @@ struct EvaluationTask {
   int64_t permutations = 200;  // document permutations behind the nulls
   uint64_t seed = 0;           // of the run: keys routers that draw at random, and the permutations
   int64_t step = 0;            // optimizer steps done; only written into the record
+  /// Tokens of a forward: enough to keep the processor busy, few enough for any memory. Micro-batches are not cut.
+  int64_t forward_tokens = 4096;
 };
 
 /// Each rank runs its part of the forwards; counts and losses are added up, so the numbers are those of one process. Collective.

@@ -8,12 +8,14 @@ namespace {
 const std::array<std::string, 3> kExactNames = {"retain", "prepass", "recompute"};
 const std::array<std::string, 2> kForwardNames = {"separate", "together"};
 const std::array<std::string, 2> kMismatchNames = {"error", "replay"};
+const std::array<std::string, 2> kPlacementNames = {"replicated", "sharded"};
 
 }  // namespace
 
 std::string to_string(const ExactOrder& value) { return kExactNames.at(static_cast<size_t>(value)); }
 std::string to_string(const ForwardPacking& value) { return kForwardNames.at(static_cast<size_t>(value)); }
 std::string to_string(const OnReplayMismatch& value) { return kMismatchNames.at(static_cast<size_t>(value)); }
+std::string to_string(const ExpertPlacement& value) { return kPlacementNames.at(static_cast<size_t>(value)); }
 
 void parse(std::string_view text, ExactOrder& value) {
   value = parse_choice<ExactOrder>("order", kExactNames, text);
@@ -23,6 +25,9 @@ void parse(std::string_view text, ForwardPacking& value) {
 }
 void parse(std::string_view text, OnReplayMismatch& value) {
   value = parse_choice<OnReplayMismatch>("answer to a replay mismatch", kMismatchNames, text);
+}
+void parse(std::string_view text, ExpertPlacement& value) {
+  value = parse_choice<ExpertPlacement>("placement of experts", kPlacementNames, text);
 }
 
 void ExecutionConfig::validate(const std::string& where) const {

@@ -24,12 +24,19 @@ enum class OnReplayMismatch {
   Replay,  // the recorded choices are used, and the number of tokens that would have chosen otherwise is reported
 };
 
+enum class ExpertPlacement {
+  Replicated,  // every rank holds all experts; their gradients are summed over ranks
+  Sharded,     // each rank holds an equal share of them, and tokens travel to the rank that holds their expert
+};
+
 [[nodiscard]] std::string to_string(const ExactOrder& value);
 [[nodiscard]] std::string to_string(const ForwardPacking& value);
 [[nodiscard]] std::string to_string(const OnReplayMismatch& value);
+[[nodiscard]] std::string to_string(const ExpertPlacement& value);
 void parse(std::string_view text, ExactOrder& value);
 void parse(std::string_view text, ForwardPacking& value);
 void parse(std::string_view text, OnReplayMismatch& value);
+void parse(std::string_view text, ExpertPlacement& value);
 
 struct ExecutionConfig {
   ComputeType dtype = ComputeType::Auto;
@@ -37,6 +44,7 @@ struct ExecutionConfig {
   Recompute recompute = Recompute::None;
   ForwardPacking forward = ForwardPacking::Together;
   OnReplayMismatch on_replay_mismatch = OnReplayMismatch::Error;
+  ExpertPlacement experts = ExpertPlacement::Replicated;
   int64_t threads = 0;  // of each rank; 0: as many as the machine has, or OMP_NUM_THREADS says
   /// A rank that died is noticed at once by its launcher. This is for one that hangs, and must be longer than what the first rank
   /// does alone: writing a checkpoint, the permutations of an evaluation.
@@ -49,6 +57,7 @@ struct ExecutionConfig {
     visit("recompute", recompute, "activation recomputation: none or layers");
     visit("forward", forward, "micro-batches of a step in forwards of their own (separate) or in one (together)");
     visit("on_replay_mismatch", on_replay_mismatch, "routing that a pre-pass did not foresee: error or replay");
+    visit("experts", experts, "experts on ranks: replicated or sharded");
     visit("threads", threads, "threads of tensor operations, 0 for the default");
     visit("time_limit", time_limit, "seconds that ranks wait for each other");
   }

@@ -46,7 +46,7 @@ class TrainingRun {
       : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(config.data.path),
         batcher_((check_fits(config, dataset_), dataset_), config.data.batcher, seed()),
         compute_(resolve_compute_type(config.execution.dtype)),
-        model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed()),
+        model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed(), expert_ranks()),
         optimizer_(model_.parameters(), config.optimizer), heldout_(load_heldout(dataset_, config)),
         info_{config, batcher_.domains(), dataset_.hash()} {
     state_.batcher = batcher_.state();
@@ -90,6 +90,9 @@ class TrainingRun {
     return finish(done ? EndReason::Done : EndReason::Interrupted);
   }
 
+  [[nodiscard]] Communicator* expert_ranks() const {
+    return config_.execution.experts == ExpertPlacement::Sharded ? ranks_.comm() : nullptr;
+  }
   [[nodiscard]] uint64_t seed() const { return static_cast<uint64_t>(config_.seed); }
   [[nodiscard]] bool at_end() const { return state_.step >= config_.steps; }
   [[nodiscard]] bool is_due(int64_t every) const { return every > 0 && state_.step % every == 0; }
@@ -148,7 +151,10 @@ class TrainingRun {
     record.step = state_.step + 1;
     record.domains = batcher_.domains();
     record.num_layers = model_.num_moe_layers();
-    for (const Parameter* parameter : model_.parameters()) record.parameters += parameter->master.numel();
+    for (const Parameter* parameter : model_.parameters()) {
+      const int64_t parts = is_sharded(*parameter) ? parameter->shard.whole / parameter->master.size(0) : 1;
+      record.parameters += parts * parameter->master.numel();
+    }
     record.compute_type = to_string(compute_);
     record.data_hash = dataset_.hash();
     return record;
@@ -157,7 +163,9 @@ class TrainingRun {
   void add_standing_notices() {
     for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
-    if (ranks_.size() > 1) notice(join_text("trained on ", ranks_.size(), " ranks"));
+    if (ranks_.size() > 1) {
+      notice(join_text("trained on ", ranks_.size(), " ranks, experts ", to_string(config_.execution.experts)));
+    }
     if (state_.step > 0) return;
     if (config_.execution.dtype == ComputeType::Auto) {
       notice(join_text("execution.dtype = auto: this processor computes in ", to_string(compute_)));
@@ -210,8 +218,9 @@ class TrainingRun {
   void save() {
     if (last_saved_ == state_.step) return;
     last_saved_ = state_.step;
-    if (folder_ == nullptr) return;
-    recorder_->checkpoint(save_checkpoint(folder_->path(), info_, model_, optimizer_, state_), state_.step);
+    const std::filesystem::path run_folder = folder_ == nullptr ? std::filesystem::path() : folder_->path();
+    const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_);
+    if (recorder_) recorder_->checkpoint(path, state_.step);
   }
 
   void evaluate_once() {

@@ -22,7 +22,7 @@ def work(tmp_path_factory):
 def config(work):
     run("data", "build", "--from", make_corpus(work / "text"), "--out", work / "data", "--vocab-size", 400)
     text = write_config(work / "run.toml", work / "data").read_text().replace("micro_batches = 3", "micro_batches = 4")
-    (work / "run.toml").write_text(text.replace("[execution]", '[execution]\ndtype = "float32"'))
+    (work / "run.toml").write_text(text.replace("[execution]", '[execution]\ndtype = "float32"\nexperts = "sharded"'))
     return work / "run.toml"
 
 
@@ -136,5 +136,7 @@ def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     uneven = run("launch", "-n", 3, "--", "train", config, "--out", work / "uneven", code=2)
     assert uneven.stderr.count("data.micro_batches is 4, which 3 ranks cannot share evenly") == 1
     assert not (work / "uneven").exists()
+    experts = run("launch", "-n", 4, "--", "train", config, "--out", work / "uneven", code=2)
+    assert experts.stderr.count("model.num_experts is 6") == 1
     assert "ranks were asked for" in run("launch", "-n", 0, "--", "train", config, code=2).stderr
     assert "command" in run("launch", "-n", 2, code=2).stderr

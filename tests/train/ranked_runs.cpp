@@ -47,17 +47,19 @@ void expect_near_tensors(const std::filesystem::path& a, const std::filesystem::
   }
 }
 
+}  // namespace
+
 void expect_near_evaluation(const EvaluationRecord& a, const EvaluationRecord& b) {
   EXPECT_EQ(a.step, b.step);
   EXPECT_EQ(a.tokens, b.tokens);
   EXPECT_NEAR(a.loss, b.loss, kNearRun);
   EXPECT_NEAR(a.specialization, b.specialization, kNearRun);
   EXPECT_NEAR(a.purity, b.purity, kNearRun);
-  EXPECT_EQ(a.global.max_vio, b.global.max_vio);  // of counts
+  EXPECT_EQ(a.global, b.global);  // of counts
+  ASSERT_EQ(a.domains.size(), b.domains.size());
+  for (size_t i = 0; i < a.domains.size(); ++i) EXPECT_NEAR(a.domains[i].loss, b.domains[i].loss, kNearRun);
   EXPECT_NEAR(a.micro_batch.max_vio, b.micro_batch.max_vio, kNearRun);
 }
-
-}  // namespace
 
 RankedRunTest::RankedRunTest() { write_test_dataset(scratch_.path() / "data"); }
 

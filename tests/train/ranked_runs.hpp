@@ -15,6 +15,9 @@
 
 namespace switchyard {
 
+/// Counts exactly, the rest up to rounding in double.
+void expect_near_evaluation(const EvaluationRecord& a, const EvaluationRecord& b);
+
 class RankedRunTest : public testing::Test {
  protected:
   RankedRunTest();

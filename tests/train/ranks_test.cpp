@@ -13,6 +13,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/train/checkpoint.hpp"
+#include "switchyard/train/evaluate.hpp"
 #include "switchyard/train/gradients.hpp"
 #include "switchyard/train/run.hpp"
 #include "switchyard/train/step.hpp"
@@ -126,6 +127,17 @@ TEST(RankedStep, RandomRoutersDrawTheSame) {
   }
 }
 
+// Else equal text would be drawn for alike.
+TEST(RankedStep, PositionsRunOnFromMicroBatchToMicroBatch) {
+  std::vector<Batch> twice = {make_micro_batches(1)[0], make_micro_batches(1)[0]};
+  twice[1].segment_micro_batch = {1, 1};
+  BalanceConfig balance;
+  balance.method = "none";
+  const at::Tensor counts_MLE =
+      one_process(model_with_router("random"), balance, twice, step_orders()[0], {}).result.micro_batch_counts_MLE;
+  EXPECT_FALSE(counts_MLE[0].equal(counts_MLE[1]));
+}
+
 TEST(RankedStep, SharesOfTheRanksAreTheStepInOrder) {
   const std::vector<Batch> batches = make_micro_batches(1);
   const std::vector<Batch> share = share_of_rank(batches, 1, 2);
@@ -235,6 +247,32 @@ TEST_F(RankedRun, ResumedAtTheSameNumberOfRanksHasTheSameBits) {
   resume(2, run, "parts");
   for (const char* file : {"model.safetensors", "optimizer.safetensors", "balance.safetensors", "state.json"}) {
     EXPECT_EQ(read_file(newest("whole") / file), read_file(newest("parts") / file)) << file;
+  }
+}
+
+// Six forwards of 32 tokens, more than one round; experts divided too, where a rank without a forward must serve the others.
+TEST_F(RankedRun, SharesAnEvaluationAndHasTheNumbersOfOneProcess) {
+  for (const std::string router : {"top_k", "random"}) {
+    RunConfig run = config();
+    run.model.num_experts = 8;
+    run.model.router.name = router;
+    const Dataset dataset(run.data.path);
+    const HeldoutSet heldout = load_heldout(dataset, run);
+    EvaluationTask task;
+    task.permutations = 20;
+    task.forward_tokens = 32;
+    Decoder whole(run.model, ComputeType::Float64, 3, kRankSeed);
+    RunRanks alone(nullptr);
+    const EvaluationRecord one = evaluate(whole, heldout, task, alone).value();
+    for (const int64_t num_ranks : {2, 4}) {
+      run_ranks(num_ranks, [&](Communicator& comm) {
+        Decoder model(run.model, ComputeType::Float64, 3, kRankSeed, &comm);
+        RunRanks ranks(&comm);
+        const std::optional<EvaluationRecord> many = evaluate(model, heldout, task, ranks);
+        ASSERT_EQ(many.has_value(), comm.rank() == 0);
+        if (many) expect_near_evaluation(*many, one);
+      });
+    }
   }
 }
 

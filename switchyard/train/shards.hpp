@@ -1,0 +1,33 @@
+#pragma once
+// Between the parts of tensors that ranks hold and whole tensors: what makes a checkpoint the same at any number of ranks.
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "switchyard/comm/communicator.hpp"
+#include "switchyard/core/parameter.hpp"
+#include "switchyard/model/weights_file.hpp"
+
+namespace switchyard {
+
+/// The rows that this rank holds of a divided tensor.
+struct OwnRows {
+  int64_t begin = 0;
+  int64_t count = 0;
+  int64_t whole = 0;  // over all ranks
+};
+using OwnRowsByName = std::map<std::string, OwnRows>;
+
+/// Of each sharded parameter under its name, and of its two moments.
+[[nodiscard]] OwnRowsByName sharded_rows(const ParameterRefs& parameters);
+
+/// Tensors in `own` that are divided become whole on the first rank, rank after rank; elsewhere they stay parts. The rest is
+/// handed through. Collective where any is divided.
+[[nodiscard]] TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm);
+
+/// This rank's parts of whole tensors. No messages.
+/// @throws DataError naming a tensor that has another number of rows
+[[nodiscard]] TensorMap take_own(const TensorMap& whole, const OwnRowsByName& rows);
+
+}  // namespace switchyard

@@ -1,0 +1,145 @@
+// Experts divided over ranks, of one layer, against the experts of one process; and the weights of a divided decoder.
+
+#include "switchyard/model/sharded_experts.hpp"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <array>
+#include <functional>
+#include <map>
+
+#include "switchyard/comm/threads.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
+#include "switchyard/core/routing.hpp"
+#include "switchyard/model/decoder.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr double kNearShard = 1e-10;
+constexpr int64_t kExperts = 8;
+constexpr int64_t kWidth = 5;
+constexpr int64_t kExpertWidth = 3;
+
+at::Tensor normal(std::string_view name, c10::IntArrayRef sizes) {
+  return Rng(11, name).normal_tensor(sizes, 1.0).to(at::kDouble);
+}
+
+at::Tensor leaf(const at::Tensor& values) { return values.detach().clone().set_requires_grad(true); }
+
+struct ExpertsResult {
+  at::Tensor out_TD;
+  std::vector<at::Tensor> gradients;  // hidden, gate_up, down, weight
+};
+
+using ExpertsFunctionUnderTest =
+    std::function<at::Tensor(const at::Tensor& hidden, const at::Tensor& gate_up, const at::Tensor& down, const ExpertSlots&)>;
+
+ExpertsResult differentiate(const ExpertsFunctionUnderTest& function, const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
+                            const at::Tensor& down_EDF, const Routing& routing, const at::Tensor& direction_TD) {
+  const std::vector<at::Tensor> leaves = {leaf(hidden_TD), leaf(gate_up_EFD), leaf(down_EDF), leaf(routing.weight_A)};
+  ExpertsResult result;
+  result.out_TD = function(leaves[0], leaves[1], leaves[2], {routing.token_A, leaves[3], routing.offsets_E});
+  result.gradients = torch::autograd::grad({result.out_TD}, leaves, {direction_TD});
+  return result;
+}
+
+/// Ranks with 7, 0, 1, ... tokens; experts 1 and 6 get nothing, expert 3 gets something from everybody.
+Routing uneven_routing(int64_t rank, int64_t num_tokens) {
+  at::Tensor ids_TK = at::empty({num_tokens, 2}, at::kLong);
+  const std::array<int64_t, 5> others = {0, 2, 4, 5, 7};
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    ids_TK[t][0] = 3;
+    ids_TK[t][1] = others[static_cast<size_t>((3 * rank + t) % 5)];
+  }
+  if (num_tokens > 3) ids_TK[2].fill_(-1);  // padding
+  const at::Tensor weights_TK = normal(join_text("weights", rank), {num_tokens, 2});
+  return routing_from_top_k(ids_TK, weights_TK, kExperts);
+}
+
+void check_experts(Communicator& comm) {
+  const std::array<int64_t, 4> tokens_R = {7, 0, 1, 6};
+  const at::Tensor gate_up = normal("gate_up", {kExperts, 2 * kExpertWidth, kWidth});
+  const at::Tensor down = normal("down", {kExperts, kWidth, kExpertWidth});
+  const int64_t own = kExperts / comm.size();
+  const int64_t first = own * comm.rank();
+  at::Tensor d_gate_up = at::zeros_like(gate_up);
+  at::Tensor d_down = at::zeros_like(down);
+  ExpertsResult mine;
+  for (int64_t rank = 0; rank < comm.size(); ++rank) {  // every rank knows what all should find
+    const int64_t tokens = tokens_R[static_cast<size_t>(rank)];
+    const ExpertsResult whole =
+        differentiate(grouped_experts, normal(join_text("hidden", rank), {tokens, kWidth}), gate_up, down,
+                      uneven_routing(rank, tokens), normal(join_text("direction", rank), {tokens, kWidth}));
+    d_gate_up.add_(whole.gradients[1]);
+    d_down.add_(whole.gradients[2]);
+    if (rank == comm.rank()) mine = whole;
+  }
+  const int64_t tokens = tokens_R[static_cast<size_t>(comm.rank())];
+  for (const auto& experts : {sharded_experts, sharded_experts_reference}) {
+    const ExpertsFunctionUnderTest function = [&](const at::Tensor& hidden, const at::Tensor& gate_up_E, const at::Tensor& down_E,
+                                                  const ExpertSlots& slots) {
+      return experts(hidden, gate_up_E, down_E, slots, comm);
+    };
+    const ExpertsResult found = differentiate(
+        function, normal(join_text("hidden", comm.rank()), {tokens, kWidth}), gate_up.narrow(0, first, own),
+        down.narrow(0, first, own), uneven_routing(comm.rank(), tokens), normal(join_text("direction", comm.rank()), {tokens, kWidth}));
+    EXPECT_TRUE(found.out_TD.allclose(mine.out_TD, 0.0, kNearShard));
+    EXPECT_TRUE(found.gradients[0].allclose(mine.gradients[0], 0.0, kNearShard));
+    EXPECT_TRUE(found.gradients[3].allclose(mine.gradients[3], 0.0, kNearShard));
+    EXPECT_TRUE(found.gradients[1].allclose(d_gate_up.narrow(0, first, own), 0.0, kNearShard));
+    EXPECT_TRUE(found.gradients[2].allclose(d_down.narrow(0, first, own), 0.0, kNearShard));
+  }
+}
+
+TEST(ShardedExperts, AreTheExpertsOfOneProcess) {
+  for (const int64_t num_ranks : {1, 2, 4}) run_ranks(num_ranks, check_experts);
+}
+
+TEST(ShardedExperts, RefuseOffsetsOfAnotherNumberOfExperts) {
+  run_ranks(2, [](Communicator& comm) {
+    const Routing routing = uneven_routing(0, 3);
+    EXPECT_THROW((void)sharded_experts(normal("h", {3, kWidth}), normal("g", {3, 2 * kExpertWidth, kWidth}),
+                                       normal("d", {3, kWidth, kExpertWidth}),
+                                       {routing.token_A, routing.weight_A, routing.offsets_E}, comm),
+                 ShapeError);
+  });
+}
+
+ModelConfig model_of_eight() {
+  ModelConfig model;
+  model.vocab_size = 40;
+  model.width = 16;
+  model.num_layers = 2;
+  model.num_heads = 2;
+  model.num_kv_heads = 1;
+  model.head_width = 8;
+  model.num_experts = kExperts;
+  model.expert_width = 16;
+  return model;
+}
+
+TEST(ShardedModel, HoldsTheSameWeightsUnderTheSameNames) {
+  const Decoder whole(model_of_eight(), ComputeType::Float32, 3, 7);
+  std::map<std::string, at::Tensor> expected;
+  for (const NamedTensor& weight : whole.named_weights()) expected[weight.name] = weight.tensor;
+  run_ranks(4, [&](Communicator& comm) {
+    const Decoder part(model_of_eight(), ComputeType::Float32, 3, 7, &comm);
+    int64_t experts = 0;
+    for (const NamedTensor& weight : part.named_weights()) {
+      EXPECT_TRUE(weight.tensor.equal(expected.at(weight.name))) << weight.name;
+      experts += weight.name.find(".experts.") != std::string::npos ? 1 : 0;
+    }
+    EXPECT_EQ(experts, 2 * 3 * kExperts / 4);
+  });
+  run_ranks(3, [&](Communicator& comm) {
+    EXPECT_THROW((void)Decoder(model_of_eight(), ComputeType::Float32, 3, 7, &comm), ConfigError);
+  });
+}
+
+}  // namespace
+}  // namespace switchyard
