@@ -8,6 +8,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <numeric>
 #include <span>
 #include <vector>

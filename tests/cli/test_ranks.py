@@ -103,6 +103,23 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes_to_the_same_bits(work
     assert newest_weights(folder) == newest_weights(two_ranks)
 
 
+def test_a_rank_that_hangs_is_named_by_the_one_that_waits(work, config):
+    folder = work / "hanging"
+    process = start(
+        "launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder,
+        "--set", "steps=100000", "--set", "execution.time_limit=3",
+    )
+    wait_until(lambda: (folder / "log.jsonl").exists() and losses(folder), process)
+    ranks = ranks_below(process.pid)
+    handles = [os.pidfd_open(number) for number in ranks.values()]
+    begin = time.monotonic()
+    os.kill(ranks[1], signal.SIGSTOP)
+    _, err = process.communicate(timeout=LIMIT_SECONDS)
+    wait_until_ended(handles, begin + LIMIT_SECONDS)
+    assert process.returncode == 1
+    assert "rank 0 of 2" in err and "the time limit of 3000 ms passed; not arrived: rank 1" in err and ", step " in err
+
+
 def wait_until_ended(handles, deadline):
     import select
 
