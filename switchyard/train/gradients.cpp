@@ -60,7 +60,8 @@ void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   for (Parameter* parameter : parameters) {
     if (parameter->training == Training::Frozen || is_sharded(*parameter)) continue;
     at::Tensor& grad = parameter->grad;
-    grad = grad.defined() ? grad.contiguous() : at::zeros_like(parameter->master);
+    // A gradient of one backward may still be in the compute type; ranks add up in that of the master.
+    grad = grad.defined() ? grad.to(parameter->master.scalar_type()).contiguous() : at::zeros_like(parameter->master);
     if (grad.scalar_type() == at::kDouble) {
       doubles.add(grad.mutable_data_ptr<double>(), grad.numel());
     } else {
