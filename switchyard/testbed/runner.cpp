@@ -49,7 +49,8 @@ std::string failure_text(int exit_code, const std::string& error_tail) {
 
 }  // namespace
 
-struct Runner::Impl {
+class Runner::Impl {
+ public:
   Impl(const std::vector<PlannedRun>& runs, const RunnerOptions& options, TestbedSink& sink)
       : runs_(runs), options_(options), sink_(sink) {
     // All folders are looked at before the first start: a wrong one should not be found hours later.
@@ -161,6 +162,7 @@ struct Runner::Impl {
     change(index, is_stopped(options_) ? RunStatus::Interrupted : RunStatus::Failed);
   }
 
+ private:
   const std::vector<PlannedRun>& runs_;
   const RunnerOptions& options_;
   TestbedSink& sink_;

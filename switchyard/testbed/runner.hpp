@@ -67,7 +67,7 @@ class Runner {
   [[nodiscard]] std::vector<RunProgress> run();
 
  private:
-  struct Impl;
+  class Impl;
   std::unique_ptr<Impl> impl_;
 };
 

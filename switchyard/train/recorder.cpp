@@ -92,7 +92,7 @@ void RunRecorder::failed(const std::string& message) noexcept {
   try {
     row_.message = message;
     put_row("failed");
-  } catch (...) {  // the error that is under way is the one to report
+  } catch (...) {  // NOLINT(bugprone-empty-catch): the error that is under way is the one to report
   }
 }
 
