@@ -56,11 +56,6 @@ GatheredPlan gather(const BalanceConfig& config, const BalanceShape& shape, cons
                      ranks.comm);
 }
 
-Communicator& solo(std::unique_ptr<Communicator>& own) {
-  own = make_solo_communicator();
-  return *own;
-}
-
 }  // namespace
 
 struct StepBalance::Impl {
@@ -195,7 +190,7 @@ void StepBalance::Impl::check_recorded(int64_t forward) const {
 
 // Rows of all ranks in step order: micro-batches, and within one its data ranks.
 at::Tensor StepBalance::Impl::gather_counts_MLE() {
-  const at::Tensor own_MLE = totals.ledger().micro_batch_counts_MLE();
+  at::Tensor own_MLE = totals.ledger().micro_batch_counts_MLE();
   if (!many_ranks()) return own_MLE;
   const auto row_size = static_cast<size_t>(shape.num_layers * shape.num_experts);
   const auto num_ranks = static_cast<size_t>(ranks.comm.size());
@@ -268,13 +263,13 @@ BalanceValues StepBalance::Impl::gather_values() {
   return gathered;
 }
 
-StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state) {
-  std::unique_ptr<Communicator> own;
-  Communicator& comm = solo(own);
+StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state) {
+  std::unique_ptr<Communicator> own = make_solo_communicator();
+  Communicator& comm = *own;
   impl_ = std::make_unique<Impl>(config, shape, plan, state, std::move(own), BalanceRanks{comm});
 }
 
-StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state,
+StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state,
                          const BalanceRanks& ranks)
     : impl_(std::make_unique<Impl>(config, shape, plan, state, nullptr, ranks)) {}
 

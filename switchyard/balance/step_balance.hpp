@@ -65,10 +65,10 @@ class StepBalance {
  public:
   /// Keeps what it needs of `state`.
   /// @throws ConfigError, UsageError or ShapeError for a config, plan or state that cannot be
-  StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state);
+  StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state);
   /// @param plan  of this rank's segments
   /// @throws CommError also, on every rank, where sizes, losses or forwards of the ranks do not fit together
-  StepBalance(const BalanceConfig& config, const BalanceShape& shape, StepPlan plan, const BalanceState& state,
+  StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state,
               const BalanceRanks& ranks);
   ~StepBalance();
   StepBalance(StepBalance&&) noexcept;

@@ -81,7 +81,7 @@ class C10dWork final : public Work {
   ~C10dWork() override {
     try {
       call_->finish();
-    } catch (const CommError&) {
+    } catch (const CommError&) {  // NOLINT(bugprone-empty-catch)
       // Given up by its owner: nobody is left to be told.
     }
   }

@@ -179,7 +179,7 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] int64_t rank() const override { return rank_; }
   [[nodiscard]] int64_t size() const override { return size_; }
   [[nodiscard]] std::string describe() const override {
-    const std::string text = Communicator::describe();
+    std::string text = Communicator::describe();
     if (world_size_ == size_) return text;
     return join_text(text, " (world rank ", world_rank_, " of ", world_size_, ")");
   }

@@ -59,7 +59,7 @@ struct Group {
   size_t num_fetched = 0;
 };
 
-constexpr size_t kSumItemBytes = 256 * 1024;
+constexpr size_t kSumItemBytes = size_t{256} * 1024;
 
 int64_t count_items(const Meeting& meeting) {
   const CallHeader& header = meeting.calls_R.front().header;
@@ -199,7 +199,7 @@ class ThreadCommunicator final : public Communicator {
   [[nodiscard]] int64_t rank() const override { return rank_; }
   [[nodiscard]] int64_t size() const override { return std::ssize(group_->world_ranks); }
   [[nodiscard]] std::string describe() const override {
-    const std::string text = Communicator::describe();
+    std::string text = Communicator::describe();
     const auto world_size = std::ssize(group_->world->returned_R);
     if (world_size == size()) return text;
     return join_text(text, " (world rank ", group_->world_ranks[static_cast<size_t>(rank_)], " of ", world_size, ")");

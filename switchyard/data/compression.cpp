@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <array>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
 
@@ -54,6 +55,6 @@ std::string inflate_bytes(std::string_view compressed) {
   return out;
 }
 
-std::string gunzip_if_gzip(std::string bytes) { return bytes.starts_with(kGzipMagic) ? inflate_bytes(bytes) : bytes; }
+std::string gunzip_if_gzip(std::string bytes) { return bytes.starts_with(kGzipMagic) ? inflate_bytes(bytes) : std::move(bytes); }
 
 }  // namespace switchyard

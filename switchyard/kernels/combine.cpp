@@ -67,7 +67,7 @@ at::Tensor gather_rows(const at::Tensor& rows_TD, const at::Tensor& token_A) {
   const at::Tensor rows = rows_TD.contiguous();
   const at::Tensor tokens_A = token_A.contiguous();
   at::Tensor out_AD = at::empty({tokens_A.numel(), rows.size(1)}, rows.options());
-  const auto row_bytes = static_cast<size_t>(rows.size(1)) * rows.element_size();
+  const auto row_bytes = static_cast<size_t>(rows.size(1)) * static_cast<size_t>(rows.element_size());
   const auto* from = static_cast<const std::byte*>(rows.const_data_ptr());
   auto* to = static_cast<std::byte*>(out_AD.mutable_data_ptr());
   const int64_t* tokens = tokens_A.const_data_ptr<int64_t>();

@@ -21,16 +21,16 @@ constexpr std::array kComputeTypes = {
 constexpr std::array kRecomputes = {Spelling<Recompute>{Recompute::None, "none"},
                                     Spelling<Recompute>{Recompute::Layers, "layers"}};
 
-template <typename Value, size_t kSize>
-std::string spelling(const std::array<Spelling<Value>, kSize>& table, Value value) {
+template <typename Value, size_t Size>
+std::string spelling(const std::array<Spelling<Value>, Size>& table, Value value) {
   for (const Spelling<Value>& entry : table) {
     if (entry.value == value) return std::string(entry.text);
   }
   throw UsageError(join_text("no spelling for enum value ", static_cast<int>(value)));
 }
 
-template <typename Value, size_t kSize>
-Value from_spelling(const std::array<Spelling<Value>, kSize>& table, std::string_view what, std::string_view text) {
+template <typename Value, size_t Size>
+Value from_spelling(const std::array<Spelling<Value>, Size>& table, std::string_view what, std::string_view text) {
   std::vector<std::string> known;
   for (const Spelling<Value>& entry : table) {
     if (entry.text == text) return entry.value;
