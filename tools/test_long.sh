@@ -33,7 +33,7 @@ export LSAN_OPTIONS=suppressions=$PWD/tools/lsan_suppressions.txt:print_suppress
 export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tools/tsan_suppressions.txt
 
-folders=(core comm data kernels router balance model measure train testbed report cli)
+folders=(core comm data kernels router balance conform model measure train testbed report cli)
 # Those with threads of our own. libtorch and OpenMP are not built for the thread sanitizer, which does not see their barriers;
 # every test runs with one OpenMP thread, so that no kernel is threaded here. The same holds for SQLite and MPI.
 threaded=(core_test comm_test data_test)
