@@ -7,7 +7,9 @@
 #include <tuple>
 
 #include "switchyard/comm/agreement.hpp"
+#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/rng.hpp"
 
 namespace switchyard {
 namespace {
@@ -163,6 +165,23 @@ std::vector<RankNote> gather_facts(const RankNote& mine, std::vector<AgreedFact>
   return ranks;
 }
 
+// What is wrong with the arguments, empty if nothing is: a single rank must not throw before the others know.
+std::string find_problem(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan) {
+  try {
+    config.validate("");
+    SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1 && shape.layers_of_model() >= shape.num_layers, UsageError,
+                     "balance: ", shape.num_layers, " MoE layers (", shape.total_layers, " in all stages) of ",
+                     shape.num_experts, " experts; expected at least 1 of each, and no fewer in all than here");
+    check_plan(plan);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return {};
+}
+
+// Equal on two ranks that are asked for the same losses.
+int64_t fingerprint(const BalanceConfig& config) { return static_cast<int64_t>(hash_text(to_toml(config))); }
+
 }  // namespace
 
 GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
@@ -190,6 +209,22 @@ GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const st
     if (segments[whole].data_rank == mine.data_rank) gathered.whole_of_local.push_back(static_cast<int64_t>(whole));
   }
   return gathered;
+}
+
+GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& local, const RankShare& share,
+                         Communicator& comm) {
+  if (comm.size() > 1) {
+    throw_if_any(comm, find_problem(config, shape, local));
+  } else {
+    config.validate("");  // keeps the type of the error
+    SWITCHYARD_CHECK(find_problem(config, shape, local).empty(), UsageError, find_problem(config, shape, local));
+  }
+  return gather_plan(local, share,
+                     {{"experts", shape.num_experts},
+                      {"MoE layers", shape.num_layers},
+                      {"experts chosen per token", shape.num_chosen},
+                      {"(hash) as balance settings", fingerprint(config)}},
+                     comm);
 }
 
 }  // namespace switchyard

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/balance/config.hpp"
+#include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/step_plan.hpp"
 #include "switchyard/comm/communicator.hpp"
 
@@ -41,5 +43,10 @@ struct AgreedFact {
 ///         of a micro-batch, or the segments of ranks with one data_rank differ
 [[nodiscard]] GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
                                        Communicator& comm);
+
+/// The same for a step of StepBalance: checks its arguments first, and that the ranks ask for the same losses.
+/// @throws ConfigError, UsageError with one rank, CommError on every rank with several
+[[nodiscard]] GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& local,
+                                       const RankShare& share, Communicator& comm);
 
 }  // namespace switchyard

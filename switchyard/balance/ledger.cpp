@@ -94,6 +94,28 @@ void StepLedger::check_same_counts(int64_t forward, int64_t layer, const at::Ten
   }
 }
 
+void StepLedger::save(StepProgress& progress) const {
+  put(progress, "counts_LSE", counts_LSE_);
+  put(progress, "first_counts_LSE", first_counts_LSE_);
+  put(progress, "squared_lse_LS", lse_LS_);
+  put(progress, "recorded_FL", seen_);
+  for (size_t which = 0; which < kTokenSums; ++which) {
+    put(progress, join_text("sums_LSE.", which), sums_LSE_[which]);
+    put(progress, join_text("has_sums_L.", which), has_sums_L_[which]);
+  }
+}
+
+void StepLedger::restore(const StepProgress& progress) {
+  take(progress, "counts_LSE", counts_LSE_);
+  take(progress, "first_counts_LSE", first_counts_LSE_);
+  take(progress, "squared_lse_LS", lse_LS_);
+  take(progress, "recorded_FL", seen_);
+  for (size_t which = 0; which < kTokenSums; ++which) {
+    take(progress, join_text("sums_LSE.", which), sums_LSE_[which]);
+    take(progress, join_text("has_sums_L.", which), has_sums_L_[which]);
+  }
+}
+
 bool StepLedger::has(int64_t forward, int64_t layer) const { return seen_[static_cast<size_t>(forward * num_layers_ + layer)]; }
 
 bool StepLedger::has_sums(TokenSum which, int64_t layer) const {

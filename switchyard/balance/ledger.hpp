@@ -9,6 +9,7 @@
 
 #include "switchyard/balance/groups.hpp"
 #include "switchyard/balance/method.hpp"
+#include "switchyard/balance/progress.hpp"
 #include "switchyard/balance/statistics.hpp"
 #include "switchyard/balance/step_plan.hpp"
 
@@ -28,6 +29,10 @@ class StepLedger {
   /// @return whether it is the first record of this forward and layer
   /// @throws ShapeError when valid tokens differ from the plan
   bool record(int64_t forward, int64_t layer, const SegmentStatistics& statistics);
+
+  /// All of it, bit for bit; restore() on a ledger of the same plan and shape.
+  void save(StepProgress& progress) const;
+  void restore(const StepProgress& progress);
 
   [[nodiscard]] bool has(int64_t forward, int64_t layer) const;
   /// Whether every record of the layer came with these sums; always true for Probs of a layer without records.

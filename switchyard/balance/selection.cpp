@@ -151,13 +151,26 @@ void SelectionStep::record_micro_batch(int64_t layer, const at::Tensor& logits_T
 }
 
 void SelectionStep::close(Communicator& comm, int64_t replica) {
-  if (!quantile() || comm.size() == 1) return;
+  if (!quantile() || comm.size() == 1 || closed_.front()) return;
+  closed_.front() = true;
   if (replica > 0) {
     std::fill(histogram_.begin(), histogram_.end(), 0);
     std::fill(thresholds_.begin(), thresholds_.end(), 0.0);
   }
   if (!histogram_.empty()) comm.all_reduce_sum(std::span<int64_t>(histogram_));
   if (!thresholds_.empty()) comm.all_reduce_sum(std::span<double>(thresholds_));
+}
+
+void SelectionStep::save(StepProgress& progress) const {
+  put(progress, "threshold_histogram", histogram_);
+  put(progress, "threshold_sums", thresholds_);
+  put(progress, "thresholds_closed", closed_);
+}
+
+void SelectionStep::restore(const StepProgress& progress) {
+  take(progress, "threshold_histogram", histogram_);
+  take(progress, "threshold_sums", thresholds_);
+  take(progress, "thresholds_closed", closed_);
 }
 
 void SelectionStep::update(const at::Tensor& counts_LE, int64_t step_tokens, BalanceState& state) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "switchyard/balance/config.hpp"
+#include "switchyard/balance/progress.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/state.hpp"
 #include "switchyard/comm/communicator.hpp"
@@ -54,7 +55,12 @@ class SelectionStep {
 
   /// Adds up over ranks. Collective if a Quantile rule is on.
   /// @param replica  above 0: this rank's tokens are those of another
+  /// Once; a repeat changes nothing.
   void close(Communicator& comm, int64_t replica);
+
+  /// What was gathered so far, bit for bit.
+  void save(StepProgress& progress) const;
+  void restore(const StepProgress& progress);
 
   /// @param counts_LE    int64, of all ranks
   /// @param step_tokens  valid tokens of all ranks, above 0
@@ -71,6 +77,7 @@ class SelectionStep {
   at::Tensor offsets_LE_;           // fp32, of the step under way
   std::vector<int64_t> histogram_;  // [L, E, kBins + 2]
   std::vector<double> thresholds_;  // [L, E] sums over micro-batches, then [L] numbers of micro-batches
+  std::vector<bool> closed_ = {false};  // whether both are of all ranks
 };
 
 }  // namespace switchyard

@@ -10,6 +10,8 @@ struct BalanceShape {
   int64_t num_experts = 0;   // E
   int64_t num_chosen = 0;    // K, the mean where it varies
   int64_t total_layers = 0;  // MoE layers of the whole model, for the mean over layers; 0: num_layers
+
+  [[nodiscard]] int64_t layers_of_model() const { return total_layers == 0 ? num_layers : total_layers; }
 };
 
 }  // namespace switchyard

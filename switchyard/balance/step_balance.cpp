@@ -1,7 +1,5 @@
 #include "switchyard/balance/step_balance.hpp"
 
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
 #include "switchyard/balance/selection.hpp"
@@ -9,7 +7,6 @@
 #include "switchyard/balance/term_balance.hpp"
 #include "switchyard/balance/totals.hpp"
 #include "switchyard/comm/agreement.hpp"
-#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 
@@ -18,42 +15,8 @@ namespace {
 
 constexpr double kNotSeen = -1.0;  // of sums that are never negative
 
-int64_t total_layers(const BalanceShape& shape) { return shape.total_layers == 0 ? shape.num_layers : shape.total_layers; }
-
 double per_layer(const BalanceConfig& config, const BalanceShape& shape, double coefficient) {
-  return config.layers == LayerReduction::Mean ? coefficient / static_cast<double>(total_layers(shape)) : coefficient;
-}
-
-// What is wrong with the arguments, empty if nothing is: a single rank must not throw before the others know.
-std::string find_problem(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan) {
-  try {
-    config.validate("");
-    SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1 && total_layers(shape) >= shape.num_layers, UsageError,
-                     "balance: ", shape.num_layers, " MoE layers (", shape.total_layers, " in all stages) of ",
-                     shape.num_experts, " experts; expected at least 1 of each, and no fewer in all than here");
-    check_plan(plan);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
-}
-
-// Equal on two ranks that are asked for the same losses.
-int64_t fingerprint(const BalanceConfig& config) { return static_cast<int64_t>(hash_text(to_toml(config))); }
-
-GatheredPlan gather(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceRanks& ranks) {
-  if (ranks.comm.size() > 1) {
-    throw_if_any(ranks.comm, find_problem(config, shape, plan));
-  } else {
-    config.validate("");  // keeps the type of the error
-    SWITCHYARD_CHECK(find_problem(config, shape, plan).empty(), UsageError, find_problem(config, shape, plan));
-  }
-  return gather_plan(plan, ranks.share,
-                     {{"experts", shape.num_experts},
-                      {"MoE layers", shape.num_layers},
-                      {"experts chosen per token", shape.num_chosen},
-                      {"(hash) as balance settings", fingerprint(config)}},
-                     ranks.comm);
+  return config.layers == LayerReduction::Mean ? coefficient / static_cast<double>(shape.layers_of_model()) : coefficient;
 }
 
 }  // namespace
@@ -66,7 +29,7 @@ struct StepBalance::Impl {
         plan(given_plan),
         own_comm(std::move(given_solo)),
         ranks(given_ranks),
-        totals(gather(config, shape, plan, ranks), plan, shape, ranks.comm),
+        totals(gather_plan(config, shape, plan, ranks.share, ranks.comm), plan, shape, ranks.comm),
         selection(config.selection, shape, state),
         cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), token_weights()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
@@ -117,7 +80,12 @@ struct StepBalance::Impl {
   void check_recorded(int64_t forward) const;
   void check_passed(int64_t forward, int64_t layer, const Routing& routing) const;
   void take_problem(const std::exception& error);
-  [[nodiscard]] at::Tensor gather_counts_MLE();
+  void restore(const StepProgress& progress);
+  [[nodiscard]] int64_t closed_hash() const {
+    std::string text;
+    for (const bool one : closed) text.push_back(one ? '1' : '0');
+    return static_cast<int64_t>(hash_text(text));
+  }
   [[nodiscard]] BalanceValues gather_values();
 
   BalanceConfig config;
@@ -188,38 +156,18 @@ void StepBalance::Impl::check_recorded(int64_t forward) const {
   }
 }
 
-// Rows of all ranks in step order: micro-batches, and within one its data ranks.
-at::Tensor StepBalance::Impl::gather_counts_MLE() {
-  at::Tensor own_MLE = totals.ledger().micro_batch_counts_MLE();
-  if (!many_ranks()) return own_MLE;
-  const auto row_size = static_cast<size_t>(shape.num_layers * shape.num_experts);
-  const auto num_ranks = static_cast<size_t>(ranks.comm.size());
-  std::vector<int64_t> mine(own_MLE.const_data_ptr<int64_t>(), own_MLE.const_data_ptr<int64_t>() + own_MLE.numel());
-  const int64_t data_rank = totals.plan().replica > 0 ? -1 : totals.plan().data_rank;
-  mine.push_back(data_rank);
-  std::vector<int64_t> all(mine.size() * num_ranks);
-  ranks.comm.all_gather(mine, all);
-
-  std::vector<int64_t> data_ranks;  // of each rank, then the distinct ones in order
-  for (size_t rank = 0; rank < num_ranks; ++rank) data_ranks.push_back(all[(rank + 1) * mine.size() - 1]);
-  std::vector<int64_t> distinct = data_ranks;
-  std::sort(distinct.begin(), distinct.end());
-  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-  std::erase(distinct, -1);
-  const int64_t num_micro_batches = own_MLE.size(0);
-  at::Tensor sums_MLE = at::zeros({num_micro_batches * static_cast<int64_t>(distinct.size()), shape.num_layers,
-                                   shape.num_experts}, at::kLong);
-  for (size_t rank = 0; rank < num_ranks; ++rank) {
-    const auto row = std::find(distinct.begin(), distinct.end(), data_ranks[rank]);
-    if (row == distinct.end()) continue;
-    for (int64_t micro_batch = 0; micro_batch < num_micro_batches; ++micro_batch) {
-      const int64_t index = micro_batch * static_cast<int64_t>(distinct.size()) + (row - distinct.begin());
-      int64_t* to = sums_MLE.mutable_data_ptr<int64_t>() + index * static_cast<int64_t>(row_size);
-      const int64_t* from = all.data() + rank * mine.size() + static_cast<size_t>(micro_batch) * row_size;
-      for (size_t at = 0; at < row_size; ++at) to[at] += from[at];
+// What was recorded had passed its scores through; a layer that runs again says so again.
+void StepBalance::Impl::restore(const StepProgress& progress) {
+  for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
+    for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+      SWITCHYARD_CHECK(!totals.ledger().has(forward, layer) && !closed[static_cast<size_t>(forward)], StateError,
+                       place(forward, layer), ": resume() after this step has begun; resume first, then run what is left");
     }
   }
-  return sums_MLE;
+  totals.ledger().restore(progress);
+  selection.restore(progress);
+  take(progress, "output_losses_FL", output_losses);
+  take(progress, "closed_F", closed);
 }
 
 // Shares of the values, then one sum over ranks.
@@ -275,6 +223,7 @@ StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape,
 
 StepBalance::~StepBalance() = default;
 StepBalance::StepBalance(StepBalance&&) noexcept = default;
+StepBalance& StepBalance::operator=(StepBalance&&) noexcept = default;
 
 at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                        const at::Tensor& segment_T) {
@@ -314,6 +263,34 @@ bool StepBalance::needs_whole_step() const {
   return std::any_of(impl_->terms.begin(), impl_->terms.end(), [this](const auto& term) {
     return term->method().value != nullptr && switchyard::needs_whole_step(term->term().scope, impl_->totals.plan().whole);
   });
+}
+
+StepProgress StepBalance::progress() const {
+  StepProgress progress;
+  impl_->totals.ledger().save(progress);
+  impl_->selection.save(progress);
+  put(progress, "output_losses_FL", impl_->output_losses);
+  put(progress, "closed_F", impl_->closed);
+  return progress;
+}
+
+void StepBalance::resume(const StepProgress& progress) {
+  Impl& impl = *impl_;
+  try {
+    impl.restore(progress);
+  } catch (const Error& error) {
+    if (!impl.many_ranks()) throw;
+    impl.take_problem(error);
+  }
+  if (impl.many_ranks()) {
+    throw_if_any(impl.ranks.comm, impl.problem);
+    require_equal(impl.ranks.comm, "(hash) as forwards that were closed when progress was saved", impl.closed_hash());
+  }
+  for (int64_t forward = 0; forward < impl.plan.num_forwards(); ++forward) {
+    if (!impl.closed[static_cast<size_t>(forward)]) continue;
+    impl.totals.start(forward, 0);
+    await_forward(forward);
+  }
 }
 
 int64_t StepBalance::step_tokens() const { return impl_->step_tokens(); }
@@ -364,7 +341,7 @@ void StepBalance::close_counting() {
     await_forward(forward);
   }
   if (impl.many_ranks()) throw_if_any(impl.ranks.comm, impl.problem);
-  impl.counts_MLE = impl.gather_counts_MLE();
+  impl.counts_MLE = impl.totals.micro_batch_counts_MLE();
   impl.values = impl.gather_values();
   impl.selection.close(impl.ranks.comm, impl.totals.plan().replica);
   impl.counting_closed = true;

@@ -16,8 +16,11 @@
 //   ... backward of each forward, in any order after its coefficients are filled ...
 //   balance.finish(state);         // the step's counts become the previous step
 //
+// To stop in the middle: saved = balance.progress() between forwards; later a new StepBalance with the same arguments, then
+// resume(saved), then the forwards that are left, and again those whose backward is still to come.
+//
 // A backward that reaches an unfilled coefficient is a StateError, never a silent zero. With several ranks the constructor,
-// close_forward(), await_forward() and close_counting() are collective: all ranks call them in the same order. A problem of one
+// resume(), close_forward(), await_forward() and close_counting() are collective: all ranks call them in the same order. A problem of one
 // rank (its input) is kept until the next of them and is then a CommError with its text on every rank.
 
 #include <ATen/core/Tensor.h>
@@ -30,6 +33,7 @@
 #include "switchyard/balance/config.hpp"
 #include "switchyard/balance/gathered_plan.hpp"
 #include "switchyard/balance/groups.hpp"
+#include "switchyard/balance/progress.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/state.hpp"
 #include "switchyard/balance/step_plan.hpp"
@@ -72,6 +76,7 @@ class StepBalance {
               const BalanceRanks& ranks);
   ~StepBalance();
   StepBalance(StepBalance&&) noexcept;
+  StepBalance& operator=(StepBalance&&) noexcept;
 
   /// Identities; their backward adds the loss's gradient. Without balancing they return their argument unchanged.
   [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
@@ -101,6 +106,14 @@ class StepBalance {
   void close_forward(int64_t forward);
   void await_forward(int64_t forward);
   void close_counting();
+
+  /// What this rank has counted so far, bit for bit; what was not closed yet is run again after resume().
+  [[nodiscard]] StepProgress progress() const;
+  /// On a step that has recorded nothing. Counts of closed forwards go to the other ranks again; recorded forwards may run again
+  /// (their second half, or the whole), and are then checked against what was saved.
+  /// @throws ShapeError when it was saved with other arguments; StateError when this step has begun, or ranks saved at
+  /// different forwards; with several ranks CommError on all of them
+  void resume(const StepProgress& progress);
 
   /// Valid tokens of the step, over all ranks.
   [[nodiscard]] int64_t step_tokens() const;

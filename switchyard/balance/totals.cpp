@@ -1,5 +1,7 @@
 #include "switchyard/balance/totals.hpp"
 
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
@@ -221,6 +223,40 @@ std::vector<int64_t> StepTotals::domain_sizes_N(const SegmentRange& range) const
     if (domain >= 0 && plan_.whole.segment_tokens[static_cast<size_t>(segment)] > 0) ++sizes_N[static_cast<size_t>(domain)];
   }
   return sizes_N;
+}
+
+// Rows of all ranks in step order: micro-batches, and within one its data ranks.
+at::Tensor StepTotals::micro_batch_counts_MLE() const {
+  at::Tensor own_MLE = ledger_.micro_batch_counts_MLE();
+  if (comm_.size() == 1) return own_MLE;
+  const auto row_size = static_cast<size_t>(shape_.num_layers * shape_.num_experts);
+  const auto num_ranks = static_cast<size_t>(comm_.size());
+  std::vector<int64_t> mine(own_MLE.const_data_ptr<int64_t>(), own_MLE.const_data_ptr<int64_t>() + own_MLE.numel());
+  const int64_t data_rank = plan_.replica > 0 ? -1 : plan_.data_rank;
+  mine.push_back(data_rank);
+  std::vector<int64_t> all(mine.size() * num_ranks);
+  comm_.all_gather(mine, all);
+
+  std::vector<int64_t> data_ranks;  // of each rank, then the distinct ones in order
+  for (size_t rank = 0; rank < num_ranks; ++rank) data_ranks.push_back(all[(rank + 1) * mine.size() - 1]);
+  std::vector<int64_t> distinct = data_ranks;
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  std::erase(distinct, -1);
+  const int64_t num_micro_batches = own_MLE.size(0);
+  at::Tensor sums_MLE = at::zeros({num_micro_batches * static_cast<int64_t>(distinct.size()), shape_.num_layers,
+                                   shape_.num_experts}, at::kLong);
+  for (size_t rank = 0; rank < num_ranks; ++rank) {
+    const auto row = std::find(distinct.begin(), distinct.end(), data_ranks[rank]);
+    if (row == distinct.end()) continue;
+    for (int64_t micro_batch = 0; micro_batch < num_micro_batches; ++micro_batch) {
+      const int64_t index = micro_batch * static_cast<int64_t>(distinct.size()) + (row - distinct.begin());
+      int64_t* to = sums_MLE.mutable_data_ptr<int64_t>() + index * static_cast<int64_t>(row_size);
+      const int64_t* from = all.data() + rank * mine.size() + static_cast<size_t>(micro_batch) * row_size;
+      for (size_t at = 0; at < row_size; ++at) to[at] += from[at];
+    }
+  }
+  return sums_MLE;
 }
 
 }  // namespace switchyard

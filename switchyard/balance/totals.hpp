@@ -56,6 +56,9 @@ class StepTotals {
   /// Segments with tokens of each domain in the range, [N].
   [[nodiscard]] std::vector<int64_t> domain_sizes_N(const SegmentRange& range) const;
 
+  /// Slots of the whole step in step order, int64 [M * R, L, E]: micro-batches, and within one its data ranks. Collective.
+  [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;
+
   /// This rank's segments within a range of the whole step.
   [[nodiscard]] SegmentRange local_range(const SegmentRange& range) const;
 

@@ -72,7 +72,8 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
   if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
     for (const CLI::Option* option : verb.get_options()) {
       if (option->get_required() && option->empty()) {
-        return join_text("no ", option->get_name(true), " given; expected ", option->get_description());
+        const std::string positional = option->get_name(true);
+        return join_text("no ", positional.empty() ? option->get_name(false, true) : positional, " given; expected ", option->get_description());
       }
     }
   }
@@ -126,7 +127,8 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
   add_version_verb(app, chosen);
   for (CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; })) verb->group("Verbs");
   try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them from the back
+    const std::vector<std::string> words = with_command_apart(arguments);
+    app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // CLI11 takes them from the back
   } catch (const CLI::CallForHelp&) {
     session.out << app.help();  // that of the deepest verb given
     return kExitDone;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 
+#include "switchyard/cli/terminal.hpp"
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/comm/launch.hpp"
 #include "switchyard/comm/mpi.hpp"
@@ -38,6 +39,8 @@ pid_t start_mpirun(std::vector<std::string> command) {
   if (child > 0) return child;
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);  // when this launcher is killed
+  // mpirun gives the ranks a terminal of its own, whatever ours is.
+  if (detect_screen(STDOUT_FILENO) == Screen::Plain) setenv("NO_COLOR", "1", 1);
   const int nothing = open("/dev/null", O_RDONLY);  // a background group that reads the terminal would be stopped
   if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0) {
     for (const int number : {SIGINT, SIGTERM, SIGPIPE}) std::signal(number, SIG_DFL);
@@ -76,6 +79,20 @@ int launch(const LaunchArguments& arguments, Session& session) {
 
 }  // namespace
 
+// Else the options of the ranks' verb would be taken for those of launch.
+std::vector<std::string> with_command_apart(std::vector<std::string> arguments) {
+  if (arguments.empty() || arguments.front() != "launch") return arguments;
+  for (auto word = std::next(arguments.begin()); word != arguments.end() && *word != "--"; ++word) {
+    if (!word->starts_with("-")) {
+      arguments.insert(word, "--");
+      return arguments;
+    }
+    const bool has_value_apart = *word == "-n" || *word == "--ranks" || *word == "--threads";
+    if (has_value_apart && std::next(word) != arguments.end()) ++word;
+  }
+  return arguments;
+}
+
 void add_launch_verb(CLI::App& app, Action& chosen) {
   auto arguments = std::make_shared<LaunchArguments>();
   CLI::App* verb = app.add_subcommand(
@@ -83,7 +100,7 @@ void add_launch_verb(CLI::App& app, Action& chosen) {
                 "Ctrl-C lets all ranks finish the step and save. When a rank dies, the others are ended.");
   verb->add_option("-n,--ranks", arguments->num_ranks, "ranks; they share the step's micro-batches")->required();
   verb->add_option("--threads", arguments->num_threads, "threads of each rank; default the cores divided by the ranks");
-  verb->add_option("command", arguments->command, "after --: a verb with its arguments")->required()->type_name("VERB");
+  verb->add_option("command", arguments->command, "a verb with its arguments, best after --")->required()->type_name("VERB");
   verb->footer("Example:\n  switchyard launch -n 2 -- train configs/train/quick.toml --set steps=50");
   verb->callback([arguments, &chosen] {
     chosen = [arguments](Session& session) { return launch(*arguments, session); };

@@ -23,6 +23,8 @@ void add_report_verb(CLI::App& app, Action& chosen);
 void add_export_verb(CLI::App& app, Action& chosen);
 void add_conform_verb(CLI::App& app, Action& chosen);
 void add_launch_verb(CLI::App& app, Action& chosen);
+/// With "--" before the verb that launch is to start, so that `launch -n 2 train CONFIG --set steps=5` means what it says.
+[[nodiscard]] std::vector<std::string> with_command_apart(std::vector<std::string> arguments);
 void add_list_verb(CLI::App& app, Action& chosen);
 void add_version_verb(CLI::App& app, Action& chosen);
 

@@ -43,7 +43,7 @@ class Bench {
   [[nodiscard]] const Subject& subject() const { return subject_; }
   [[nodiscard]] ScopeKind kind() const { return subject_.scope.kind; }
   [[nodiscard]] bool is_lbl() const { return subject_.method == "lbl"; }
-  [[nodiscard]] bool in_textbook() const { return is_lbl() || subject_.method == "z_loss"; }
+  [[nodiscard]] bool in_textbook() const { return is_lbl() || is_token_loss(subject_); }
   [[nodiscard]] bool has_scope(ScopeKind scope) const { return conform::has_scope(subject_) && kind() == scope; }
   [[nodiscard]] bool has(Feature feature) const { return capabilities_.has(feature); }
 
@@ -105,6 +105,7 @@ Finding check_captured_graphs(const Implementation& implementation, const Subjec
 
 Finding check_buffer(const Implementation& implementation, const Subject& subject);
 Finding check_saved_state(const Implementation& implementation, const Subject& subject);
+Finding check_saved_progress(const Implementation& implementation, const Subject& subject);
 Finding check_evaluation(const Implementation& implementation, const Subject& subject);
 Finding check_never_silent(const Implementation& implementation, const Subject& subject);
 Finding check_multi_token_prediction(const Implementation& implementation, const Subject& subject);

@@ -24,7 +24,9 @@ bool has_loss(const Subject& subject) {
   return subject.method != "bias" && subject.method != "bias_centered" && subject.method != "quantile";
 }
 
-bool has_scope(const Subject& subject) { return has_loss(subject) && subject.method != "z_loss" && subject.method != "none"; }
+bool is_token_loss(const Subject& subject) { return subject.method == "z_loss" || subject.method == "orthogonality"; }
+
+bool has_scope(const Subject& subject) { return has_loss(subject) && !is_token_loss(subject) && subject.method != "none"; }
 
 int64_t BalanceCase::num_valid() const {
   return std::count_if(tokens.begin(), tokens.end(), [](const CaseToken& token) { return token.valid(); });

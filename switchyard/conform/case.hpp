@@ -30,8 +30,9 @@ struct CaseToken {
 
 /// What is asked for: a method and the tokens that it counts over.
 struct Subject {
-  /// A balancing loss; "mixed_lbl": that of optimizer_batch plus 1 % of that of micro_batch; or "z_loss", or a rule that
-  /// corrects choices without a loss ("bias", ...), both without a scope; or "none": the task's loss alone.
+  /// A balancing loss; "mixed_lbl": that of optimizer_batch plus 1 % of that of micro_batch; or, all without a scope: a loss of
+  /// each token by itself ("z_loss"; "orthogonality", for which sum_e p_e^2 stands in: what a token's loss is does not matter
+  /// here, only what becomes of it), a rule that corrects choices without a loss ("bias", ...), "none": the task's loss alone.
   std::string method = "lbl";
   Scope scope{};
 
@@ -40,12 +41,14 @@ struct Subject {
 
 /// "lbl/optimizer_batch", "z_loss".
 [[nodiscard]] std::string to_string(const Subject& subject);
+[[nodiscard]] bool is_token_loss(const Subject& subject);
 /// Whether its method has a scope: all losses of statistics.
 [[nodiscard]] bool has_scope(const Subject& subject);
 /// Whether it adds a loss; a selection rule does not.
 [[nodiscard]] bool has_loss(const Subject& subject);
 
 enum class Evaluation { None, AfterEachMicroBatch };  // forwards on other tokens, without training, in between
+enum class Interruption { None, AfterEachMicroBatch };  // the step's progress is saved, and a new process goes on from it
 enum class Wiring { Whole, RouterPassesNothing };     // whether the router hands its scores to the loss
 
 /// Tokens come in step order: (micro-batch, rank, row, document). Segments are ordered by the first of their tokens.
@@ -69,6 +72,7 @@ struct BalanceCase {
   GradientContract contract{};
   DeviceGrid grid{};  // if it has one device: num_ranks devices, a share of the tokens each
   Evaluation evaluation = Evaluation::None;
+  Interruption interruption = Interruption::None;
   Wiring wiring = Wiring::Whole;
 
   [[nodiscard]] int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }

@@ -109,6 +109,18 @@ Finding check_saved_state(const Implementation& implementation, const Subject& s
   return judge.finding();
 }
 
+Finding check_saved_progress(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge;
+  BalanceCase step = bench.step(uneven_lengths(4, bench.has(Feature::Ranks) ? 2 : 1), 32);
+  const Outcome through = bench.run(step);
+  step.interruption = Interruption::AfterEachMicroBatch;
+  const Outcome stopped = bench.run(step);
+  judge.same_outcome(stopped, through, "a step that is saved and resumed after each micro-batch, against one that is not");
+  if (stopped.state != through.state) judge.fail("saved and resumed after each micro-batch: the state for the next step differs");
+  return judge.finding();
+}
+
 Finding check_evaluation(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
   Judge judge;

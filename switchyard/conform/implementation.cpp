@@ -32,6 +32,8 @@ std::string to_string(Feature feature) {
       return "routers that pass nothing on";
     case Feature::SavedState:
       return "state that is saved and restored";
+    case Feature::SavedProgress:
+      return "progress that is saved within a step";
     case Feature::CountAccumulation:
       return "counts given as numbers";
   }

@@ -27,6 +27,7 @@ enum class Feature {
   Evaluation,         // BalanceCase::evaluation
   BadWiring,          // BalanceCase::wiring
   SavedState,         // Outcome::state is all that the next step needs
+  SavedProgress,      // BalanceCase::interruption
   CountAccumulation,  // Implementation::accumulate
 };
 [[nodiscard]] std::string to_string(Feature feature);

@@ -78,13 +78,13 @@ class OwnImplementation : public Implementation {
                                .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
     }
     for (const BalancerEntry& entry : balancer_table()) {
-      // Settings are no losses of statistics: z-loss and selection rules follow below; SimBal and orthogonality see no routing.
+      // Settings are no losses of statistics: those that see tokens follow below; SimBal sees none.
       if (entry.name == "lbl" || entry.name == "none" || entry.description.starts_with("setting")) continue;
       all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::OptimizerBatch}});
       all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::MicroBatch}});
     }
     all.subjects.push_back({"mixed_lbl", {.kind = ScopeKind::MicroBatch}});  // what holds for its narrower scope holds
-    for (const char* name : {"z_loss", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
+    for (const char* name : {"z_loss", "orthogonality", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
     for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
       all.features.insert(static_cast<Feature>(feature));
     }

@@ -55,6 +55,8 @@ BalanceConfig config_of(const BalanceCase& step) {
     config.selection.rule = *rule;
   } else if (step.subject.method == "z_loss") {
     config.z_coefficient = step.coefficient;
+  } else if (step.subject.method == "orthogonality") {
+    config.orthogonality_coefficient = step.coefficient;
   } else if (step.subject.method == "mixed_lbl") {
     config.method = "lbl";
     config.coefficient = 0.01 * step.coefficient;
@@ -181,6 +183,9 @@ OwnDevice::Passed OwnDevice::pass(StepBalance& balance, size_t forward, size_t s
   const at::Tensor logits_TE = whole ? balance.through_logits(f, layer, passed.logits_TE, segment_T) : passed.logits_TE;
   passed.probs_TE = at::softmax(logits_TE, -1);
   if (whole) passed.probs_TE = balance.through_probs(f, layer, passed.probs_TE, segment_T);
+  if (whole && balance.wants_outputs()) {
+    passed.probs_TE = balance.through_outputs(f, layer, passed.probs_TE, passed.probs_TE.square().sum(-1), segment_T);
+  }
   balance.record(f, layer, routing_of(passed, forward, slot), segment_T);
   return passed;
 }
@@ -241,7 +246,7 @@ void OwnDevice::take_numbers(Outcome& outcome) const {
   }
   const BalanceValues values = balance_.values();
   outcome.weighted_loss = values.weighted_loss;
-  outcome.value_L = values.z_loss_L;
+  outcome.value_L = values.z_loss_L.empty() ? values.orthogonality_L : values.z_loss_L;
   if (!values.terms.empty()) outcome.value_L = values.terms.front().value_L;
   if (!rule_of(step_.subject)) return;
   BalanceState after = state_;  // of a rule there is no loss; what it leaves is its value
@@ -252,8 +257,43 @@ void OwnDevice::take_numbers(Outcome& outcome) const {
   outcome.value_L.assign(offsets, offsets + offsets_LE.numel());
 }
 
+// All that a new process has of the old one.
+void OwnDevice::stop_and_resume() {
+  const StepProgress saved = balance_.progress();
+  balance_ = make_balance(config_, state_);
+  balance_.resume(saved);
+}
+
+// Forward and backward of each micro-batch, then a stop; where coefficients need the whole step, a counting pass ahead of it
+// with its own stops.
+void OwnDevice::run_with_stops(Outcome& outcome) {
+  const bool counts_ahead = balance_.needs_whole_step();
+  const auto backward_all = [&](size_t forward) {
+    for (size_t slot = 0; slot < share_.layers.size(); ++slot) backward(forward, slot, outcome);
+  };
+  for (size_t forward = 0; forward < forwards_.size(); ++forward) {
+    run_forward(forward);
+    if (!counts_ahead) backward_all(forward);
+    stop_and_resume();
+  }
+  balance_.close_counting();
+  for (size_t forward = 0; counts_ahead && forward < forwards_.size(); ++forward) {
+    stop_and_resume();
+    balance_.close_counting();
+    for (size_t slot = 0; slot < share_.layers.size(); ++slot) {
+      passed_[forward * share_.layers.size() + slot] = pass(balance_, forward, slot);
+    }
+    backward_all(forward);
+  }
+}
+
 void OwnDevice::run(Outcome& outcome) {
   outcome.gradient_LTE.assign(step_.logits_LTE.size(), 0.0);
+  if (step_.interruption == Interruption::AfterEachMicroBatch) {
+    run_with_stops(outcome);
+    take_numbers(outcome);
+    return;
+  }
   for (size_t forward = 0; forward < forwards_.size(); ++forward) run_forward(forward);
   balance_.close_counting();
   // The last forward first: the order of backwards must not matter.

@@ -51,6 +51,8 @@ class OwnDevice {
   [[nodiscard]] Routing routing_of(const Passed& passed, size_t forward, size_t slot) const;
   [[nodiscard]] Passed pass(StepBalance& balance, size_t forward, size_t slot) const;
   void run_forward(size_t forward);
+  void stop_and_resume();
+  void run_with_stops(Outcome& outcome);
   void evaluate(size_t forward) const;
   void backward(size_t forward, size_t slot, Outcome& outcome);
   void take_numbers(Outcome& outcome) const;

@@ -42,7 +42,7 @@ double layer_coefficient(const BalanceCase& step) {
 }
 
 bool uses_earlier_steps(const Subject& subject) {
-  return subject.method != "z_loss" && (subject.scope.kind == ScopeKind::PreviousStep || subject.scope.kind == ScopeKind::Ema);
+  return !is_token_loss(subject) && (subject.scope.kind == ScopeKind::PreviousStep || subject.scope.kind == ScopeKind::Ema);
 }
 
 Capabilities Textbook::capabilities() const {
@@ -53,7 +53,7 @@ Capabilities Textbook::capabilities() const {
                              .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
                              .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
   }
-  all.subjects.push_back({"z_loss", {}});
+  for (const char* name : {"z_loss", "orthogonality"}) all.subjects.push_back({name, {}});
   for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
     all.features.insert(static_cast<Feature>(feature));
   }
@@ -232,19 +232,30 @@ void Textbook::add_lbl_gradient(const BalanceCase& step, const Memory& memory, s
   }
 }
 
-void Textbook::add_z_gradient(const BalanceCase& step, std::vector<double>& gradient_LTE) const {
+double Textbook::token_loss(const BalanceCase& step, size_t row) const {
+  const auto logits_E = row_E(step.logits_LTE, step, row);
+  if (step.subject.method == "z_loss") return std::pow(log_sum_exp(logits_E), 2);
+  const std::vector<double> probs_E = probabilities_E(logits_E);
+  return std::inner_product(probs_E.begin(), probs_E.end(), probs_E.begin(), 0.0);
+}
+
+void Textbook::add_token_gradient(const BalanceCase& step, std::vector<double>& gradient_LTE) const {
   const std::vector<int64_t> tokens = tokens_where(step, [this](const CaseToken& token) { return counts(token); });
   for (int64_t layer = 0; layer < step.num_layers; ++layer) {
     for (const int64_t token : tokens) {
       const CaseToken& place = step.token(token);
       const size_t row = step.row(layer, token);
       const auto logits_E = row_E(step.logits_LTE, step, row);
-      const std::vector<double> probs_E = probabilities_E(logits_E);
-      const double scale = contract_factor(step, place.micro_batch, place.rank) *
-                           caller_weight(step, place.micro_batch, place.rank) * layer_coefficient(step) * 2.0 *
-                           log_sum_exp(logits_E) / static_cast<double>(tokens.size());
-      for (size_t expert = 0; expert < probs_E.size(); ++expert) {
-        gradient_LTE[row * probs_E.size() + expert] += scale * probs_E[expert];
+      std::vector<double> slope_E = probabilities_E(logits_E);
+      const double scale = 2.0 * contract_factor(step, place.micro_batch, place.rank) *
+                           caller_weight(step, place.micro_batch, place.rank) * layer_coefficient(step) /
+                           static_cast<double>(tokens.size());
+      if (step.subject.method == "orthogonality") {
+        add_through_probs(step, row, slope_E, scale, gradient_LTE);
+        continue;
+      }
+      for (size_t expert = 0; expert < slope_E.size(); ++expert) {
+        gradient_LTE[row * slope_E.size() + expert] += scale * log_sum_exp(logits_E) * slope_E[expert];
       }
     }
   }
@@ -304,9 +315,9 @@ Textbook::Memory Textbook::load(const StateBytes& saved) {
 Outcome Textbook::run_step(const BalanceCase& step, Memory& memory) const {
   SWITCHYARD_CHECK(step.wiring == Wiring::Whole || step.coefficient == 0.0, StateError,
                    "the router did not pass its scores on, so the loss cannot act");
-  const bool is_z_loss = step.subject.method == "z_loss";
+  const bool is_of_tokens = is_token_loss(step.subject);
   const bool is_lbl = step.subject.method == "lbl";
-  const bool has_value = is_z_loss || (is_lbl && !uses_earlier_steps(step.subject)) || (is_lbl && !memory.fractions_LE.empty());
+  const bool has_value = is_of_tokens || (is_lbl && !uses_earlier_steps(step.subject)) || (is_lbl && !memory.fractions_LE.empty());
   const std::vector<int64_t> tokens = tokens_where(step, [this](const CaseToken& token) { return counts(token); });
   Outcome outcome;
   outcome.gradient_LTE.assign(step.logits_LTE.size(), 0.0);
@@ -323,15 +334,14 @@ Outcome Textbook::run_step(const BalanceCase& step, Memory& memory) const {
       micro_LE.insert(micro_LE.end(), part_E.begin(), part_E.end());
     }
     if (!has_value) continue;
-    double value = is_z_loss ? 0.0 : lbl_value(step, layer, memory);
-    for (const int64_t token : is_z_loss ? tokens : std::vector<int64_t>{}) {
-      value +=
-          std::pow(log_sum_exp(row_E(step.logits_LTE, step, step.row(layer, token))), 2) / static_cast<double>(tokens.size());
+    double value = is_of_tokens ? 0.0 : lbl_value(step, layer, memory);
+    for (const int64_t token : is_of_tokens ? tokens : std::vector<int64_t>{}) {
+      value += token_loss(step, step.row(layer, token)) / static_cast<double>(tokens.size());
     }
     outcome.value_L.push_back(value);
     outcome.weighted_loss += layer_coefficient(step) * value;
   }
-  if (is_z_loss) add_z_gradient(step, outcome.gradient_LTE);
+  if (is_of_tokens) add_token_gradient(step, outcome.gradient_LTE);
   if (is_lbl) add_lbl_gradient(step, memory, outcome.gradient_LTE);
   add_task(step, outcome);
   remember(step, memory);

@@ -61,7 +61,9 @@ class Textbook : public Implementation {
 
  private:
   void add_lbl_gradient(const BalanceCase& step, const Memory& memory, std::vector<double>& gradient_LTE) const;
-  void add_z_gradient(const BalanceCase& step, std::vector<double>& gradient_LTE) const;
+  /// Of a loss of each token by itself, and the gradient of its mean.
+  [[nodiscard]] double token_loss(const BalanceCase& step, size_t row) const;
+  void add_token_gradient(const BalanceCase& step, std::vector<double>& gradient_LTE) const;
   void add_task(const BalanceCase& step, Outcome& outcome) const;
   /// Adds scale * J^T slope to the gradient of a token's logits, J being the softmax's Jacobian.
   void add_through_probs(const BalanceCase& step, size_t row, std::span<const double> slope_E, double scale,

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "switchyard/balance/parameter_loss.hpp"
+#include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/train/replay.hpp"
 
@@ -113,6 +114,7 @@ class StepRunner {
   void finish_sums() {
     std::array<double, 2> sums = {loss_sum_, static_cast<double>(recorder_.differences())};
     if (ranks_ != nullptr) ranks_->comm.all_reduce_sum(std::span<double>(sums));
+    if (!std::isfinite(sums[0])) throw_if_any(ranks_->comm, bad_loss_);
     result_.loss = sums[0] / static_cast<double>(result_.targets);
     result_.replay_differences = static_cast<int64_t>(sums[1]);
   }
@@ -145,10 +147,18 @@ class StepRunner {
     if (!counted_ahead_) balance_.close_forward(static_cast<int64_t>(index));  // the loss hides the counts' way to other ranks
     at::Tensor loss = model_.loss_sum(hidden, forwards_[index].targets_BS.reshape({-1}));
     const double value = loss.item<double>();
-    SWITCHYARD_CHECK(std::isfinite(value), StateError, "the loss of step ", plan_.step, ", forward ", index, " is ", value,
-                     "; expected a finite number. Lower the learning rate, or look for bad values in the weights");
+    if (!std::isfinite(value)) take_bad_loss(index, value);
     loss_sum_ += value;
     return loss;
+  }
+
+  // With several ranks the others learn of it from the sum of the losses.
+  void take_bad_loss(size_t index, double value) {
+    const std::string problem = join_text("the loss of step ", plan_.step, ", forward ", index, " is ", value,
+                                          "; expected a finite number. Lower the learning rate, or look for bad values in the "
+                                          "weights");
+    SWITCHYARD_CHECK(ranks_ != nullptr, StateError, problem);
+    if (bad_loss_.empty()) bad_loss_ = problem;
   }
 
   void backward(const at::Tensor& loss) {
@@ -208,6 +218,7 @@ class StepRunner {
   ChoiceRecorder recorder_;
   std::vector<at::Tensor> position_F_;  // number of each token within the step
   double loss_sum_ = 0.0;               // of this rank
+  std::string bad_loss_;                // of this rank, not yet told to the others
   StepResult result_;
 };
 

@@ -70,6 +70,7 @@ def two_ranks(work, config):
     folder = work / "two"
     done = run("launch", "-n", 2, "--threads", 1, "--", "train", config, "--out", folder)
     assert done.stdout.count("done: ") == 1, "one rank tells"
+    assert "\x1b" not in done.stdout, "no bars that redraw themselves into a pipe"
     return folder
 
 
@@ -157,3 +158,6 @@ def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     assert experts.stderr.count("model.num_experts is 6") == 1
     assert "ranks were asked for" in run("launch", "-n", 0, "--", "train", config, code=2).stderr
     assert "command" in run("launch", "-n", 2, code=2).stderr
+    assert "no -n,--ranks given" in run("launch", "train", config, code=2).stderr
+    without_dashes = run("launch", "-n", 2, "train", work / "nothing.toml", "--set", "steps=2", code=2)
+    assert f"cannot read {work}/nothing.toml" in without_dashes.stderr

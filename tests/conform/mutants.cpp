@@ -248,6 +248,17 @@ struct MovesEachMicroBatch : Textbook {
   }
 };
 
+struct ForgetsWhenStopped : Textbook {
+  std::vector<double> fractions_E(const View& view) const override {
+    if (view.step.interruption == Interruption::None) return Textbook::fractions_E(view);
+    TokenGroup last = view.group;
+    std::erase_if(last.counted, [&view](int64_t token) {
+      return view.step.token(token).micro_batch + 1 < view.step.num_micro_batches;
+    });
+    return Textbook::fractions_E({view.step, last, view.layer, view.device, view.memory});
+  }
+};
+
 struct EvaluationCounts : Textbook {
   Outcome run_step(const BalanceCase& step, Memory& memory) const override {
     Outcome outcome = Textbook::run_step(step, memory);
@@ -350,6 +361,7 @@ std::vector<Mutant> state_mutants() {
           mutant<SavedInBf16>("state saved in bf16", "B22", "saved-state", ScopeKind::Ema),
           mutant<NotSaved>("state not saved", "B22", "saved-state", ScopeKind::PreviousStep),
           mutant<MovesEachMicroBatch>("state moves each micro-batch", "B22", "saved-state", ScopeKind::Ema),
+          mutant<ForgetsWhenStopped>("counts of a step under way not saved", "B22", "saved-progress"),
           mutant<EvaluationCounts>("evaluation counts", "B23", "evaluation"),
           mutant<BalancingInTaskLoss>("balancing loss reported as task loss", "B23", "evaluation"),
           mutant<SilentWithoutScores>("silent without scores", "B24", "never-silent"),

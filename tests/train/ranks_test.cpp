@@ -166,6 +166,30 @@ Parameter some_parameter(c10::IntArrayRef sizes, double gradient) {
 }
 
 // One that fills more than a bucket, a small one, one that only rank 0 has, one that is not trained, one that is divided.
+// The routers see nothing of it, so balancing has nothing to complain about.
+TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
+  const std::vector<Batch> batches = make_micro_batches(1);
+  for (const StepOptions& order : step_orders()) {
+    run_ranks(2, [&](Communicator& comm) {
+      Decoder model(tiny_model(), ComputeType::Float64, 3, kRankSeed);
+      if (comm.rank() == 1) {
+        for (Parameter* parameter : model.parameters()) {
+          if (parameter->name == "lm_head.weight") parameter->master.fill_(std::nan(""));
+        }
+      }
+      BalanceState state;
+      const BalanceRanks ranks{comm};
+      try {
+        (void)run_step(model, ranked_balance("optimizer_batch"), state, share_of_rank(batches, comm.rank(), 2), order, kRankSeed,
+                       kRankStep, &ranks);
+        ADD_FAILURE() << "no error on rank " << comm.rank();
+      } catch (const CommError& error) {
+        EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: the loss of step"));
+      }
+    });
+  }
+}
+
 TEST(SumGradients, AddsOverRanksAndLeavesShardsAlone) {
   run_ranks(3, [](Communicator& comm) {
     const auto own = static_cast<double>(comm.rank() + 1);

@@ -311,6 +311,7 @@ CHECKS = [
     ("B20", "captured-graphs", absent("nothing is captured and replayed here (no CUDA graphs)")),
     ("B21", "buffer", buffer),
     ("B22", "saved-state", absent("a loss function has no state that is saved")),
+    ("B22", "saved-progress", absent("a loss function has no state that is saved")),
     ("B23", "evaluation", evaluation),
     ("B24", "never-silent", never_silent),
     ("B25", "multi-token-prediction", absent("there is no multi-token prediction here")),
