@@ -8,11 +8,13 @@
 #include "switchyard/balance/totals.hpp"
 #include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/core/rng.hpp"
 
 namespace switchyard {
 namespace {
 
+constexpr const char* kPart = "balancing";
 constexpr double kNotSeen = -1.0;  // of sums that are never negative
 
 double per_layer(const BalanceConfig& config, const BalanceShape& shape, double coefficient) {
@@ -296,6 +298,7 @@ void StepBalance::resume(const StepProgress& progress) {
 int64_t StepBalance::step_tokens() const { return impl_->step_tokens(); }
 
 void StepBalance::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
+  const PartScope part(kPart);
   impl_->check_place(forward, layer);
   try {
     impl_->record(forward, layer, routing, segment_T);
@@ -306,6 +309,7 @@ void StepBalance::record(int64_t forward, int64_t layer, const Routing& routing,
 }
 
 void StepBalance::close_forward(int64_t forward) {
+  const PartScope part(kPart);
   impl_->check_forward(forward);
   if (impl_->closed[static_cast<size_t>(forward)]) return;
   if (impl_->problem.empty()) {
@@ -322,6 +326,7 @@ void StepBalance::close_forward(int64_t forward) {
 }
 
 void StepBalance::await_forward(int64_t forward) {
+  const PartScope part(kPart);
   impl_->check_forward(forward);
   SWITCHYARD_CHECK(impl_->closed[static_cast<size_t>(forward)], StateError, "step ", impl_->plan.step, ": await_forward(",
                    forward, ") before close_forward()");
@@ -333,6 +338,7 @@ void StepBalance::await_forward(int64_t forward) {
 }
 
 void StepBalance::close_counting() {
+  const PartScope part(kPart);
   Impl& impl = *impl_;
   if (impl.counting_closed) return;
   for (int64_t forward = 0; forward < impl.plan.num_forwards(); ++forward) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 
 namespace switchyard {
 namespace {
@@ -153,6 +154,7 @@ int64_t StepTotals::finish(int64_t forward) {
   Shipment& shipment = shipments_F_[static_cast<size_t>(forward)];
   SWITCHYARD_CHECK(shipment.started, StateError, "totals of forward ", forward, " are waited for before start()");
   if (shipment.finished) return 0;
+  const PartScope part("waiting for ranks");
   shipment.counts_pending.wait();
   shipment.sums_pending.wait();
   shipment.finished = true;

@@ -1,9 +1,11 @@
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 
 #include <nlohmann/json.hpp>
 
+#include "switchyard/cli/profile_text.hpp"
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/comm/agreement.hpp"
 #include "switchyard/comm/mpi.hpp"
@@ -27,6 +29,7 @@ struct TrainArguments {
   std::string out;
   std::string resume;
   std::vector<std::string> overrides;
+  int64_t profile_steps = 0;
   OutputFormat format = OutputFormat::Text;
 };
 
@@ -78,6 +81,9 @@ class TextSink : public ProgressSink {
 
   void on_evaluation(const EvaluationRecord& record) override { status_.print(evaluation_text(record)); }
   void on_notice(const NoticeRecord& record) override { status_.print("note: " + record.text); }
+  void on_profile(const ProfileReport& report, const fs::path& folder) override {
+    status_.print(profile_text(report) + "profile: " + folder.string() + " (trace.json for ui.perfetto.dev, summary.json)");
+  }
   void clear() { status_.clear(); }
 
  private:
@@ -119,6 +125,10 @@ class JsonSink : public ProgressSink {
 
   void on_notice(const NoticeRecord& record) override {
     write({{"kind", "notice"}, {"step", record.step}, {"text", record.text}});
+  }
+
+  void on_profile(const ProfileReport& report, const fs::path& folder) override {
+    write({{"kind", "profile"}, {"folder", folder.string()}, {"summary", Json::parse(to_json(report))}});
   }
 
   void write(const Json& object) { out_ << object.dump() << std::endl; }
@@ -172,6 +182,7 @@ int run_on(Communicator* world, const TrainArguments& arguments, Session& sessio
                                              : fs::path(arguments.out);
   options.stop = session.stop;
   options.command = session.command;
+  options.profile_steps = arguments.profile_steps;
   JsonSink json(session.out);
   TextSink text(session.out, session.out_screen);
   ProgressSink silent;
@@ -206,6 +217,7 @@ int run_as_rank(const TrainArguments& arguments, Session& session) {
 }
 
 int run(const TrainArguments& arguments, Session& session) {
+  if (arguments.profile_steps > 0) setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);  // it prints when it starts and stops
   return started_by_mpi() ? run_as_rank(arguments, session) : run_on(nullptr, arguments, session);
 }
 
@@ -224,6 +236,9 @@ void add_train_verb(CLI::App& app, Action& chosen) {
       ->type_name("KEY=VALUE")
       ->take_all()
       ->allow_extra_args(false);
+  verb->add_option("--profile", arguments->profile_steps, "record N steps: where their time goes, and a trace of them")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1000));  // a trace takes some 5 MB a step
   add_json_flag(*verb, arguments->format, "progress and result as one object a line");
   verb->footer("Example:\n  switchyard train configs/train/quick.toml --set steps=50 --out runs/first");
   verb->callback([arguments, &chosen] {

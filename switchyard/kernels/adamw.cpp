@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -70,6 +71,7 @@ void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& fac
 }
 
 void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
+  const KernelScope profiled("adamw");
   check_adamw(tensors);
   if (!tensors.weight.is_cpu()) return adamw_update_reference(tensors, factors);
   const c10::NoGradGuard no_grad;
@@ -94,6 +96,7 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
 }
 
 double sum_of_squares(const at::Tensor& values) {
+  const KernelScope profiled("sum of squares");
   const c10::NoGradGuard no_grad;
   const at::Tensor all = values.to(at::kCPU).contiguous();
   std::vector<double> sums(static_cast<size_t>((all.numel() + kNumbersPerBlock - 1) / kNumbersPerBlock));

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -91,6 +92,7 @@ void for_each_score_row(const at::Tensor& scores, int64_t begin, int64_t group, 
 
 // In place. No mask is needed: a row's softmax ends at the position itself.
 void softmax_block(const at::Tensor& scores, int64_t begin, int64_t group) {
+  const KernelScope profiled("attention softmax");
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, scores.scalar_type(), "causal_softmax", [&] {
     using Wide = WideOf<scalar_t>;
     scalar_t* data = scores.mutable_data_ptr<scalar_t>();
@@ -104,6 +106,7 @@ void softmax_block(const at::Tensor& scores, int64_t begin, int64_t group) {
 
 // In place on d_probs.
 void softmax_block_backward(const at::Tensor& probs, const at::Tensor& d_probs, int64_t begin, int64_t group) {
+  const KernelScope profiled("attention softmax backward");
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, probs.scalar_type(), "causal_softmax_backward", [&] {
     using Wide = WideOf<scalar_t>;
     const scalar_t* given = probs.const_data_ptr<scalar_t>();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 
@@ -64,6 +65,7 @@ void combine(const Value* rows, const Wide* weights, const TokenSlots& slots, Va
 }  // namespace
 
 at::Tensor gather_rows(const at::Tensor& rows_TD, const at::Tensor& token_A) {
+  const KernelScope profiled("gather rows of slots");
   const at::Tensor rows = rows_TD.contiguous();
   const at::Tensor tokens_A = token_A.contiguous();
   at::Tensor out_AD = at::empty({tokens_A.numel(), rows.size(1)}, rows.options());
@@ -88,6 +90,7 @@ at::Tensor gather_rows(const at::Tensor& rows_TD, const at::Tensor& token_A) {
 
 at::Tensor combine_rows(const at::Tensor& rows_AD, const at::Tensor& weight_A, const at::Tensor& token_A,
                         int64_t num_tokens) {
+  const KernelScope profiled("combine rows of slots");
   const at::Tensor rows = rows_AD.contiguous();
   const at::Tensor weights = weight_A.defined() ? weight_A.contiguous() : weight_A;
   const TokenSlots slots = slots_by_token(token_A, num_tokens);

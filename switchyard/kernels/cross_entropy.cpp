@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -66,6 +67,7 @@ enum class Logits { Keep, MakeGradient };
 
 // Losses of a chunk; the logits become softmax - one_hot where asked.
 at::Tensor chunk_losses(at::Tensor& logits_CV, const at::Tensor& targets_C, Logits logits) {
+  const KernelScope profiled("cross-entropy of logits");
   constexpr int64_t kRowsPerTask = 8;
   const int64_t vocabulary = logits_CV.size(1);
   at::Tensor losses_C = at::empty(targets_C.sizes(), wide_type(logits_CV.scalar_type()));

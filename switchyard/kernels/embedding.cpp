@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -13,6 +14,7 @@ namespace {
 struct EmbedFunction : torch::autograd::Function<EmbedFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& table_VD,
                             const at::Tensor& ids_T, at::ScalarType type) {
+    const KernelScope profiled("embedding");
     context->save_for_backward({ids_T});
     context->saved_data["rows"] = table_VD.size(0);
     context->saved_data["type"] = table_VD.scalar_type();
@@ -21,6 +23,7 @@ struct EmbedFunction : torch::autograd::Function<EmbedFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
+    const KernelScope profiled("embedding backward");
     const at::Tensor ids_T = context->get_saved_variables()[0];
     const at::Tensor& d_out_TD = gradients[0];
     const at::ScalarType type = context->saved_data["type"].toScalarType();

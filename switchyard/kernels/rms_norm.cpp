@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -26,6 +27,7 @@ void check_rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D) {
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x_TD, const at::Tensor& weight_D,
                             double epsilon) {
+    const KernelScope profiled("rms_norm");
     const at::Tensor x = x_TD.contiguous();
     const at::Tensor weight = weight_D.contiguous();
     const int64_t width = weight.size(0);
@@ -48,6 +50,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
+    const KernelScope profiled("rms_norm backward");
     const torch::autograd::variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor d_out_TD = gradients[0].contiguous();

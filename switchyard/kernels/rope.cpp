@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
@@ -155,6 +156,7 @@ struct RotationHolder : torch::CustomClassHolder {
 struct SplitFunction : torch::autograd::Function<SplitFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& qkv_TC, const at::Tensor& query_weight_W,
                                const at::Tensor& key_weight_W, const Rotation& rotation) {
+    const KernelScope profiled("split, norm, rotate");
     const at::Tensor qkv = qkv_TC.contiguous();
     const auto [batch, positions, kv_heads, group, width] = rotation.shape;
     at::Tensor query = at::empty({batch, kv_heads, positions, group, width}, qkv.options());
@@ -172,6 +174,7 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const KernelScope profiled("split, norm, rotate backward");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &qkv = saved[0], &query_weight_W = saved[1], &key_weight_W = saved[2];
     const auto holder = c10::static_intrusive_pointer_cast<RotationHolder>(context->saved_data["rotation"].toCapsule());

@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -67,6 +68,7 @@ SwigluGradient swiglu_backward_reference(const at::Tensor& gate_up, const at::Te
 }
 
 at::Tensor swiglu_forward(const at::Tensor& gate_up) {
+  const KernelScope profiled("swiglu");
   const int64_t width = checked_width(gate_up);
   if (!gate_up.is_cpu()) return swiglu_reference(gate_up);
   const at::Tensor in_A2F = gate_up.contiguous();
@@ -88,6 +90,7 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
 }
 
 SwigluGradient swiglu_backward(const at::Tensor& gate_up, const at::Tensor& d_hidden, const at::Tensor& weight_A) {
+  const KernelScope profiled("swiglu backward");
   const int64_t width = checked_width(gate_up);
   const int64_t num_rows = gate_up.size(0);
   if (!gate_up.is_cpu()) return swiglu_backward_reference(gate_up, d_hidden, weight_A);

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/cross_entropy.hpp"
 #include "switchyard/kernels/embedding.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
@@ -122,6 +123,7 @@ at::Tensor Decoder::forward(const Batch& batch, const ForwardContext& context) {
 }
 
 at::Tensor Decoder::loss_sum(const at::Tensor& hidden_TD, const at::Tensor& targets_T) {
+  const PartScope part("head and loss");
   return linear_cross_entropy(hidden_TD, impl_->head_VD(), targets_T, kIgnoredTarget);
 }
 

@@ -1,9 +1,12 @@
 #include "switchyard/model/decoder_layer.hpp"
 
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 
 namespace switchyard {
 namespace {
+
+constexpr const char* kResidualPart = "norm and residual";
 
 std::variant<FeedForward, MoeLayer> make_feed_forward(const ModelConfig& config, std::optional<int64_t> moe_layer,
                                                       int64_t num_domains, const std::string& prefix,
@@ -23,11 +26,27 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, std::optional<int64_t> moe
       feed_forward_(make_feed_forward(config, moe_layer, num_domains, prefix + "mlp.", source)) {}
 
 at::Tensor DecoderLayer::forward(const at::Tensor& hidden_TD, const LayerInput& input, LayerRun run) {
-  const at::Tensor attended_TD =
-      hidden_TD.add(attention_.forward(rms_norm(hidden_TD, attention_norm_.compute, epsilon_), input));
-  const at::Tensor normed_TD = rms_norm(attended_TD, feed_forward_norm_.compute, epsilon_);
-  if (MoeLayer* moe = std::get_if<MoeLayer>(&feed_forward_)) return attended_TD.add(moe->forward(normed_TD, input, run));
-  return attended_TD.add(std::get<FeedForward>(feed_forward_).forward(normed_TD));
+  const at::Tensor attended_TD = attend(hidden_TD, input);
+  const at::Tensor normed_TD = norm(attended_TD);
+  const at::Tensor added_TD = feed_forward(normed_TD, input, run);
+  const PartScope part(kResidualPart);
+  return attended_TD.add(added_TD);
+}
+
+at::Tensor DecoderLayer::norm(const at::Tensor& attended_TD) const {
+  const PartScope part(kResidualPart);
+  return rms_norm(attended_TD, feed_forward_norm_.compute, epsilon_);
+}
+
+at::Tensor DecoderLayer::feed_forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run) {
+  if (MoeLayer* moe = std::get_if<MoeLayer>(&feed_forward_)) return moe->forward(normed_TD, input, run);
+  const PartScope part("dense feed-forward");
+  return std::get<FeedForward>(feed_forward_).forward(normed_TD);
+}
+
+at::Tensor DecoderLayer::attend(const at::Tensor& hidden_TD, const LayerInput& input) const {
+  const PartScope part("attention");
+  return hidden_TD.add(attention_.forward(rms_norm(hidden_TD, attention_norm_.compute, epsilon_), input));
 }
 
 ParameterRefs DecoderLayer::parameters() {

@@ -29,6 +29,10 @@ class DecoderLayer {
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
 
  private:
+  [[nodiscard]] at::Tensor attend(const at::Tensor& hidden_TD, const LayerInput& input) const;
+  [[nodiscard]] at::Tensor norm(const at::Tensor& attended_TD) const;
+  [[nodiscard]] at::Tensor feed_forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run);
+
   double epsilon_;
   Parameter attention_norm_;
   Parameter feed_forward_norm_;

@@ -7,6 +7,7 @@
 
 #include "switchyard/balance/orthogonality.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/experts.hpp"
 #include "switchyard/model/sharded_experts.hpp"
@@ -59,6 +60,7 @@ MoeLayer::MoeLayer(const ModelConfig& config, int64_t moe_layer, int64_t num_dom
 }
 
 Routing MoeLayer::route(const at::Tensor& normed_TD, const LayerInput& input) {
+  const PartScope part("router");
   const ForwardContext& context = input.context;
   RouteContext route;
   route.phase = context.phase;
@@ -96,6 +98,7 @@ at::Tensor MoeLayer::forward(const at::Tensor& normed_TD, const LayerInput& inpu
   if (context.balance) context.balance->record(context.forward, moe_layer_, routing, input.segment_T);
   if (run == LayerRun::First && context.observe) context.observe(moe_layer_, routing);
 
+  const PartScope part("experts");
   const ExpertSlots slots{routing.token_A, combine_weights(routing, gate_up_.master.scalar_type()), routing.offsets_E};
   at::Tensor out_TD = run_experts(normed_TD, slots);
   if (context.balance != nullptr && context.balance->wants_outputs()) {

@@ -7,10 +7,13 @@
 #include <span>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/adamw.hpp"
 
 namespace switchyard {
 namespace {
+
+constexpr const char* kPart = "optimizer";
 
 void check_moment(const std::map<std::string, at::Tensor>& moments, const std::string& name, const at::Tensor& like) {
   const auto found = moments.find(name);
@@ -26,6 +29,7 @@ void check_moment(const std::map<std::string, at::Tensor>& moments, const std::s
 
 double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm) {
   const at::NoGradGuard no_grad;
+  const PartScope part(kPart);
   double squares_of_all = 0.0;
   double squares_of_parts = 0.0;  // of sharded parameters
   for (const Parameter* parameter : parameters) {
@@ -54,6 +58,7 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
 }
 
 void AdamW::step(double learning_rate, double gradient_scale) {
+  const PartScope part(kPart);
   ++steps_done_;
   const auto t = static_cast<double>(steps_done_);
   AdamWFactors factors;

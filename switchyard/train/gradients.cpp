@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "switchyard/core/profile_scope.hpp"
+
 namespace switchyard {
 namespace {
 
@@ -55,6 +57,7 @@ class Bucket {
 
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
+  const PartScope part("gradients over ranks");
   Bucket<float> floats(comm);
   Bucket<double> doubles(comm);
   for (Parameter* parameter : parameters) {

@@ -25,6 +25,7 @@ class RunRecorder {
   void evaluation(const EvaluationRecord& record);
   void notice(int64_t step, const std::string& text);
   void checkpoint(const std::filesystem::path& path, int64_t step);
+  void profile(const ProfileReport& report, const std::filesystem::path& folder) { progress_.on_profile(report, folder); }
   void end(const EndRecord& record);
   /// Marks the run as failed in the store; never throws, because an error is under way.
   void failed(const std::string& message) noexcept;

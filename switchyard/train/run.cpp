@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/core/profile_scope.hpp"
+#include "switchyard/model/flops.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/evaluate.hpp"
 #include "switchyard/train/gradients.hpp"
@@ -15,11 +18,13 @@
 #include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/schedule.hpp"
 #include "switchyard/train/step.hpp"
+#include "switchyard/train/step_profiler.hpp"
 #include "switchyard/train/step_record.hpp"
 
 namespace switchyard {
 namespace {
 
+constexpr int64_t kStepsBeforeProfile = 2;  // code for new shapes is generated, memory comes from the system
 constexpr int64_t kSequencesRule = 512;  // held-out sequences below which evaluation error is near the seed noise
 
 using Clock = std::chrono::steady_clock;
@@ -58,6 +63,11 @@ class TrainingRun {
     ranks_.require_same("data set", dataset_.hash());
     ranks_.require_same("compute type", to_string(compute_));
     if (options_.resume == Resume::Yes) resume();
+    const int64_t steps_left = config_.steps - state_.step;
+    SWITCHYARD_CHECK(options_.profile_steps == 0 || options_.profile_steps + kStepsBeforeProfile <= steps_left, UsageError,
+                     "a profile of ", options_.profile_steps, " steps was asked for; expected at most ",
+                     std::max<int64_t>(steps_left - kStepsBeforeProfile, 0), ": ", steps_left, " steps are left, and the first ",
+                     kStepsBeforeProfile, " are not typical");
     state_.ranks = ranks_.size();
     ranks_.together([&] {
       if (folder_ == nullptr) return;
@@ -80,7 +90,9 @@ class TrainingRun {
     if (recorder_) recorder_->start(start_record(), state_.step);
     add_standing_notices();
     while (!at_end() && !stopped()) {
+      start_profile();
       train_step();
+      end_profile();
       if (is_due(config_.checkpoint.every) && !at_end()) save();
       if (is_due(config_.evaluation.every) && !at_end()) evaluate_once();
     }
@@ -176,7 +188,34 @@ class TrainingRun {
     }
   }
 
+  [[nodiscard]] bool profiles() const { return options_.profile_steps > 0 && recorder_.has_value(); }
+
+  void start_profile() {
+    if (profiles() && steps_here_ == kStepsBeforeProfile) profiler_.emplace(compute_);
+  }
+
+  void end_profile() {
+    ++steps_here_;
+    const int64_t steps = steps_here_ - kStepsBeforeProfile;
+    if (!profiler_ || steps < options_.profile_steps) return;
+    const std::filesystem::path profile_folder = folder_->path() / "profile";
+    std::filesystem::create_directories(profile_folder);
+    const double flops = 3.0 * forward_flops(config_.model, tokens_of_step(), config_.data.batcher.sequence_length);
+    ProfileReport report = profiler_->finish(steps, flops, profile_folder / "trace.json");
+    report.first_step = state_.step - steps + 1;
+    profiler_.reset();
+    write_file_atomically(profile_folder / "summary.json", to_json(report));
+    recorder_->profile(report, profile_folder);
+  }
+
+  /// Of this rank.
+  [[nodiscard]] int64_t tokens_of_step() const {
+    const BatcherConfig& batches = config_.data.batcher;
+    return batches.micro_batches * batches.sequences_per_micro_batch * batches.sequence_length / ranks_.size();
+  }
+
   void train_step() {
+    const PartScope part(kOtherPart);
     const Clock::time_point start = Clock::now();
     ranks_.set_step(state_.step);
     const std::vector<Batch> micro_batches = share_of_rank(batcher_.next_step(), ranks_.rank(), ranks_.size());
@@ -264,6 +303,8 @@ class TrainingRun {
   int64_t last_saved_ = -1;
   double train_seconds_ = 0.0;
   std::optional<RunRecorder> recorder_;  // first rank only
+  std::optional<StepProfiler> profiler_;
+  int64_t steps_here_ = 0;  // done by this process
 };
 
 void check_ranks(const RunConfig& config, int64_t num_ranks) {

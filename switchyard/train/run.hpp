@@ -9,6 +9,7 @@
 
 #include "switchyard/comm/communicator.hpp"
 #include "switchyard/measure/run_log.hpp"
+#include "switchyard/train/profile.hpp"
 #include "switchyard/train/run_config.hpp"
 #include "switchyard/train/run_folder.hpp"
 
@@ -23,6 +24,7 @@ class ProgressSink {
   virtual void on_evaluation(const EvaluationRecord&) {}
   virtual void on_notice(const NoticeRecord&) {}
   virtual void on_checkpoint(const std::filesystem::path&) {}
+  virtual void on_profile(const ProfileReport&, const std::filesystem::path& /*folder*/) {}
 };
 
 struct RunOptions {
@@ -31,6 +33,8 @@ struct RunOptions {
   /// Set (by a signal handler) to end early: the step under way is finished, a checkpoint written. Null: never.
   const std::atomic<bool>* stop = nullptr;
   std::string command;           // as typed, for the log
+  /// Steps of the first rank to record, from the third that this process does; 0: none. Into profile/ of the run folder.
+  int64_t profile_steps = 0;
   /// Ranks that train together; null: this process alone. Each gives the same configuration and runs on the same data set.
   Communicator* comm = nullptr;
 };
@@ -51,7 +55,7 @@ struct RunResult {
 /// its share (share_of_rank()), so that loss and weights are those of one process up to rounding. Only the first rank writes and
 /// calls `progress`; a stop that any rank is asked for stops all after the same step.
 /// Side effects: the run folder, and a row in store.sqlite beside it.
-/// @throws ConfigError, UsageError, DataError, StateError; CommError for what another rank or the way to it has; the last
+/// @throws ConfigError, UsageError (also when fewer steps are left than are to be profiled), DataError, StateError; CommError for what another rank or the way to it has; the last
 ///         checkpoint stays usable
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress);
 

@@ -13,6 +13,7 @@
 #include "switchyard/balance/parameter_loss.hpp"
 #include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/profile_scope.hpp"
 #include "switchyard/train/replay.hpp"
 
 namespace switchyard {
@@ -163,6 +164,7 @@ class StepRunner {
 
   void backward(const at::Tensor& loss) {
     loss.backward(at::full_like(loss.detach(), 1.0 / static_cast<double>(result_.targets)));
+    const PartScope part("gradients into fp32");
     model_.collect_gradients();
   }
 

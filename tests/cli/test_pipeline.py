@@ -103,6 +103,24 @@ def test_a_signal_saves_and_says_how_to_go_on(work, config):
     assert len(step_values(folder)) == steps + 1
 
 
+def test_a_profile_says_where_the_time_went_and_changes_nothing(work, config, whole_run):
+    folder = work / "profiled"
+    done = run("train", config, "--out", folder, "--profile", 2)
+    assert done.stderr == "" and "steps 3 to 4: " in done.stdout
+    summary = json.loads((folder / "profile" / "summary.json").read_text())
+    assert (summary["first_step"], summary["steps"]) == (3, 2)
+    parts = {part["name"]: part["forward_seconds"] + part["backward_seconds"] for part in summary["parts"]}
+    assert {"attention", "router", "experts", "balancing", "head and loss", "optimizer", "other"} <= parts.keys()
+    assert sum(parts.values()) == pytest.approx(summary["seconds_per_step"], rel=1e-6)
+    assert all(parts[name] > 0 for name in ("attention", "experts", "head and loss", "optimizer"))
+    assert 0 < summary["share_of_peak"] < 1
+    trace = json.loads((folder / "profile" / "trace.json").read_text())
+    assert "experts" in {event.get("name") for event in trace["traceEvents"]}
+    assert step_values(folder) == step_values(whole_run)
+    few = run("train", config, "--out", work / "few", "--profile", 1000, code=2)
+    assert "steps are left" in few.stderr and not (work / "few").exists()
+
+
 def test_progress_as_json(work, config):
     lines = run("train", config, "--out", work / "json", "--set", "steps=2", "--json").stdout.splitlines()
     records = [json.loads(line) for line in lines]
