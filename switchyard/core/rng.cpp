@@ -1,5 +1,6 @@
 #include "switchyard/core/rng.hpp"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <array>
@@ -11,6 +12,8 @@
 
 namespace switchyard {
 namespace {
+
+constexpr int64_t kPairsPerTask = 4096;
 
 __extension__ using Uint128 = unsigned __int128;
 
@@ -112,11 +115,15 @@ at::Tensor Rng::normal_tensor(c10::IntArrayRef sizes, double deviation) {
   at::Tensor values = at::empty(sizes, at::kFloat);
   float* data = values.mutable_data_ptr<float>();
   const int64_t size = values.numel();
-  for (int64_t i = 0; i < size; i += 2) {
-    const auto [first, second] = normal_pair(philox_block(key_, counter_++));
-    data[i] = static_cast<float>(deviation * first);
-    if (i + 1 < size) data[i + 1] = static_cast<float>(deviation * second);
-  }
+  const int64_t pairs = (size + 1) / 2;
+  at::parallel_for(0, pairs, kPairsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const auto [first, second] = normal_pair(philox_block(key_, counter_ + static_cast<uint64_t>(pair)));
+      data[2 * pair] = static_cast<float>(deviation * first);
+      if (2 * pair + 1 < size) data[2 * pair + 1] = static_cast<float>(deviation * second);
+    }
+  });
+  counter_ += static_cast<uint64_t>(pairs);
   return values;
 }
 

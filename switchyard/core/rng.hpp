@@ -27,7 +27,7 @@ class Rng {
   [[nodiscard]] double normal();                // mean 0, deviation 1
   [[nodiscard]] uint64_t below(uint64_t end);   // [0, end), unbiased; end >= 1
 
-  /// fp32 tensor of N(0, deviation^2), filled serially: the same bits for any number of threads.
+  /// fp32 tensor of N(0, deviation^2): the same bits for any number of threads.
   [[nodiscard]] at::Tensor normal_tensor(c10::IntArrayRef sizes, double deviation);
 
   struct State {

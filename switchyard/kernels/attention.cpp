@@ -18,6 +18,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -169,7 +170,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         const at::Tensor query = all_queries.narrow(0, head, count);
         const at::Tensor d_out = all_d_out.narrow(0, head, count);
         const auto add_to = [&](const at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) {
-          sum.narrow(0, head, count).narrow(2, 0, seen).add_(at::bmm(left.transpose(1, 2).contiguous(), right));
+          accumulate(sum.narrow(0, head, count).narrow(2, 0, seen), at::bmm(left.transpose(1, 2).contiguous(), right));
         };
         add_to(d_value, d_out, probs);
         const at::Tensor d_scores = at::bmm(d_out, flat.value.narrow(0, head, count).narrow(1, 0, seen).transpose(1, 2));

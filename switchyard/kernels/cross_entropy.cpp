@@ -19,6 +19,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -103,7 +104,7 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
     const bool hidden_trained = context->needs_input_grad(0);
     const bool head_trained = context->needs_input_grad(1);
     at::Tensor d_hidden_ND = hidden_trained ? at::empty_like(scored.hidden_ND) : at::Tensor();
-    at::Tensor d_head_VD = head_trained ? at::zeros(head_VD.sizes(), wide) : at::Tensor();
+    at::Tensor d_head_VD;
     double loss = 0.0;
     for_each_chunk(scored.targets_N.size(0), [&](int64_t begin, int64_t size) {
       const at::Tensor rows_CD = scored.hidden_ND.narrow(0, begin, size);
@@ -114,8 +115,15 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
         at::Tensor out = d_hidden_ND.narrow(0, begin, size);
         at::mm_out(out, logits_CV, head_VD);
       }
-      if (head_trained) d_head_VD.add_(at::mm(logits_CV.t(), rows_CD));
+      if (!head_trained) return;
+      const at::Tensor part_VD = at::mm(logits_CV.t(), rows_CD);
+      if (d_head_VD.defined()) {
+        accumulate(d_head_VD, part_VD);
+      } else {
+        d_head_VD = part_VD.to(wide);
+      }
     });
+    if (head_trained && !d_head_VD.defined()) d_head_VD = at::zeros(head_VD.sizes(), wide);  // no target anywhere
     context->save_for_backward({d_hidden_ND, d_head_VD, scored.index_N});
     context->saved_data["tokens"] = hidden_TD.size(0);
     context->saved_data["head_type"] = head_VD.scalar_type();

@@ -1,22 +1,99 @@
 #include "switchyard/kernels/memory.hpp"
 
-#ifdef __GLIBC__
-#include <malloc.h>
+#include <c10/core/CPUAllocator.h>
+
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define SWITCHYARD_HAS_ARENA
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+
+#include "switchyard/kernels/free_ranges.hpp"
 #endif
 
 namespace switchyard {
 
+#ifdef SWITCHYARD_HAS_ARENA
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kSmall = size_t{64} << 10;  // below: malloc, which is good at it
+
+class TensorArena;
+
+/// In front of each block.
+struct alignas(kAlignment) Header {
+  TensorArena* arena;  // null: from malloc
+  size_t size;         // of header and block
+};
+
+constexpr size_t rounded_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
+
+class TensorArena : public c10::Allocator {
+ public:
+  TensorArena(char* begin, size_t size) : begin_(begin), size_(size) {}
+
+  c10::DataPtr allocate(size_t size) override {
+    void* block = size == 0 ? nullptr : take(size);
+    return {block, block, &give, c10::Device(c10::DeviceType::CPU)};
+  }
+  [[nodiscard]] c10::DeleterFnPtr raw_deleter() const override { return &give; }
+  void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+
+ private:
+  void* take(size_t block_size) {
+    const size_t size = rounded_up(block_size + sizeof(Header), kPage);
+    if (block_size >= kSmall) {
+      const std::lock_guard lock(mutex_);
+      const size_t begin = ranges_.take(size);
+      if (begin + size <= size_) return new (begin_ + begin) Header{this, size} + 1;
+      ranges_.give(begin, size);
+    }
+    void* memory = std::aligned_alloc(kAlignment, rounded_up(block_size + sizeof(Header), kAlignment));
+    if (memory == nullptr) throw std::bad_alloc();
+    return new (memory) Header{nullptr, 0} + 1;
+  }
+
+  static void give(void* block) {
+    if (block == nullptr) return;
+    Header* header = static_cast<Header*>(block) - 1;
+    if (header->arena == nullptr) {
+      std::free(header);
+      return;
+    }
+    TensorArena& arena = *header->arena;
+    const std::lock_guard lock(arena.mutex_);
+    arena.ranges_.give(static_cast<size_t>(reinterpret_cast<char*>(header) - arena.begin_), header->size);
+  }
+
+  char* begin_;
+  size_t size_;
+  std::mutex mutex_;
+  FreeRanges ranges_;
+};
+
+}  // namespace
+
 MemoryKept keep_freed_memory() {
-#ifdef __GLIBC__
-  constexpr int kNever = 2'000'000'000;
-  constexpr int kGrowBy = 64 << 20;
-  // Not M_MMAP_THRESHOLD: glibc refuses more than 32 MB there, and larger blocks would still be mapped anew each time.
-  const bool done =
-      mallopt(M_MMAP_MAX, 0) == 1 && mallopt(M_TRIM_THRESHOLD, kNever) == 1 && mallopt(M_TOP_PAD, kGrowBy) == 1;
-  return done ? MemoryKept::Yes : MemoryKept::No;
-#else
-  return MemoryKept::No;
-#endif
+  // Address space only; pages come when they are touched.
+  const size_t size = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE)) + kHugePage;
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return MemoryKept::No;
+  const size_t skipped = kHugePage - reinterpret_cast<uintptr_t>(memory) % kHugePage;
+  char* begin = static_cast<char*>(memory) + skipped;
+  madvise(begin, size - skipped, MADV_HUGEPAGE);  // a refusal costs speed only
+  c10::SetCPUAllocator(new TensorArena(begin, size - skipped), /*priority=*/1);  // which owns it from here on
+  return MemoryKept::Yes;
 }
+
+#else
+MemoryKept keep_freed_memory() { return MemoryKept::No; }
+#endif
 
 }  // namespace switchyard

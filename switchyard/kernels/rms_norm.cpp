@@ -6,6 +6,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
@@ -24,57 +26,104 @@ void check_rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D) {
                    wide_type(x_TD.scalar_type()));
 }
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// @param added  undefined, or added to x first; the sum is then kept in hidden, else hidden is x
+struct NormedRows {
+  at::Tensor hidden;
+  at::Tensor normed;
+};
+NormedRows normed_rows(const at::Tensor& x, const at::Tensor& added, const at::Tensor& weight, double epsilon) {
+  const KernelScope profiled("rms_norm");
+  const int64_t width = weight.size(0);
+  const NormedRows rows{added.defined() ? at::empty_like(x) : x, at::empty_like(x)};
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "rms_norm", [&] {
+    using Wide = WideOf<scalar_t>;
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    const scalar_t* in = x.const_data_ptr<scalar_t>();
+    const scalar_t* addend = added.defined() ? added.const_data_ptr<scalar_t>() : nullptr;
+    scalar_t* kept = added.defined() ? rows.hidden.mutable_data_ptr<scalar_t>() : nullptr;
+    scalar_t* out = rows.normed.mutable_data_ptr<scalar_t>();
+    for_each_row_block(x.numel() / width, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t at = begin * width; at < end * width; at += width) {
+        if (kept != nullptr) ops.add(in + at, addend + at, kept + at, width);
+        ops.rms_norm((kept != nullptr ? kept : in) + at, weight.const_data_ptr<Wide>(), out + at, width, static_cast<Wide>(epsilon));
+      }
+    });
+  });
+  return rows;
+}
+
+struct NormGradient {
+  at::Tensor hidden;
+  at::Tensor weight;
+};
+/// @param d_kept  what else flows to hidden; may be undefined
+NormGradient norm_gradient_of(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& d_normed,
+                              const at::Tensor& d_kept, double epsilon) {
+  const KernelScope profiled("rms_norm backward");
+  const int64_t width = weight.size(0);
+  const int64_t num_rows = hidden.numel() / width;
+  at::Tensor d_hidden = at::empty_like(hidden);
+  at::Tensor partial_GD = at::zeros({num_row_blocks(num_rows), width}, weight.options());
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, hidden.scalar_type(), "rms_norm_backward", [&] {
+    using Wide = WideOf<scalar_t>;
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    const scalar_t* in = hidden.const_data_ptr<scalar_t>();
+    const scalar_t* d_out = d_normed.const_data_ptr<scalar_t>();
+    const scalar_t* kept = d_kept.defined() ? d_kept.const_data_ptr<scalar_t>() : nullptr;
+    scalar_t* d_in = d_hidden.mutable_data_ptr<scalar_t>();
+    Wide* partial = partial_GD.mutable_data_ptr<Wide>();
+    for_each_row_block(num_rows, [&](int64_t block, int64_t begin, int64_t end) {
+      for (int64_t at = begin * width; at < end * width; at += width) {
+        ops.rms_norm_backward(in + at, weight.const_data_ptr<Wide>(), d_out + at, kept == nullptr ? nullptr : kept + at,
+                              d_in + at, partial + block * width, width, static_cast<Wide>(epsilon));
+      }
+    });
+  });
+  return {d_hidden, partial_GD.sum(0)};
+}
+
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x_TD, const at::Tensor& weight_D,
-                            double epsilon) {
-    const KernelScope profiled("rms_norm");
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_TD, const at::Tensor& weight_D, double epsilon) {
     const at::Tensor x = x_TD.contiguous();
     const at::Tensor weight = weight_D.contiguous();
-    const int64_t width = weight.size(0);
-    at::Tensor out_TD = at::empty_like(x);
-    AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "rms_norm", [&] {
-      using Wide = WideOf<scalar_t>;
-      const RowOps<scalar_t>& ops = row_ops<scalar_t>();
-      const scalar_t* in = x.const_data_ptr<scalar_t>();
-      scalar_t* out = out_TD.mutable_data_ptr<scalar_t>();
-      for_each_row_block(x.numel() / width, [&](int64_t, int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          ops.rms_norm(in + row * width, weight.const_data_ptr<Wide>(), out + row * width, width, static_cast<Wide>(epsilon));
-        }
-      });
-    });
     context->save_for_backward({x, weight});
     context->saved_data["epsilon"] = epsilon;
-    return out_TD;
+    return normed_rows(x, at::Tensor(), weight, epsilon).normed;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list gradients) {
-    const KernelScope profiled("rms_norm backward");
-    const torch::autograd::variable_list saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], &weight = saved[1];
-    const at::Tensor d_out_TD = gradients[0].contiguous();
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
     const double epsilon = context->saved_data["epsilon"].toDouble();
-    const int64_t width = weight.size(0);
-    const int64_t num_rows = x.numel() / width;
-    at::Tensor d_x = at::empty_like(x);
-    at::Tensor partial_GD = at::zeros({num_row_blocks(num_rows), width}, weight.options());
-    AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "rms_norm_backward", [&] {
-      using Wide = WideOf<scalar_t>;
-      const RowOps<scalar_t>& ops = row_ops<scalar_t>();
-      const scalar_t* in = x.const_data_ptr<scalar_t>();
-      const scalar_t* d_out = d_out_TD.const_data_ptr<scalar_t>();
-      scalar_t* d_in = d_x.mutable_data_ptr<scalar_t>();
-      Wide* partial = partial_GD.mutable_data_ptr<Wide>();
-      for_each_row_block(num_rows, [&](int64_t block, int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const int64_t at = row * width;
-          ops.rms_norm_backward(in + at, weight.const_data_ptr<Wide>(), d_out + at, d_in + at, partial + block * width,
-                                width, static_cast<Wide>(epsilon));
-        }
-      });
-    });
-    return {d_x, partial_GD.sum(0), at::Tensor()};
+    const NormGradient gradient = norm_gradient_of(saved[0], saved[1], gradients[0].contiguous(), at::Tensor(), epsilon);
+    return {gradient.hidden, gradient.weight, at::Tensor()};
+  }
+};
+
+struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& x_TD, const std::optional<at::Tensor>& added_TD,
+                               const at::Tensor& weight_D, double epsilon) {
+    const at::Tensor weight = weight_D.contiguous();
+    const NormedRows rows = normed_rows(x_TD.contiguous(), added_TD ? added_TD->contiguous() : at::Tensor(), weight, epsilon);
+    context->save_for_backward({rows.hidden, weight});
+    context->saved_data["epsilon"] = epsilon;
+    context->saved_data["adds"] = added_TD.has_value();
+    context->set_materialize_grads(false);
+    return {rows.hidden, rows.normed};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const double epsilon = context->saved_data["epsilon"].toDouble();
+    const at::Tensor d_kept = gradients[0].defined() ? gradients[0].contiguous() : gradients[0];
+    NormGradient gradient{d_kept, at::Tensor()};
+    if (gradients[1].defined()) {
+      gradient = norm_gradient_of(saved[0], saved[1], gradients[1].contiguous(), d_kept, epsilon);
+    }
+    const bool adds = context->saved_data["adds"].toBool();
+    return {gradient.hidden, adds ? gradient.hidden : at::Tensor(), gradient.weight, at::Tensor()};
   }
 };
 
@@ -91,6 +140,20 @@ at::Tensor rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D, double e
   check_rms_norm(x_TD, weight_D);
   if (!x_TD.is_cpu()) return rms_norm_reference(x_TD, weight_D, epsilon);
   return RmsNormFunction::apply(x_TD, weight_D, epsilon);
+}
+
+ResidualNorm residual_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double epsilon) {
+  check_rms_norm(x_TD, weight_D);
+  SWITCHYARD_CHECK(!added_TD.defined() || (added_TD.sizes() == x_TD.sizes() && added_TD.scalar_type() == x_TD.scalar_type()),
+                   ShapeError, "residual_rms_norm: ", added_TD.scalar_type(), " ", added_TD.sizes(), " is to be added to ",
+                   x_TD.scalar_type(), " ", x_TD.sizes(), "; expected one shape and type");
+  if (!x_TD.is_cpu()) {
+    const at::Tensor hidden_TD = added_TD.defined() ? x_TD.add(added_TD) : x_TD;
+    return {hidden_TD, rms_norm_reference(hidden_TD, weight_D, epsilon)};
+  }
+  const std::optional<at::Tensor> added = added_TD.defined() ? std::optional(added_TD) : std::nullopt;
+  const variable_list outputs = ResidualNormFunction::apply(x_TD, added, weight_D, epsilon);
+  return {outputs[0], outputs[1]};
 }
 
 }  // namespace switchyard

@@ -14,4 +14,15 @@ namespace switchyard {
 /// The same from plain ATen operations: what the tests compare with, and what runs on other devices.
 [[nodiscard]] at::Tensor rms_norm_reference(const at::Tensor& x_TD, const at::Tensor& weight_D, double epsilon);
 
+struct ResidualNorm {
+  at::Tensor hidden_TD;  // the residual stream
+  at::Tensor normed_TD;  // rms_norm() of it
+};
+
+/// hidden = x + added (rounded to their type), or x where added is undefined; normed = rms_norm(hidden). One pass each way: the
+/// two gradients of hidden are added up in fp32 within the norm's backward.
+/// @throws ShapeError
+[[nodiscard]] ResidualNorm residual_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D,
+                                             double epsilon);
+
 }  // namespace switchyard

@@ -135,7 +135,7 @@ void rms_norm(const Value* x, const WideOf<Value>* weight, Value* out, int64_t w
 
 // With n = x * inverse: d_x = inverse * (g - n * mean(g * n)), g = weight * d_out, and d_weight = d_out * n.
 template <typename Value, typename Gradient>
-HWY_INLINE void norm_gradient(const Value* x, const WideOf<Value>* weight, const Gradient* d_out, Value* d_x,
+HWY_INLINE void norm_gradient(const Value* x, const WideOf<Value>* weight, const Gradient* d_out, const Value* d_kept, Value* d_x,
                               WideOf<Value>* d_weight, int64_t width, WideOf<Value> epsilon) {
   using Wide = WideOf<Value>;
   const Tag<Value> d;
@@ -153,14 +153,15 @@ HWY_INLINE void norm_gradient(const Value* x, const WideOf<Value>* weight, const
   for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
     const auto normed = hn::Mul(load(x + i, part), inverse_v);
     const auto gradient = hn::Mul(load(d_out + i, part), load(weight + i, part));
-    store(hn::Mul(inverse_v, hn::NegMulAdd(normed, mean, gradient)), d_x + i, part);
+    const auto through_norm = hn::Mul(inverse_v, hn::NegMulAdd(normed, mean, gradient));
+    store(d_kept == nullptr ? through_norm : hn::Add(through_norm, load(d_kept + i, part)), d_x + i, part);
   });
 }
 
 template <typename Value>
-void rms_norm_backward(const Value* x, const WideOf<Value>* weight, const Value* d_out, Value* d_x,
+void rms_norm_backward(const Value* x, const WideOf<Value>* weight, const Value* d_out, const Value* d_kept, Value* d_x,
                        WideOf<Value>* d_weight, int64_t width, WideOf<Value> epsilon) {
-  norm_gradient(x, weight, d_out, d_x, d_weight, width, epsilon);
+  norm_gradient(x, weight, d_out, d_kept, d_x, d_weight, width, epsilon);
 }
 
 template <typename Value>
@@ -192,7 +193,7 @@ void norm_rotate_backward(const Value* x, const WideOf<Value>* weight, const Wid
     store(hn::MulAdd(first, c, hn::Mul(second, s)), scratch + i, part);
     store(hn::NegMulAdd(first, s, hn::Mul(second, c)), scratch + half + i, part);
   });
-  norm_gradient(x, weight, static_cast<const WideOf<Value>*>(scratch), d_x, d_weight, width, epsilon);
+  norm_gradient(x, weight, static_cast<const WideOf<Value>*>(scratch), static_cast<const Value*>(nullptr), d_x, d_weight, width, epsilon);
 }
 
 template <typename Value>
@@ -312,6 +313,13 @@ WideOf<Value> cross_entropy_gradient(Value* logits, WideOf<Value>* scratch, int6
 }
 
 template <typename Value>
+void add(const Value* a, const Value* b, Value* out, int64_t width) {
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    store(hn::Add(load(a + i, part), load(b + i, part)), out + i, part);
+  });
+}
+
+template <typename Value>
 void add_scaled(WideOf<Value>* sum, const Value* row, WideOf<Value> weight, int64_t width) {
   const auto weight_v = hn::Set(Tag<Value>(), weight);
   for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
@@ -360,7 +368,7 @@ template <typename Value>
 constexpr RowOps<Value> kRowOps = {
     &rms_norm<Value>, &rms_norm_backward<Value>, &norm_rotate<Value>,   &norm_rotate_backward<Value>,
     &swiglu<Value>,   &swiglu_backward<Value>,   &softmax<Value>,       &softmax_backward<Value>,
-    &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add_scaled<Value>, &store_row<Value>,
+    &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add<Value>, &add_scaled<Value>, &store_row<Value>,
     &sum_of_squares<Value>, &adamw<Value>};
 
 const RowOps<c10::BFloat16>* bfloat16_ops() { return &kRowOps<c10::BFloat16>; }

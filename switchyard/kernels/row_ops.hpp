@@ -25,9 +25,9 @@ struct RowOps {
 
   /// out = x / sqrt(mean(x^2) + epsilon) * weight
   void (*rms_norm)(const Value* x, const Wide* weight, Value* out, int64_t width, Wide epsilon);
-  /// d_x is written, d_weight is added to.
-  void (*rms_norm_backward)(const Value* x, const Wide* weight, const Value* d_out, Value* d_x, Wide* d_weight,
-                            int64_t width, Wide epsilon);
+  /// d_x is written, d_weight is added to. d_kept: what else flows to x, added to d_x; or null.
+  void (*rms_norm_backward)(const Value* x, const Wide* weight, const Value* d_out, const Value* d_kept, Value* d_x,
+                            Wide* d_weight, int64_t width, Wide epsilon);
 
   /// rms_norm, then rotation of the pairs (i, i + width / 2) by (cos, sin)[i], then scale.
   void (*norm_rotate)(const Value* x, const Wide* weight, const Wide* cos, const Wide* sin, Wide scale, Value* out,
@@ -54,6 +54,8 @@ struct RowOps {
   /// The same; logits become softmax(logits) - one_hot(target). scratch holds `width` numbers.
   Wide (*cross_entropy_gradient)(Value* logits, Wide* scratch, int64_t width, int64_t target);
 
+  /// out = a + b, rounded
+  void (*add)(const Value* a, const Value* b, Value* out, int64_t width);
   /// sum += weight * row
   void (*add_scaled)(Wide* sum, const Value* row, Wide weight, int64_t width);
   /// out = sum, rounded

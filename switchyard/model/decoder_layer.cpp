@@ -1,7 +1,6 @@
 #include "switchyard/model/decoder_layer.hpp"
 
 #include "switchyard/core/profile_scope.hpp"
-#include "switchyard/kernels/rms_norm.hpp"
 
 namespace switchyard {
 namespace {
@@ -26,16 +25,16 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, std::optional<int64_t> moe
       feed_forward_(make_feed_forward(config, moe_layer, num_domains, prefix + "mlp.", source)) {}
 
 at::Tensor DecoderLayer::forward(const at::Tensor& hidden_TD, const LayerInput& input, LayerRun run) {
-  const at::Tensor attended_TD = attend(hidden_TD, input);
-  const at::Tensor normed_TD = norm(attended_TD);
-  const at::Tensor added_TD = feed_forward(normed_TD, input, run);
+  const ResidualNorm before = norm(hidden_TD, at::Tensor(), attention_norm_);
+  const ResidualNorm attended = norm(before.hidden_TD, attend(before.normed_TD, input), feed_forward_norm_);
+  const at::Tensor added_TD = feed_forward(attended.normed_TD, input, run);
   const PartScope part(kResidualPart);
-  return attended_TD.add(added_TD);
+  return attended.hidden_TD.add(added_TD);
 }
 
-at::Tensor DecoderLayer::norm(const at::Tensor& attended_TD) const {
+ResidualNorm DecoderLayer::norm(const at::Tensor& hidden_TD, const at::Tensor& added_TD, const Parameter& weight) const {
   const PartScope part(kResidualPart);
-  return rms_norm(attended_TD, feed_forward_norm_.compute, epsilon_);
+  return residual_rms_norm(hidden_TD, added_TD, weight.compute, epsilon_);
 }
 
 at::Tensor DecoderLayer::feed_forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run) {
@@ -44,9 +43,9 @@ at::Tensor DecoderLayer::feed_forward(const at::Tensor& normed_TD, const LayerIn
   return std::get<FeedForward>(feed_forward_).forward(normed_TD);
 }
 
-at::Tensor DecoderLayer::attend(const at::Tensor& hidden_TD, const LayerInput& input) const {
+at::Tensor DecoderLayer::attend(const at::Tensor& normed_TD, const LayerInput& input) const {
   const PartScope part("attention");
-  return hidden_TD.add(attention_.forward(rms_norm(hidden_TD, attention_norm_.compute, epsilon_), input));
+  return attention_.forward(normed_TD, input);
 }
 
 ParameterRefs DecoderLayer::parameters() {

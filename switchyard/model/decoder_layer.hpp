@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/model/attention.hpp"
 #include "switchyard/model/feed_forward.hpp"
 #include "switchyard/model/layer_input.hpp"
@@ -29,8 +30,8 @@ class DecoderLayer {
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
 
  private:
-  [[nodiscard]] at::Tensor attend(const at::Tensor& hidden_TD, const LayerInput& input) const;
-  [[nodiscard]] at::Tensor norm(const at::Tensor& attended_TD) const;
+  [[nodiscard]] ResidualNorm norm(const at::Tensor& hidden_TD, const at::Tensor& added_TD, const Parameter& weight) const;
+  [[nodiscard]] at::Tensor attend(const at::Tensor& normed_TD, const LayerInput& input) const;
   [[nodiscard]] at::Tensor feed_forward(const at::Tensor& normed_TD, const LayerInput& input, LayerRun run);
 
   double epsilon_;

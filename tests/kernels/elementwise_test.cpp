@@ -1,4 +1,4 @@
-// RMSNorm, SwiGLU, rotary embedding and the token embedding.
+// RMSNorm, sums in the wide type, SwiGLU, rotary embedding and the token embedding.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/ones.h>
@@ -10,6 +10,7 @@
 
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/embedding.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/rope.hpp"
@@ -49,6 +50,66 @@ TEST(RmsNorm, IsCloseInSinglePrecisionAndBfloat16) {
 TEST(RmsNorm, RejectsWrongShapesAndTypes) {
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({4}, 2), 1e-6), ShapeError);
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({3}, 2, at::kFloat), 1e-6), ShapeError);
+}
+
+TEST(ResidualRmsNorm, EqualsItsReferenceInValueAndGradient) {
+  const auto reference = [](const at::Tensor& hidden, const at::Tensor& weight) {
+    return at::cat({hidden.mul(3.0), rms_norm_reference(hidden, weight, 1e-6)});
+  };
+  const auto both = [](const ResidualNorm& norm) { return at::cat({norm.hidden_TD.mul(3.0), norm.normed_TD}); };
+  for (const auto& [rows, width] : {std::pair{1, 1}, {5, 32}, {67, 33}}) {
+    const std::vector<at::Tensor> inputs = {random_tensor({rows, width}, 1), random_tensor({rows, width}, 2),
+                                            random_tensor({width}, 3)};
+    expect_same_function([&](const auto& in) { return both(residual_rms_norm(in[0], in[1], in[2], 1e-6)); },
+                         [&](const auto& in) { return reference(in[0].add(in[1]), in[2]); }, inputs, 1e-10);
+    expect_same_function([&](const auto& in) { return both(residual_rms_norm(in[0], at::Tensor(), in[1], 1e-6)); },
+                         [&](const auto& in) { return reference(in[0], in[1]); }, {inputs[0], inputs[2]}, 1e-10);
+  }
+}
+
+TEST(ResidualRmsNorm, EitherResultMayGoUnused) {
+  const std::vector<at::Tensor> inputs = {random_tensor({5, 9}, 1), random_tensor({5, 9}, 2)};
+  const at::Tensor weight = random_tensor({9}, 3);
+  expect_same_function([&](const auto& in) { return residual_rms_norm(in[0], in[1], weight, 1e-6).hidden_TD; },
+                       [&](const auto& in) { return in[0].add(in[1]); }, inputs, 1e-12);
+  expect_same_function([&](const auto& in) { return residual_rms_norm(in[0], in[1], weight, 1e-6).normed_TD; },
+                       [&](const auto& in) { return rms_norm_reference(in[0].add(in[1]), weight, 1e-6); }, inputs, 1e-10);
+}
+
+TEST(ResidualRmsNorm, NormsTheRoundedSumAndRejectsWrongShapes) {
+  const at::Tensor x = random_tensor({65, 33}, 1, at::kBFloat16), added = random_tensor({65, 33}, 2, at::kBFloat16);
+  const at::Tensor weight = random_tensor({33}, 3, at::kFloat);
+  const ResidualNorm norm = residual_rms_norm(x, added, weight, 1e-6);
+  EXPECT_EQ(max_difference(norm.hidden_TD, x.add(added)), 0.0);
+  EXPECT_EQ(max_difference(norm.normed_TD, rms_norm(x.add(added), weight, 1e-6)), 0.0);
+  EXPECT_THROW((void)residual_rms_norm(x, added.narrow(0, 0, 1), weight, 1e-6), ShapeError);
+  EXPECT_THROW((void)residual_rms_norm(x, added.to(at::kFloat), weight, 1e-6), ShapeError);
+}
+
+TEST(Accumulate, AddsInTheWideTypeToAllOrToAPart) {
+  const at::Tensor values = random_tensor({3, 5, 70}, 1, at::kBFloat16);
+  const at::Tensor start = random_tensor({4, 5, 99}, 2, at::kFloat);
+  const at::Tensor all = start.narrow(0, 1, 3).narrow(2, 7, 70).contiguous();
+  const at::Tensor expected = all.add(values.to(at::kFloat));
+  accumulate(all, values);
+  EXPECT_EQ(max_difference(all, expected), 0.0);
+  const at::Tensor larger = start.clone();
+  const at::Tensor part = larger.narrow(0, 1, 3).narrow(2, 7, 70);
+  accumulate(part, values);
+  EXPECT_EQ(max_difference(part, expected), 0.0);
+  part.copy_(start.narrow(0, 1, 3).narrow(2, 7, 70));
+  EXPECT_EQ(max_difference(larger, start), 0.0);  // nothing beside the part was touched
+}
+
+TEST(Accumulate, TakesManyNumbersAndNoneAndRejectsWhatDoesNotFit) {
+  const at::Tensor sum = random_tensor({40001}, 1), values = random_tensor({40001}, 2);
+  const at::Tensor expected = sum.add(values);
+  accumulate(sum, values);
+  EXPECT_EQ(max_difference(sum, expected), 0.0);
+  accumulate(at::zeros({0, 3}, at::kFloat), at::zeros({0, 3}, at::kBFloat16));
+  EXPECT_THROW(accumulate(sum, values.narrow(0, 0, 7)), ShapeError);
+  EXPECT_THROW(accumulate(sum, values.to(at::kFloat)), ShapeError);
+  EXPECT_THROW(accumulate(random_tensor({3, 4}, 1).t(), random_tensor({4, 3}, 2)), ShapeError);
 }
 
 TEST(Swiglu, MatchesAHandWorkedRow) {
