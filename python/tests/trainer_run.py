@@ -81,3 +81,5 @@ if __name__ == "__main__":
     found = [run(settings) for settings in json.loads(pathlib.Path(sys.argv[1]).read_text())]
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(found, sys.argv[2])
+    if torch.distributed.is_initialized():  # its threads end here, not while the interpreter does
+        torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@
 #include <ATen/ops/triu.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -68,15 +69,20 @@ void for_each_block(int64_t positions, const Body& body) {
   for (int64_t begin = 0; begin < positions; begin += kBlock) body(begin, std::min(kBlock, positions - begin));
 }
 
-// Heads that are worked on together: their scores stay in the second-level cache between the products and the softmax.
-constexpr int64_t kBytesTogether = 1 << 20;
+// Scores of the heads that are worked on together: few enough to stay in cache between the products and the softmax, enough that
+// calls are few.
+constexpr int64_t kBytesTogether = 4 << 20;
 
+// Each thread takes heads of its own through all steps: threads that share a product of this size wait for each other longer than
+// it takes.
 template <typename Body>
 void for_each_head_group(const Flat& flat, int64_t rows, int64_t seen, const Body& body) {
-  const int64_t heads = flat.query.size(0);
   const int64_t bytes = rows * seen * static_cast<int64_t>(flat.query.element_size());
-  const int64_t together = std::clamp<int64_t>(kBytesTogether / bytes, 1, heads);
-  for (int64_t head = 0; head < heads; head += together) body(head, std::min(together, heads - head));
+  at::parallel_for(0, flat.query.size(0), 1, [&](int64_t first, int64_t last) {
+    const c10::NoGradGuard no_grad;  // of this thread
+    const int64_t together = std::clamp<int64_t>(kBytesTogether / bytes, 1, last - first);
+    for (int64_t head = first; head < last; head += together) body(head, std::min(together, last - head));
+  });
 }
 
 // Runs body(ops, scratch, row number, positions it sees) on each row of a block's scores, [N, size * I, begin + size].

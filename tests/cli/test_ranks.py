@@ -118,7 +118,9 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(work, config):
     _, err = process.communicate(timeout=LIMIT_SECONDS)
     wait_until_ended(handles, begin + LIMIT_SECONDS)
     assert process.returncode == 1
-    assert "rank 0 of 2" in err and "the time limit of 3000 ms passed; not arrived: rank 1" in err and ", step " in err
+    assert "rank 0 of 2" in err and "the time limit of 3000 ms passed; " in err and ", step " in err
+    # It may have been stopped between its arrival and its last byte.
+    assert "not arrived: rank 1" in err or "all ranks arrived, but not all of their data" in err
 
 
 def wait_until_ended(handles, deadline):
