@@ -86,18 +86,14 @@ HWY_INLINE void for_each_vector(int64_t width, const Body& body) {
 
 // What a vector adds to a sum or a maximum: all of it, or only the lanes that are in the row.
 template <typename V, typename D>
-HWY_INLINE V only(D, V value, V /*other*/, Whole) {
-  return value;
-}
+HWY_INLINE V only(D, V value, V /*other*/, Whole) { return value; }
 template <typename V, typename D>
 HWY_INLINE V only(D d, V value, V other, Rest rest) {
   return hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(rest.count)), value, other);
 }
 
 template <typename D, typename V>
-HWY_INLINE hn::TFromD<D> total(D d, V value) {
-  return hn::GetLane(hn::SumOfLanes(d, value));
-}
+HWY_INLINE hn::TFromD<D> total(D d, V value) { return hn::GetLane(hn::SumOfLanes(d, value)); }
 
 // exp for arguments up to 0, as all of ours are: hwy's is valid there without limit, but makes zero of NaN.
 template <typename D, typename V>
