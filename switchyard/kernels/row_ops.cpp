@@ -64,14 +64,14 @@ HWY_INLINE void store(hn::Vec<hn::ScalableTag<float>> value, c10::BFloat16* to, 
 
 template <typename Value>
 HWY_INLINE Vec<Value> load(const Value* from, Rest rest) {
-  Value buffer[hn::MaxLanes(Tag<Value>())] = {};
+  HWY_ALIGN Value buffer[hn::MaxLanes(Tag<Value>())] = {};  // GCC clears it in whole vectors, under ASan at any address
   std::memcpy(static_cast<void*>(buffer), from, static_cast<size_t>(rest.count) * sizeof(Value));
   return load(buffer, Whole());
 }
 
 template <typename Value>
 HWY_INLINE void store(Vec<Value> value, Value* to, Rest rest) {
-  Value buffer[hn::MaxLanes(Tag<Value>())];
+  HWY_ALIGN Value buffer[hn::MaxLanes(Tag<Value>())];
   store(value, buffer, Whole());
   std::memcpy(static_cast<void*>(to), buffer, static_cast<size_t>(rest.count) * sizeof(Value));
 }
