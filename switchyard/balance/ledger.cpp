@@ -94,26 +94,29 @@ void StepLedger::check_same_counts(int64_t forward, int64_t layer, const at::Ten
   }
 }
 
-void StepLedger::save(StepProgress& progress) const {
-  put(progress, "counts_LSE", counts_LSE_);
-  put(progress, "first_counts_LSE", first_counts_LSE_);
-  put(progress, "squared_lse_LS", lse_LS_);
-  put(progress, "recorded_FL", seen_);
+template <typename Ledger, typename Body>
+void StepLedger::for_each_part(Ledger& ledger, const Body& body) {
+  body("counts_LSE", ledger.counts_LSE_);
+  body("first_counts_LSE", ledger.first_counts_LSE_);
+  body("squared_lse_LS", ledger.lse_LS_);
+  body("recorded_FL", ledger.seen_);
   for (size_t which = 0; which < kTokenSums; ++which) {
-    put(progress, join_text("sums_LSE.", which), sums_LSE_[which]);
-    put(progress, join_text("has_sums_L.", which), has_sums_L_[which]);
+    body(join_text("sums_LSE.", which), ledger.sums_LSE_[which]);
+    body(join_text("has_sums_L.", which), ledger.has_sums_L_[which]);
   }
 }
 
+void StepLedger::save(StepProgress& progress) const {
+  put(progress, "segment_tokens_S", plan_.segment_tokens);
+  for_each_part(*this, [&progress](const std::string& name, const auto& part) { put(progress, name, part); });
+}
+
 void StepLedger::restore(const StepProgress& progress) {
-  take(progress, "counts_LSE", counts_LSE_);
-  take(progress, "first_counts_LSE", first_counts_LSE_);
-  take(progress, "squared_lse_LS", lse_LS_);
-  take(progress, "recorded_FL", seen_);
-  for (size_t which = 0; which < kTokenSums; ++which) {
-    take(progress, join_text("sums_LSE.", which), sums_LSE_[which]);
-    take(progress, join_text("has_sums_L.", which), has_sums_L_[which]);
-  }
+  std::vector<int64_t> tokens_S(plan_.segment_tokens.size());
+  take(progress, "segment_tokens_S", tokens_S);
+  SWITCHYARD_CHECK(tokens_S == plan_.segment_tokens, ShapeError,
+                   "saved progress of a step was counted over segments of other lengths; resume with the plan it began with");
+  for_each_part(*this, [&progress](const std::string& name, auto& part) { take(progress, name, part); });
 }
 
 bool StepLedger::has(int64_t forward, int64_t layer) const { return seen_[static_cast<size_t>(forward * num_layers_ + layer)]; }

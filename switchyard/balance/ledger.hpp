@@ -46,6 +46,8 @@ class StepLedger {
   [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;  // int64
 
  private:
+  template <typename Ledger, typename Body>
+  static void for_each_part(Ledger& ledger, const Body& body);
   void check_tokens(int64_t forward, int64_t layer, const at::Tensor& tokens_S) const;
   void check_same_counts(int64_t forward, int64_t layer, const at::Tensor& counts_SE) const;
   void keep_sums(int64_t forward, int64_t layer, TokenSum which, const at::Tensor& sums_SE);

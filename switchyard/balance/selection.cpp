@@ -151,8 +151,8 @@ void SelectionStep::record_micro_batch(int64_t layer, const at::Tensor& logits_T
 }
 
 void SelectionStep::close(Communicator& comm, int64_t replica) {
-  if (!quantile() || comm.size() == 1 || closed_.front()) return;
-  closed_.front() = true;
+  if (!quantile() || comm.size() == 1 || closed_) return;
+  closed_ = true;
   if (replica > 0) {
     std::fill(histogram_.begin(), histogram_.end(), 0);
     std::fill(thresholds_.begin(), thresholds_.end(), 0.0);
@@ -164,13 +164,15 @@ void SelectionStep::close(Communicator& comm, int64_t replica) {
 void SelectionStep::save(StepProgress& progress) const {
   put(progress, "threshold_histogram", histogram_);
   put(progress, "threshold_sums", thresholds_);
-  put(progress, "thresholds_closed", closed_);
+  put(progress, "thresholds_closed", std::vector<bool>{closed_});
 }
 
 void SelectionStep::restore(const StepProgress& progress) {
   take(progress, "threshold_histogram", histogram_);
   take(progress, "threshold_sums", thresholds_);
-  take(progress, "thresholds_closed", closed_);
+  std::vector<bool> closed(1);
+  take(progress, "thresholds_closed", closed);
+  closed_ = closed.front();
 }
 
 void SelectionStep::update(const at::Tensor& counts_LE, int64_t step_tokens, BalanceState& state) const {

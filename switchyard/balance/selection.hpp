@@ -53,9 +53,8 @@ class SelectionStep {
   /// @param micro_batch_S   of the forward's segments
   void record(int64_t layer, const Routing& routing, const at::Tensor& segment_T, const std::vector<int64_t>& micro_batch_S);
 
-  /// Adds up over ranks. Collective if a Quantile rule is on.
+  /// Adds up over ranks, once: a repeat changes nothing. Collective if a Quantile rule is on.
   /// @param replica  above 0: this rank's tokens are those of another
-  /// Once; a repeat changes nothing.
   void close(Communicator& comm, int64_t replica);
 
   /// What was gathered so far, bit for bit.
@@ -77,7 +76,7 @@ class SelectionStep {
   at::Tensor offsets_LE_;           // fp32, of the step under way
   std::vector<int64_t> histogram_;  // [L, E, kBins + 2]
   std::vector<double> thresholds_;  // [L, E] sums over micro-batches, then [L] numbers of micro-batches
-  std::vector<bool> closed_ = {false};  // whether both are of all ranks
+  bool closed_ = false;             // whether both are of all ranks
 };
 
 }  // namespace switchyard

@@ -154,11 +154,12 @@ int64_t StepTotals::finish(int64_t forward) {
   Shipment& shipment = shipments_F_[static_cast<size_t>(forward)];
   SWITCHYARD_CHECK(shipment.started, StateError, "totals of forward ", forward, " are waited for before start()");
   if (shipment.finished) return 0;
+  shipment.finished = true;
+  if (shipment.counts.empty()) return 0;  // nothing was sent
   const PartScope part("waiting for ranks");
   shipment.counts_pending.wait();
   shipment.sums_pending.wait();
-  shipment.finished = true;
-  return shipment.counts.empty() ? 0 : shipment.counts.back();
+  return shipment.counts.back();
 }
 
 bool StepTotals::complete(const SegmentRange& range) const {

@@ -79,7 +79,7 @@ int launch(const LaunchArguments& arguments, Session& session) {
 
 }  // namespace
 
-// Else the options of the ranks' verb would be taken for those of launch.
+// Else the options of the ranks' verb would be taken for those of launch. Knows which of launch's own options take a value.
 std::vector<std::string> with_command_apart(std::vector<std::string> arguments) {
   if (arguments.empty() || arguments.front() != "launch") return arguments;
   for (auto word = std::next(arguments.begin()); word != arguments.end() && *word != "--"; ++word) {

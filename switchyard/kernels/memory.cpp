@@ -81,6 +81,7 @@ class TensorArena : public c10::Allocator {
 }  // namespace
 
 MemoryKept keep_freed_memory() {
+  if (dynamic_cast<TensorArena*>(c10::GetCPUAllocator()) != nullptr) return MemoryKept::Yes;
   // Address space only; pages come when they are touched.
   const size_t size = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE)) + kHugePage;
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -96,6 +96,7 @@ class TrainingRun {
       if (is_due(config_.checkpoint.every) && !at_end()) save();
       if (is_due(config_.evaluation.every) && !at_end()) evaluate_once();
     }
+    if (profiler_) finish_profile();
     save();
     const bool done = at_end() && !stopped();
     if (done) evaluate_once();
@@ -196,8 +197,12 @@ class TrainingRun {
 
   void end_profile() {
     ++steps_here_;
+    if (profiler_ && steps_here_ - kStepsBeforeProfile == options_.profile_steps) finish_profile();
+  }
+
+  /// Of the steps so far: fewer than were asked for where the run is stopped.
+  void finish_profile() {
     const int64_t steps = steps_here_ - kStepsBeforeProfile;
-    if (!profiler_ || steps < options_.profile_steps) return;
     const std::filesystem::path profile_folder = folder_->path() / "profile";
     std::filesystem::create_directories(profile_folder);
     const double flops = 3.0 * forward_flops(config_.model, tokens_of_step(), config_.data.batcher.sequence_length);

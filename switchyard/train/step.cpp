@@ -115,7 +115,7 @@ class StepRunner {
   void finish_sums() {
     std::array<double, 2> sums = {loss_sum_, static_cast<double>(recorder_.differences())};
     if (ranks_ != nullptr) ranks_->comm.all_reduce_sum(std::span<double>(sums));
-    if (!std::isfinite(sums[0])) throw_if_any(ranks_->comm, bad_loss_);
+    if (ranks_ != nullptr && !std::isfinite(sums[0])) throw_if_any(ranks_->comm, bad_loss_);
     result_.loss = sums[0] / static_cast<double>(result_.targets);
     result_.replay_differences = static_cast<int64_t>(sums[1]);
   }

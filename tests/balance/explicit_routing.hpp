@@ -2,8 +2,11 @@
 // Routings written down number by number, and a step that takes them: for hand-worked tests.
 
 #include <ATen/ops/empty.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "switchyard/balance/step_balance.hpp"
@@ -81,6 +84,17 @@ inline StepBalance explicit_step(const BalanceConfig& config, const std::vector<
 inline std::vector<double> doubles_of(const at::Tensor& values) {
   const at::Tensor flat = values.to(at::kDouble).contiguous();
   return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
+}
+
+/// The call throws an error of this type whose message has this text.
+template <typename ErrorType, typename Call>
+void expect_message(const Call& call, const std::string& text) {
+  try {
+    call();
+    ADD_FAILURE() << "no error; expected one with: " << text;
+  } catch (const ErrorType& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr(text));
+  }
 }
 
 }  // namespace switchyard::toy

@@ -11,24 +11,12 @@
 namespace switchyard::toy {
 namespace {
 
-using testing::HasSubstr;
-
 SegmentStatistics statistics_of(const std::vector<int64_t>& counts_E, int64_t tokens) {
   SegmentStatistics statistics;
   statistics.counts.counts_GE = at::empty({1, static_cast<int64_t>(counts_E.size())}, at::kLong);
   std::copy(counts_E.begin(), counts_E.end(), statistics.counts.counts_GE.mutable_data_ptr<int64_t>());
   statistics.counts.tokens_G = at::empty({1}, at::kLong).fill_(tokens);
   return statistics;
-}
-
-template <typename ErrorType, typename Call>
-void expect_message(const Call& call, const std::string& text) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected one with: " << text;
-  } catch (const ErrorType& error) {
-    EXPECT_THAT(error.what(), HasSubstr(text));
-  }
 }
 
 BalanceConfig default_config() { return {.method = "lbl", .scope = {.kind = ScopeKind::OptimizerBatch}, .coefficient = 0.1}; }
