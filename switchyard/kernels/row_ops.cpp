@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 // This file is compiled once for each instruction set; Highway includes it again from foreach_target.h.
@@ -10,105 +9,11 @@
 #define HWY_TARGET_INCLUDE "switchyard/kernels/row_ops.cpp"
 #include <hwy/foreach_target.h>
 
-#include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
+#include "switchyard/kernels/simd-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace switchyard {
 namespace HWY_NAMESPACE {
-
-namespace hn = hwy::HWY_NAMESPACE;
-
-template <typename Value>
-using Tag = hn::ScalableTag<WideOf<Value>>;
-template <typename Value>
-using Vec = hn::Vec<Tag<Value>>;
-
-// Whole vectors are read and written directly, the rest of a row through a small buffer: nothing beyond the row is touched.
-struct Whole {};
-struct Rest {
-  int64_t count;
-};
-
-template <typename Wide>
-HWY_INLINE hn::Vec<hn::ScalableTag<Wide>> load(const Wide* from, Whole) {
-  return hn::LoadU(hn::ScalableTag<Wide>(), from);
-}
-
-HWY_INLINE hn::Vec<hn::ScalableTag<float>> load(const c10::BFloat16* from, Whole) {
-  const hn::ScalableTag<float> wide;
-  const hn::RebindToUnsigned<decltype(wide)> bits;
-  const hn::Rebind<uint16_t, decltype(wide)> half;
-  const auto narrow = hn::LoadU(half, reinterpret_cast<const uint16_t*>(from));
-  return hn::BitCast(wide, hn::ShiftLeft<16>(hn::PromoteTo(bits, narrow)));
-}
-
-template <typename Wide>
-HWY_INLINE void store(hn::Vec<hn::ScalableTag<Wide>> value, Wide* to, Whole) {
-  hn::StoreU(value, hn::ScalableTag<Wide>(), to);
-}
-
-// Round to nearest, ties to even; NaN stays NaN, which adding to its bits would not ensure.
-HWY_INLINE void store(hn::Vec<hn::ScalableTag<float>> value, c10::BFloat16* to, Whole) {
-  const hn::ScalableTag<float> wide;
-  const hn::RebindToUnsigned<decltype(wide)> bits;
-  const hn::RebindToSigned<decltype(wide)> signed_bits;
-  const hn::Rebind<uint16_t, decltype(wide)> half;
-  const auto raw = hn::BitCast(bits, value);
-  const auto odd = hn::And(hn::ShiftRight<16>(raw), hn::Set(bits, 1));
-  const auto rounded = hn::Add(raw, hn::Add(odd, hn::Set(bits, 0x7FFF)));
-  const auto safe = hn::IfThenElse(hn::RebindMask(bits, hn::IsNaN(value)), hn::Set(bits, 0x7FC00000), rounded);
-  const auto narrow = hn::DemoteTo(half, hn::BitCast(signed_bits, hn::ShiftRight<16>(safe)));
-  hn::StoreU(narrow, half, reinterpret_cast<uint16_t*>(to));
-}
-
-template <typename Value>
-HWY_INLINE Vec<Value> load(const Value* from, Rest rest) {
-  HWY_ALIGN Value buffer[hn::MaxLanes(Tag<Value>())] = {};  // GCC clears it in whole vectors, under ASan at any address
-  std::memcpy(static_cast<void*>(buffer), from, static_cast<size_t>(rest.count) * sizeof(Value));
-  return load(buffer, Whole());
-}
-
-template <typename Value>
-HWY_INLINE void store(Vec<Value> value, Value* to, Rest rest) {
-  HWY_ALIGN Value buffer[hn::MaxLanes(Tag<Value>())];
-  store(value, buffer, Whole());
-  std::memcpy(static_cast<void*>(to), buffer, static_cast<size_t>(rest.count) * sizeof(Value));
-}
-
-template <typename Value, typename Body>
-HWY_INLINE void for_each_vector(int64_t width, const Body& body) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(Tag<Value>()));
-  int64_t i = 0;
-  for (; i + lanes <= width; i += lanes) body(i, Whole());
-  if (i < width) body(i, Rest{width - i});
-}
-
-// What a vector adds to a sum or a maximum: all of it, or only the lanes that are in the row.
-template <typename V, typename D>
-HWY_INLINE V only(D, V value, V /*other*/, Whole) { return value; }
-template <typename V, typename D>
-HWY_INLINE V only(D d, V value, V other, Rest rest) {
-  return hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(rest.count)), value, other);
-}
-
-template <typename D, typename V>
-HWY_INLINE hn::TFromD<D> total(D d, V value) { return hn::GetLane(hn::SumOfLanes(d, value)); }
-
-// exp for arguments up to 0, as all of ours are: hwy's is valid there without limit, but makes zero of NaN.
-template <typename D, typename V>
-HWY_INLINE V exp_below_zero(D d, V value) {
-  return hn::IfThenElse(hn::IsNaN(value), value, hn::Exp(d, value));
-}
-
-template <typename D, typename V>
-HWY_INLINE V sigmoid(D d, V value) {
-  // Through exp(-|x|), which cannot overflow.
-  const auto one = hn::Set(d, 1);
-  const auto small = exp_below_zero(d, hn::Neg(hn::Abs(value)));
-  const auto denominator = hn::Add(one, small);
-  return hn::Div(hn::IfThenElse(hn::Lt(value, hn::Zero(d)), small, one), denominator);
-}
 
 template <typename Value>
 WideOf<Value> inverse_norm(const Value* x, int64_t width, WideOf<Value> epsilon) {

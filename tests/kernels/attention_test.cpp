@@ -1,16 +1,21 @@
 #include "switchyard/kernels/attention.hpp"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/block_attention.hpp"
 
 namespace switchyard {
 namespace {
 
+using testing::expect_close_in_bfloat16;
 using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
@@ -43,11 +48,34 @@ TEST(CausalAttention, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
+// By tiles where the processor has them, by blocks everywhere: 64 and 65 positions end on and behind a tile's border, 2,000 take
+// fewer rows to a block, groups of 3 heads make odd blocks, 70 heads more rows than one has.
 TEST(CausalAttention, IsCloseInBfloat16) {
-  const std::vector<at::Tensor> in = random_heads({2, 2, 200, 2, 16}, at::kBFloat16);
-  const auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kDouble); };
-  const at::Tensor exact = causal_attention_reference({wide(in[0]), wide(in[1]), wide(in[2])});
-  EXPECT_LE(max_difference(causal_attention({in[0], in[1], in[2]}), exact), 0.05);
+  for (const Sizes& s : {Sizes{1, 1, 1, 1, 2}, {2, 3, 7, 2, 4}, {1, 2, 64, 1, 16}, {2, 1, 65, 1, 32}, {2, 2, 300, 3, 64},
+                         {1, 1, 2000, 2, 8}, {1, 1, 9, 70, 6}, {1, 2, 33, 1, 5}}) {
+    SCOPED_TRACE(::testing::Message() << s.positions << " positions, group " << s.group << ", width " << s.width);
+    std::vector<at::Tensor> heads = random_heads(s);
+    heads[0].div_(std::sqrt(static_cast<double>(s.width)));
+    const auto reference = [](const auto& in) { return causal_attention_reference({in[0], in[1], in[2]}); };
+    expect_close_in_bfloat16([](const auto& in) { return causal_attention({in[0], in[1], in[2]}); }, reference, heads, 0.01);
+    expect_close_in_bfloat16([](const auto& in) { return block_attention({in[0], in[1], in[2]}); }, reference, heads, 0.02);
+  }
+}
+
+TEST(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
+  const std::vector<at::Tensor> in = random_heads({2, 2, 130, 2, 32}, at::kBFloat16);
+  const at::Tensor together = causal_attention({in[0], in[1], in[2]});
+  at::Tensor alone;
+  at::parallel_for(0, 1, 1, [&](int64_t, int64_t) { alone = causal_attention({in[0], in[1], in[2]}); });
+  EXPECT_TRUE(at::equal(together, alone));
+}
+
+TEST(CausalAttention, NanStaysVisibleInBfloat16) {
+  const std::vector<at::Tensor> in = random_heads({1, 1, 70, 1, 8}, at::kBFloat16);
+  in[1].select(2, 40).fill_(std::numeric_limits<float>::quiet_NaN());
+  const at::Tensor out = causal_attention({in[0], in[1], in[2]});
+  EXPECT_FALSE(out.narrow(0, 0, 40).isnan().any().item<bool>());
+  EXPECT_TRUE(out.narrow(0, 40, 30).isnan().all().item<bool>());
 }
 
 TEST(CausalAttention, DoesNotSeeTheFuture) {

@@ -15,11 +15,12 @@ struct Differentiated {
   std::vector<at::Tensor> gradients;
 };
 
+// The direction is rounded to bf16, so that it is the same in every type.
 Differentiated differentiate(const TensorFunction& function, const std::vector<at::Tensor>& inputs) {
   std::vector<at::Tensor> leaves;
   for (const at::Tensor& input : inputs) leaves.push_back(input.detach().clone().set_requires_grad(true));
   const at::Tensor value = function(leaves);
-  const at::Tensor direction = random_tensor(value.sizes(), 99, value.scalar_type());
+  const at::Tensor direction = random_tensor(value.sizes(), 99, at::kBFloat16).to(value.scalar_type());
   return {value.detach(), torch::autograd::grad({value}, leaves, {direction})};
 }
 
@@ -45,6 +46,25 @@ void expect_same_function(const TensorFunction& tested, const TensorFunction& re
   for (size_t i = 0; i < inputs.size(); ++i) {
     EXPECT_LE(max_difference(ours.gradients[i], theirs.gradients[i]), tolerance) << "gradient of input " << i;
     EXPECT_EQ(ours.gradients[i].scalar_type(), inputs[i].scalar_type()) << "gradient of input " << i;
+  }
+}
+
+void expect_close_in_bfloat16(const TensorFunction& tested, const TensorFunction& reference,
+                              const std::vector<at::Tensor>& inputs, double tolerance) {
+  std::vector<at::Tensor> narrow, wide;
+  for (const at::Tensor& input : inputs) {
+    narrow.push_back(input.to(at::kBFloat16));
+    wide.push_back(narrow.back().to(at::kDouble));
+  }
+  const Differentiated ours = differentiate(tested, narrow);
+  const Differentiated theirs = differentiate(reference, wide);
+  const auto expect_close = [&](const at::Tensor& left, const at::Tensor& right, const std::string& what) {
+    EXPECT_EQ(left.scalar_type(), at::kBFloat16) << what;
+    EXPECT_LE(max_difference(left, right), tolerance * right.abs().max().item<double>()) << what;
+  };
+  expect_close(ours.value, theirs.value, "value");
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    expect_close(ours.gradients[i], theirs.gradients[i], "gradient of input " + std::to_string(i));
   }
 }
 

@@ -1,0 +1,143 @@
+#include "switchyard/kernels/tile_product.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "switchyard/kernels/score_ops.hpp"
+
+namespace switchyard {
+namespace {
+
+using c10::BFloat16;
+
+std::vector<BFloat16> counted(int64_t count) {
+  std::vector<BFloat16> values;
+  for (int64_t i = 0; i < count; ++i) values.emplace_back(static_cast<float>(i % 17 - 8));
+  return values;
+}
+
+TEST(PairedMatrix, HoldsTwoRowsAtATime) {
+  const std::vector<BFloat16> given = {1, 2, 3, 4, 5, 6};  // 3 rows of 2
+  std::vector<BFloat16> pairs(12, BFloat16(9));            // 4 rows of 2, a column of which lies beyond
+  pair_rows({given.data(), 3, 2, 2}, {pairs.data(), 4, 2, 3});
+  EXPECT_EQ(pairs, (std::vector<BFloat16>{1, 3, 2, 4, 9, 9, 5, 0, 6, 0, 9, 9}));
+}
+
+TEST(PairedMatrix, TransposesAndFillsUpWithZeros) {
+  const std::vector<BFloat16> given = {1, 2, 3, 4, 5, 6, 7, 8};  // 2 rows of 4
+  std::vector<BFloat16> pairs(12, BFloat16(9));
+  pair_rows_of_transposed({given.data(), 2, 4, 4}, {pairs.data(), 4, 3, 3});
+  EXPECT_EQ(pairs, (std::vector<BFloat16>{1, 2, 5, 6, 0, 0, 3, 4, 7, 8, 0, 0}));
+  std::vector<BFloat16> transposed(12, BFloat16(9));
+  transpose({given.data(), 2, 4, 4}, {transposed.data(), 4, 3, 3});
+  EXPECT_EQ(transposed, (std::vector<BFloat16>{1, 5, 0, 2, 6, 0, 3, 7, 0, 4, 8, 0}));
+}
+
+// Small integers: every sum is exact.
+TEST(TileProduct, EqualsTheSumsByHand) {
+  if (!has_tile_products()) return;  // causal_attention takes another path there, and its tests with it
+  for (const int64_t rows : {1, 5, 16, 33}) {
+    for (const int64_t inner : {2, 6, 32, 70}) {
+      for (const int64_t columns : {1, 7, 16, 65}) {
+        const std::vector<BFloat16> left = counted(rows * inner), right = counted(inner * columns);
+        std::vector<BFloat16> pairs(static_cast<size_t>(inner * (columns + 1)));
+        pair_rows({right.data(), inner, columns, columns}, {pairs.data(), inner, columns, columns + 1});
+        std::vector<float> out(static_cast<size_t>(rows * columns), 1.0F);
+        const TileProducts products;
+        tile_product({left.data(), rows, inner, inner}, {pairs.data(), inner, columns, columns + 1},
+                     {out.data(), rows, columns, columns}, TileSum::Add);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = 0; c < columns; ++c) {
+            float sum = 1.0F;
+            for (int64_t i = 0; i < inner; ++i) {
+              sum += static_cast<float>(left[static_cast<size_t>(r * inner + i)]) *
+                     static_cast<float>(right[static_cast<size_t>(i * columns + c)]);
+            }
+            ASSERT_EQ(out[static_cast<size_t>(r * columns + c)], sum) << rows << " " << inner << " " << columns;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ScoreOps, ExponentialsOfAnyLength) {
+  for (int64_t visible = 1; visible <= 128; ++visible) {
+    const int64_t width = (visible + kScoreLanes - 1) / kScoreLanes * kScoreLanes;
+    std::vector<float> scores(static_cast<size_t>(width), std::numeric_limits<float>::quiet_NaN());  // of the future: anything
+    double sum = 0.0;
+    for (int64_t i = 0; i < visible; ++i) {
+      scores[static_cast<size_t>(i)] = static_cast<float>(4.0 * std::sin(static_cast<double>(3 * i)));
+      sum += std::exp(static_cast<double>(scores[static_cast<size_t>(i)]));
+    }
+    std::vector<BFloat16> exps(static_cast<size_t>(width), BFloat16(9));
+    const ExpSum result = score_ops().exponentials(scores.data(), exps.data(), visible, width);
+    EXPECT_NEAR(result.log_sum, std::log(sum), 1e-6);
+    for (int64_t i = 0; i < width; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const double expected = i < visible ? std::exp(static_cast<double>(scores[at]) - std::log(sum)) : 0.0;
+      EXPECT_NEAR(static_cast<double>(exps[at]) * static_cast<double>(result.inverse_sum), expected, 4e-3 * expected);
+    }
+  }
+}
+
+TEST(ScoreOps, GradientOfTwoRows) {
+  constexpr int64_t kWidth = 64;
+  for (const int64_t visible : {0, 1, 20, 63}) {  // of the lower row; 0: it is not there
+    std::vector<float> scores(2 * kWidth), d_probs(2 * kWidth, std::numeric_limits<float>::quiet_NaN());
+    std::vector<double> expected(2 * kWidth, 0.0), probs(2 * kWidth, 0.0);
+    std::vector<float> log_sums(2, 0.0F);
+    const std::vector<int64_t> sees = {64, visible};
+    for (size_t row = 0; row < 2; ++row) {
+      double sum = 0.0, mean = 0.0;
+      const size_t begin = row * kWidth, end = begin + static_cast<size_t>(sees[row]);
+      for (size_t i = begin; i < end; ++i) {
+        scores[i] = std::sin(static_cast<float>(i));
+        d_probs[i] = std::cos(static_cast<float>(7 * i));
+        sum += std::exp(static_cast<double>(scores[i]));
+      }
+      for (size_t i = begin; i < end; ++i) mean += (probs[i] = std::exp(static_cast<double>(scores[i])) / sum) * static_cast<double>(d_probs[i]);
+      for (size_t i = begin; i < end; ++i) expected[i] = probs[i] * (static_cast<double>(d_probs[i]) - mean);
+      log_sums[row] = static_cast<float>(std::log(sum));
+    }
+    std::vector<BFloat16> d_scores(2 * kWidth, BFloat16(9)), probs_pairs = d_scores, d_scores_pairs = d_scores;
+    score_ops().gradient({{scores.data(), d_probs.data(), log_sums[0], 64, d_scores.data()},
+                          {scores.data() + kWidth, d_probs.data() + kWidth, log_sums[1], visible, d_scores.data() + kWidth},
+                          probs_pairs.data(),
+                          d_scores_pairs.data()},
+                         kWidth);
+    for (size_t i = 0; i < 2 * kWidth; ++i) {
+      const size_t paired = i % kWidth * 2 + i / kWidth;
+      EXPECT_NEAR(static_cast<double>(probs_pairs[paired]), probs[i], 4e-3 * probs[i]);
+      EXPECT_NEAR(static_cast<double>(d_scores[i]), expected[i], 4e-3 * std::abs(expected[i]) + 1e-7);
+      EXPECT_EQ(d_scores_pairs[paired].x, d_scores[i].x);
+    }
+  }
+}
+
+TEST(ScoreOps, NanAndInfinityStayVisible) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> scores(64, 0.5F);
+    scores[18] = bad;
+    std::vector<BFloat16> exps(64);
+    EXPECT_TRUE(std::isnan(score_ops().exponentials(scores.data(), exps.data(), 64, 64).inverse_sum)) << bad;
+  }
+}
+
+// 2^-24 per unit of precision: the polynomial and the reduction together stay within a few of them.
+TEST(ScoreOps, TheExponentialIsExactToFp32) {
+  for (double x = 0.0; x > -80.0; x -= 0.0137) {
+    std::vector<float> scores(64, static_cast<float>(x));
+    scores[0] = 0.0F;
+    std::vector<BFloat16> exps(64);
+    const ExpSum sum = score_ops().exponentials(scores.data(), exps.data(), 64, 64);
+    const double expected = 1.0 + 63.0 * std::exp(static_cast<double>(scores[1]));
+    EXPECT_NEAR(1.0 / static_cast<double>(sum.inverse_sum), expected, 4e-7 * expected) << x;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
