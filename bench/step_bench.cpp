@@ -1,5 +1,6 @@
 // Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
 //   step_bench SHAPES.json NAME [WARM_UP] [STEPS]
+//   mpirun -n 2 step_bench ...      the rows divided among the ranks; rank 0 tells
 // OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
@@ -12,14 +13,18 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/memory.hpp"
 #include "switchyard/train/adamw.hpp"
+#include "switchyard/train/gradients.hpp"
+#include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/step.hpp"
 
 namespace {
@@ -80,10 +85,13 @@ int64_t peak_bytes() {
   return int64_t{1024} * usage.ru_maxrss;
 }
 
-nlohmann::json measure(const Shape& shape, int64_t warm_up, int64_t steps) {
+nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Communicator* comm) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
   Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1);
+  RunRanks ranks(comm);
+  SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
+  shape.rows /= ranks.size();
   const OptimizerConfig optimizer_config;
   AdamW optimizer(model.parameters(), optimizer_config);
   const std::vector<Batch> batches = {random_batch(shape)};
@@ -94,8 +102,10 @@ nlohmann::json measure(const Shape& shape, int64_t warm_up, int64_t steps) {
   for (int64_t step = 0; step < warm_up + steps; ++step) {
     const Clock::time_point start = Clock::now();
     const double processor = processor_seconds();
-    const StepResult done = run_step(model, balance, state, batches, {}, /*seed=*/1, step);
-    optimizer.step(1e-3, clip_scale(global_gradient_norm(model.parameters()), optimizer_config.clip_norm));
+    const StepResult done = run_step(model, balance, state, batches, {}, /*seed=*/1, step, ranks.balance());
+    if (ranks.comm() != nullptr) sum_gradients(model.parameters(), *ranks.comm());
+    const double norm = global_gradient_norm(model.parameters(), ranks.comm());
+    optimizer.step(1e-3, clip_scale(norm, optimizer_config.clip_norm));
     const Clock::time_point end = Clock::now();
     if (step == 0) result["first_step_seconds"] = std::chrono::duration<double>(end - begin).count();
     result["loss"] = done.loss;
@@ -104,6 +114,7 @@ nlohmann::json measure(const Shape& shape, int64_t warm_up, int64_t steps) {
     result["processor_seconds"].push_back(processor_seconds() - processor);
   }
   result["peak_bytes"] = peak_bytes();
+  result["ranks"] = ranks.size();
   result["threads"] = at::get_num_threads();
   result["compute_type"] = to_string(model.compute_type());
   return result;
@@ -117,7 +128,15 @@ int main(int count, char** values) {
     if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS]");
     const int64_t warm_up = count > 3 ? std::atoll(values[3]) : 3;
     const int64_t steps = count > 4 ? std::atoll(values[4]) : 5;
-    std::printf("%s\n", measure(read_shape(values[1], values[2]), warm_up, steps).dump().c_str());
+    const Shape shape = read_shape(values[1], values[2]);
+    std::unique_ptr<MpiSession> session;
+    std::unique_ptr<Communicator> comm;
+    if (started_by_mpi()) {
+      session = std::make_unique<MpiSession>(MpiProgress::InCalls);
+      comm = session->world();
+    }
+    const nlohmann::json result = measure(shape, warm_up, steps, comm.get());
+    if (comm == nullptr || comm->rank() == 0) std::printf("%s\n", result.dump().c_str());
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "step_bench: %s\n", error.what());

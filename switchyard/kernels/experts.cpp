@@ -17,6 +17,7 @@
 #include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
 #include "switchyard/kernels/swiglu.hpp"
+#include "switchyard/kernels/tile_experts.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -153,12 +154,34 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
   }
 };
 
+struct TileExpertsFunction : torch::autograd::Function<TileExpertsFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
+                            const at::Tensor& down_EDF, const at::Tensor& weight_A, const at::Tensor& token_A,
+                            const std::vector<int64_t>& offsets) {
+    const TileExperts result = tile_experts(hidden_TD, gate_up_EFD, down_EDF, token_A, offsets);
+    context->save_for_backward({hidden_TD, gate_up_EFD, down_EDF, weight_A, token_A, result.gate_up_AF});
+    context->saved_data["offsets"] = offsets;
+    return combine_rows(result.out_AD, weight_A, token_A, hidden_TD.size(0));
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const TileExpertsGradients result = tile_experts_backward(
+        saved[0], saved[1], saved[2], saved[4], saved[3], context->saved_data["offsets"].toIntVector(), saved[5], gradients[0]);
+    const at::Tensor d_hidden_TD = combine_rows(result.rows_AD, at::Tensor(), saved[4], saved[0].size(0));
+    return {d_hidden_TD, result.gate_up_EFD, result.down_EDF, result.weight_A, at::Tensor(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 at::Tensor grouped_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                            const ExpertSlots& slots) {
   check_shapes(hidden_TD, gate_up_EFD, down_EDF);
   const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD, slots);
+  if (has_tile_experts(hidden_TD, down_EDF)) {
+    return TileExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A, slots.token_A, offsets);
+  }
   return ExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A, slots.token_A, offsets);
 }
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/layout_ops.hpp"
+#include "switchyard/kernels/scratch.hpp"
 #include "switchyard/kernels/score_ops.hpp"
 #include "switchyard/kernels/tile_product.hpp"
 
@@ -15,8 +17,6 @@ namespace switchyard {
 namespace {
 
 using c10::BFloat16;
-
-constexpr int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Letters as in kernels/rope.hpp. A row is a (position, query head) pair of one key head.
 struct Sizes {
@@ -56,22 +56,6 @@ void for_each_block(const Sizes& sizes, const Body& body) {
   }
 }
 
-// Memory of one task, cut into matrices.
-template <typename Value>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : memory_(at::empty({count}, c10::CppTypeToScalarType<Value>::value)) {}
-  [[nodiscard]] Value* take(int64_t count) {
-    Value* result = memory_.mutable_data_ptr<Value>() + taken_;
-    taken_ += count;
-    return result;
-  }
-
- private:
-  at::Tensor memory_;
-  int64_t taken_ = 0;
-};
-
 struct HeadPointers {
   const BFloat16 *query, *key, *value;
   HeadPointers(const AttentionHeads& heads, const Sizes& s, int64_t head)
@@ -102,8 +86,8 @@ class ForwardTask {
 
   void run(int64_t head, const AttentionHeads& heads, BFloat16* out, float* log_sums) {
     const HeadPointers from(heads, s_, head);
-    pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
-    pair_rows({from.value, s_.positions, s_.width, s_.width}, value_);
+    layout_.pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
+    layout_.pair_rows({from.value, s_.positions, s_.width, s_.width}, value_);
     for_each_block(s_, [&](const Block& block) {
       const int64_t first_row = block.begin * s_.group;
       tile_product({from.query + first_row * s_.width, block.rows, s_.width, s_.width}, key_t_,
@@ -126,6 +110,7 @@ class ForwardTask {
  private:
   const Sizes& s_;
   const ScoreOps& ops_ = score_ops();
+  const LayoutOps& layout_ = layout_ops();
   Scratch<BFloat16> halves_;
   Scratch<float> floats_;
   PairedMatrix key_t_{halves_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
@@ -148,9 +133,9 @@ class BackwardTask {
   void run(int64_t head, const AttentionHeads& heads, const float* log_sums, const BFloat16* d_out,
            const AttentionHeads& gradients) {
     const HeadPointers from(heads, s_, head);
-    pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
-    pair_rows_of_transposed({from.value, s_.positions, s_.width, s_.width}, value_t_);
-    pair_rows({from.key, s_.positions, s_.width, s_.width}, key_);
+    layout_.pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
+    layout_.pair_rows_of_transposed({from.value, s_.positions, s_.width, s_.width}, value_t_);
+    layout_.pair_rows({from.key, s_.positions, s_.width, s_.width}, key_);
     std::fill_n(d_key_t_, s_.width * s_.leading, 0.0F);
     std::fill_n(d_value_t_, s_.width * s_.leading, 0.0F);
     BFloat16* const d_query = gradients.query_BJSIW.mutable_data_ptr<BFloat16>() + head * s_.positions * s_.group * s_.width;
@@ -183,8 +168,8 @@ class BackwardTask {
       };
       ops_.gradient({one(row), one(row + 1), probs_pairs_ + row * leading, d_scores_pairs_ + row * leading}, block.keys);
     }
-    transpose(d_out, {d_out_t_, s_.width, rows, columns});
-    transpose(query, {query_t_, s_.width, rows, columns});
+    layout_.transpose(d_out, {d_out_t_, s_.width, rows, columns});
+    layout_.transpose(query, {query_t_, s_.width, rows, columns});
     tile_product({d_out_t_, s_.width, rows, columns}, {probs_pairs_, rows, block.keys, leading},
                  {d_value_t_, s_.width, block.keys, leading}, TileSum::Add);
     tile_product({query_t_, s_.width, rows, columns}, {d_scores_pairs_, rows, block.keys, leading},
@@ -201,6 +186,7 @@ class BackwardTask {
 
   const Sizes& s_;
   const ScoreOps& ops_ = score_ops();
+  const LayoutOps& layout_ = layout_ops();
   Scratch<BFloat16> halves_;
   Scratch<float> floats_;
   PairedMatrix key_t_{halves_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};

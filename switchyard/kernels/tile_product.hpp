@@ -39,11 +39,4 @@ class TileProducts {
   TileProducts& operator=(const TileProducts&) = delete;
 };
 
-/// out = given, in pairs of rows; rows that out has more are zero.
-void pair_rows(const Matrix<const c10::BFloat16>& given, const PairedMatrix& out);
-/// out = given^T, in pairs of rows; given has an even number of columns. Columns that out has more are zero.
-void pair_rows_of_transposed(const Matrix<const c10::BFloat16>& given, const PairedMatrix& out);
-/// out = given^T; columns that out has more are zero.
-void transpose(const Matrix<const c10::BFloat16>& given, const Matrix<c10::BFloat16>& out);
-
 }  // namespace switchyard

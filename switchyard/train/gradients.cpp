@@ -12,67 +12,66 @@
 namespace switchyard {
 namespace {
 
-/// Where a stretch of a bucket came from.
-template <typename T>
-struct Stretch {
-  T* values = nullptr;
-  int64_t count = 0;
-};
+// Tensors smaller than this travel together; to copy larger ones together would take longer than to send them.
+constexpr int64_t kAlone = int64_t{1} << 14;
 
 template <typename T>
-class Bucket {
+class GradientSums {
  public:
-  explicit Bucket(Communicator& comm) : comm_(comm) {}
+  explicit GradientSums(Communicator& comm) : comm_(comm) {}
 
-  void add(T* values, int64_t count) {
-    while (count > 0) {
-      const int64_t fits = std::min(count, kBucketNumbers - std::ssize(numbers_));
-      numbers_.insert(numbers_.end(), values, values + fits);
-      stretches_.push_back({values, fits});
-      values += fits;
-      count -= fits;
-      if (std::ssize(numbers_) == kBucketNumbers) sum();
+  void add(std::span<T> values) {
+    if (std::ssize(values) < kAlone) {
+      together_.push_back(values);
+      return;
+    }
+    for (size_t begin = 0; begin < values.size(); begin += kMessageNumbers) {
+      comm_.all_reduce_sum(values.subspan(begin, std::min<size_t>(kMessageNumbers, values.size() - begin)));
     }
   }
 
-  void sum() {
-    if (numbers_.empty()) return;
-    comm_.all_reduce_sum(std::span<T>(numbers_));
-    const T* from = numbers_.data();
-    for (const Stretch<T>& stretch : stretches_) {
-      std::copy_n(from, stretch.count, stretch.values);
-      from += stretch.count;
+  void sum_small() {
+    std::vector<T> numbers;
+    for (const std::span<T> values : together_) numbers.insert(numbers.end(), values.begin(), values.end());
+    if (numbers.empty()) return;
+    comm_.all_reduce_sum(std::span<T>(numbers));
+    const T* from = numbers.data();
+    for (const std::span<T> values : together_) {
+      std::copy_n(from, values.size(), values.begin());
+      from += values.size();
     }
-    numbers_.clear();
-    stretches_.clear();
   }
 
  private:
   Communicator& comm_;
-  std::vector<T> numbers_;
-  std::vector<Stretch<T>> stretches_;
+  std::vector<std::span<T>> together_;
 };
+
+template <typename T>
+std::span<T> numbers_of(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr<T>(), static_cast<size_t>(tensor.numel())};
+}
 
 }  // namespace
 
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const PartScope part("gradients over ranks");
-  Bucket<float> floats(comm);
-  Bucket<double> doubles(comm);
+  GradientSums<float> floats(comm);
+  GradientSums<double> doubles(comm);
   for (Parameter* parameter : parameters) {
     if (parameter->training == Training::Frozen || is_sharded(*parameter)) continue;
     at::Tensor& grad = parameter->grad;
     // A gradient of one backward may still be in the compute type; ranks add up in that of the master.
     grad = grad.defined() ? grad.to(parameter->master.scalar_type()).contiguous() : at::zeros_like(parameter->master);
     if (grad.scalar_type() == at::kDouble) {
-      doubles.add(grad.mutable_data_ptr<double>(), grad.numel());
+      doubles.add(numbers_of<double>(grad));
     } else {
-      floats.add(grad.mutable_data_ptr<float>(), grad.numel());
+      floats.add(numbers_of<float>(grad));
     }
   }
-  floats.sum();
-  doubles.sum();
+  floats.sum_small();
+  doubles.sum_small();
 }
 
 }  // namespace switchyard

@@ -9,8 +9,8 @@
 namespace switchyard {
 
 /// Numbers that travel in one message. Large enough that a message's fixed cost (some 10 us, docs/comm.md) is lost beside its
-/// transfer (about 1 ms); small enough that buffer and the copies that MPI makes of it stay near the processor's caches.
-inline constexpr int64_t kBucketNumbers = int64_t{1} << 20;
+/// transfer (about 1 ms); small enough that the copies that MPI makes of it stay near the processor's caches.
+inline constexpr int64_t kMessageNumbers = int64_t{1} << 20;
 
 /// Parameter::grad of every trained parameter becomes the sum over ranks, in rank order: the same bits on every rank. A gradient
 /// that is undefined on one rank counts as zeros. Sharded parameters are left out: theirs is complete on the rank that holds

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "switchyard/kernels/layout_ops.hpp"
 #include "switchyard/kernels/score_ops.hpp"
 
 namespace switchyard {
@@ -22,18 +23,54 @@ std::vector<BFloat16> counted(int64_t count) {
 TEST(PairedMatrix, HoldsTwoRowsAtATime) {
   const std::vector<BFloat16> given = {1, 2, 3, 4, 5, 6};  // 3 rows of 2
   std::vector<BFloat16> pairs(12, BFloat16(9));            // 4 rows of 2, a column of which lies beyond
-  pair_rows({given.data(), 3, 2, 2}, {pairs.data(), 4, 2, 3});
+  layout_ops().pair_rows({given.data(), 3, 2, 2}, {pairs.data(), 4, 2, 3});
   EXPECT_EQ(pairs, (std::vector<BFloat16>{1, 3, 2, 4, 9, 9, 5, 0, 6, 0, 9, 9}));
 }
 
 TEST(PairedMatrix, TransposesAndFillsUpWithZeros) {
   const std::vector<BFloat16> given = {1, 2, 3, 4, 5, 6, 7, 8};  // 2 rows of 4
   std::vector<BFloat16> pairs(12, BFloat16(9));
-  pair_rows_of_transposed({given.data(), 2, 4, 4}, {pairs.data(), 4, 3, 3});
+  layout_ops().pair_rows_of_transposed({given.data(), 2, 4, 4}, {pairs.data(), 4, 3, 3});
   EXPECT_EQ(pairs, (std::vector<BFloat16>{1, 2, 5, 6, 0, 0, 3, 4, 7, 8, 0, 0}));
   std::vector<BFloat16> transposed(12, BFloat16(9));
-  transpose({given.data(), 2, 4, 4}, {transposed.data(), 4, 3, 3});
+  layout_ops().transpose({given.data(), 2, 4, 4}, {transposed.data(), 4, 3, 3});
   EXPECT_EQ(transposed, (std::vector<BFloat16>{1, 5, 0, 2, 6, 0, 3, 7, 0, 4, 8, 0}));
+}
+
+TEST(LayoutOps, TransposeAnyShape) {
+  for (int64_t rows = 1; rows <= 20; ++rows) {
+    for (int64_t columns = 2; columns <= 20; columns += 2) {
+      std::vector<BFloat16> given;
+      for (int64_t i = 0; i < rows * columns; ++i) given.push_back(BFloat16(static_cast<uint16_t>(i), BFloat16::from_bits()));
+      const auto at = [&](int64_t row, int64_t column) { return given[static_cast<size_t>(row * columns + column)].x; };
+      std::vector<BFloat16> transposed(static_cast<size_t>(columns * (rows + 2)), BFloat16(9)), pairs = transposed;
+      layout_ops().transpose({given.data(), rows, columns, columns}, {transposed.data(), columns, rows + 1, rows + 2});
+      layout_ops().pair_rows_of_transposed({given.data(), rows, columns, columns}, {pairs.data(), columns, rows + 1, rows + 2});
+      for (int64_t column = 0; column < columns; ++column) {
+        for (int64_t row = 0; row <= rows; ++row) {
+          const uint16_t expected = row < rows ? at(row, column) : uint16_t{0};
+          ASSERT_EQ(transposed[static_cast<size_t>(column * (rows + 2) + row)].x, expected) << rows << " " << columns;
+          ASSERT_EQ(pairs[static_cast<size_t>((column / 2 * (rows + 2) + row) * 2 + column % 2)].x, expected) << rows << " " << columns;
+        }
+        EXPECT_EQ(transposed[static_cast<size_t>(column * (rows + 2) + rows + 1)], BFloat16(9));
+      }
+    }
+  }
+}
+
+TEST(LayoutOps, PairRowsOfAnyLength) {
+  for (int64_t columns = 1; columns <= 40; ++columns) {
+    const std::vector<BFloat16> given = counted(3 * columns);
+    std::vector<BFloat16> pairs(static_cast<size_t>(4 * (columns + 1)), BFloat16(9));
+    layout_ops().pair_rows({given.data(), 3, columns, columns}, {pairs.data(), 4, columns, columns + 1});
+    for (int64_t row = 0; row < 4; ++row) {
+      for (int64_t i = 0; i < columns; ++i) {
+        const BFloat16 expected = row < 3 ? given[static_cast<size_t>(row * columns + i)] : BFloat16(0);
+        ASSERT_EQ(pairs[static_cast<size_t>((row / 2 * (columns + 1) + i) * 2 + row % 2)], expected) << columns;
+      }
+    }
+    EXPECT_EQ(pairs[static_cast<size_t>(2 * columns)], BFloat16(9));
+  }
 }
 
 // Small integers: every sum is exact.
@@ -44,7 +81,7 @@ TEST(TileProduct, EqualsTheSumsByHand) {
       for (const int64_t columns : {1, 7, 16, 65}) {
         const std::vector<BFloat16> left = counted(rows * inner), right = counted(inner * columns);
         std::vector<BFloat16> pairs(static_cast<size_t>(inner * (columns + 1)));
-        pair_rows({right.data(), inner, columns, columns}, {pairs.data(), inner, columns, columns + 1});
+        layout_ops().pair_rows({right.data(), inner, columns, columns}, {pairs.data(), inner, columns, columns + 1});
         std::vector<float> out(static_cast<size_t>(rows * columns), 1.0F);
         const TileProducts products;
         tile_product({left.data(), rows, inner, inner}, {pairs.data(), inner, columns, columns + 1},

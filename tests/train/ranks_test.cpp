@@ -193,9 +193,9 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
 TEST(SumGradients, AddsOverRanksAndLeavesShardsAlone) {
   run_ranks(3, [](Communicator& comm) {
     const auto own = static_cast<double>(comm.rank() + 1);
-    std::array<Parameter, 5> all = {some_parameter({2, kBucketNumbers / 2 + 7}, own), some_parameter({5}, 10 * own),
+    std::array<Parameter, 5> all = {some_parameter({2, kMessageNumbers / 2 + 7}, own), some_parameter({5}, 10 * own),
                                     some_parameter({3}, 1.0), some_parameter({2}, own), some_parameter({2}, own)};
-    all[0].grad.view({-1})[kBucketNumbers] = 100 * own;
+    all[0].grad.view({-1})[kMessageNumbers] = 100 * own;
     if (comm.rank() > 0) all[2].grad.reset();
     all[3].training = Training::Frozen;
     all[4].shard = {2 * comm.rank(), 6};
@@ -203,7 +203,7 @@ TEST(SumGradients, AddsOverRanksAndLeavesShardsAlone) {
     for (Parameter& parameter : all) refs.push_back(&parameter);
     sum_gradients(refs, comm);
     EXPECT_EQ(all[0].grad.view({-1})[0].item<float>(), 6.0F);
-    EXPECT_EQ(all[0].grad.view({-1})[kBucketNumbers].item<float>(), 600.0F);
+    EXPECT_EQ(all[0].grad.view({-1})[kMessageNumbers].item<float>(), 600.0F);
     EXPECT_EQ(all[0].grad.view({-1})[-1].item<float>(), 6.0F);
     EXPECT_EQ(all[1].grad[4].item<float>(), 60.0F);
     EXPECT_EQ(all[2].grad[1].item<float>(), 1.0F);
