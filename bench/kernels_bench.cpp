@@ -1,21 +1,29 @@
-// Each fused operation beside its plain ATen reference, bf16, at the sizes of shape (ii). GFLOP/s and GB/s count what the
-// operation needs at least: products, and each operand read or written once. OMP_NUM_THREADS sets the threads.
+// Each fused operation beside its plain ATen reference, forward and backward, bf16, at the sizes of shape (ii). GFLOP/s and GB/s
+// count what the operation needs at least: products, and each operand read or written once; `of peak` divides the larger of the
+// two shares by what a large product and a large copy reach in the same run. OMP_NUM_THREADS sets the threads.
 #include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <vector>
 
 #include "switchyard/core/rng.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/adamw.hpp"
+#include "switchyard/kernels/attention.hpp"
+#include "switchyard/kernels/block_attention.hpp"
 #include "switchyard/kernels/cross_entropy.hpp"
 #include "switchyard/kernels/experts.hpp"
 #include "switchyard/kernels/memory.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
+#include "switchyard/kernels/rope.hpp"
 #include "switchyard/kernels/swiglu.hpp"
 
 namespace {
@@ -32,16 +40,41 @@ struct Work {
   double flops, bytes;
 };
 
+// Per second of wall time: the best of some repeats.
+Work measure_limits() {
+  const auto best = [](const auto& run) {
+    double seconds = 1e9;
+    run();
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      const auto begin = std::chrono::steady_clock::now();
+      run();
+      seconds = std::min(seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return seconds;
+  };
+  constexpr int64_t kSide = 2048;
+  const at::Tensor square = Rng(1, "bench").normal_tensor({kSide, kSide}, 1.0).to(at::kBFloat16);
+  at::Tensor product = at::zeros_like(square);
+  const double product_seconds = best([&] { at::mm_out(product, square, square); });
+  const at::Tensor from = at::ones({int64_t{1} << 26}, at::kFloat);
+  at::Tensor to = at::zeros_like(from);
+  const double copy_seconds = best([&] { to.copy_(from); });
+  return {2.0 * kSide * kSide * kSide / product_seconds, 8.0 * static_cast<double>(from.numel()) / copy_seconds};
+}
+
 void add(const char* name, const Work& work, const std::function<void()>& run) {
+  static const Work limits = measure_limits();
   benchmark::RegisterBenchmark(name, [=](benchmark::State& state) {
     run();
     for (auto _ : state) run();
+    const double share = std::max(work.flops / limits.flops, work.bytes / limits.bytes);
+    state.counters["of peak"] = benchmark::Counter(share * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
     const auto rate = [&](double amount) {
       return benchmark::Counter(amount * 1e-9 * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
     };
     state.counters["GFLOP/s"] = rate(work.flops);
     state.counters["GB/s"] = rate(work.bytes);
-  })->Unit(benchmark::kMillisecond)->MeasureProcessCPUTime();
+  })->Unit(benchmark::kMillisecond)->UseRealTime();
 }
 
 void add_norm() {
@@ -49,6 +82,60 @@ void add_norm() {
   const Work work{0.0, 2.0 * 5.0 * kTokens * kWidth};
   add("rms_norm/ours", work, [=] { rms_norm(x, weight, 1e-6).backward(direction); });
   add("rms_norm/aten", work, [=] { rms_norm_reference(x, weight, 1e-6).backward(direction); });
+}
+
+void add_residual_norm() {
+  const at::Tensor x = leaf({kTokens, kWidth}), branch = leaf({kTokens, kWidth}), weight = leaf({kWidth}, at::kFloat);
+  const at::Tensor direction = at::ones_like(x);
+  // Two read and two written; then three read (x, both gradients) and one written.
+  const Work work{0.0, 2.0 * 8.0 * kTokens * kWidth};
+  const auto run = [=](const auto& function) {
+    const auto result = function(x, branch, weight, 1e-6);
+    result.normed_TD.backward(direction);
+  };
+  add("residual_rms_norm/ours", work, [=] { run(residual_rms_norm); });
+  add("residual_rms_norm/aten", work, [=] {
+    run([](const at::Tensor& a, const at::Tensor& b, const at::Tensor& norm_weight, double epsilon) {
+      const at::Tensor hidden = a.add(b);
+      return ResidualNorm{hidden, rms_norm_reference(hidden, norm_weight, epsilon)};
+    });
+  });
+}
+
+constexpr HeadShape kHeads{/*batch=*/8, /*positions=*/512, /*kv_heads=*/4, /*group=*/2, /*head_width=*/32};
+
+void add_rope() {
+  const at::Tensor qkv = leaf({kTokens, kHeads.qkv_width()}), query_weight = leaf({kHeads.head_width}, at::kFloat);
+  const at::Tensor key_weight = leaf({kHeads.head_width}, at::kFloat);
+  const RopeTable table = make_rope_table(kHeads.positions, kHeads.head_width, 1e4, at::kFloat);
+  const Work work{0.0, 2.0 * 5.0 * static_cast<double>(kTokens * kHeads.qkv_width())};
+  const auto run = [=](const auto& function) {
+    const AttentionHeads heads = function(qkv, query_weight, key_weight, table, kHeads, 1e-6, 0.17);
+    heads.query_BJSIW.sum().add(heads.key_BJSW.sum()).add(heads.value_BJSW.sum()).backward();
+  };
+  add("split_norm_rotate/ours", work, [=] { run(split_norm_rotate); });
+  add("split_norm_rotate/aten", work, [=] { run(split_norm_rotate_reference); });
+}
+
+void add_attention() {
+  const auto [batch, positions, kv_heads, group, width] = kHeads;
+  const AttentionHeads heads = {leaf({batch, kv_heads, positions, group, width}), leaf({batch, kv_heads, positions, width}),
+                                leaf({batch, kv_heads, positions, width})};
+  const at::Tensor direction = at::ones({kTokens, kHeads.query_width()}, at::kBFloat16);
+  // Two products forward and four backward over the causal half; seven with the scores made again.
+  const double pairs = 0.5 * static_cast<double>(positions * (positions + 1) * batch * kv_heads * group);
+  const Work work{6.0 * 2.0 * static_cast<double>(width) * pairs, 2.0 * 5.0 * static_cast<double>(kTokens * kHeads.qkv_width())};
+  add("causal_attention/tiles", work, [=] { causal_attention(heads).backward(direction); });
+  add("causal_attention/blocks", work, [=] { block_attention(heads).backward(direction); });
+  add("causal_attention/aten", work, [=] { causal_attention_reference(heads).backward(direction); });
+}
+
+void add_accumulate() {
+  constexpr int64_t kNumbers = 1 << 22;
+  const at::Tensor sum = at::zeros({kNumbers}, at::kFloat), values = at::ones({kNumbers}, at::kBFloat16);
+  const Work work{0.0, 10.0 * kNumbers};
+  add("accumulate/ours", work, [=] { accumulate(sum, values); });
+  add("accumulate/aten", work, [=] { sum.add_(values); });
 }
 
 void add_swiglu() {
@@ -116,6 +203,10 @@ int main(int count, char** values) {
   benchmark::Initialize(&count, values);
   if (benchmark::ReportUnrecognizedArguments(count, values)) return 2;
   add_norm();
+  add_residual_norm();
+  add_rope();
+  add_attention();
+  add_accumulate();
   add_swiglu();
   add_head();
   add_experts();

@@ -26,6 +26,7 @@
 #include "switchyard/train/gradients.hpp"
 #include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/step.hpp"
+#include "switchyard/train/update_shares.hpp"
 
 namespace {
 
@@ -92,6 +93,7 @@ nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Communicator
   RunRanks ranks(comm);
   SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
   shape.rows /= ranks.size();
+  if (ranks.comm() != nullptr) share_updates(model.parameters(), *ranks.comm());
   const OptimizerConfig optimizer_config;
   AdamW optimizer(model.parameters(), optimizer_config);
   const std::vector<Batch> batches = {random_batch(shape)};
@@ -106,6 +108,7 @@ nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Communicator
     if (ranks.comm() != nullptr) sum_gradients(model.parameters(), *ranks.comm());
     const double norm = global_gradient_norm(model.parameters(), ranks.comm());
     optimizer.step(1e-3, clip_scale(norm, optimizer_config.clip_norm));
+    if (ranks.comm() != nullptr) gather_updates(model.parameters(), *ranks.comm());
     const Clock::time_point end = Clock::now();
     if (step == 0) result["first_step_seconds"] = std::chrono::duration<double>(end - begin).count();
     result["loss"] = done.loss;

@@ -18,17 +18,32 @@ struct Shard {
   int64_t whole = 0;  // rows over all ranks; 0: the parameter is not divided, every rank holds all of it
 };
 
+/// Which rows this process's optimizer moves of a parameter that every rank holds whole (train/update_shares.hpp).
+struct UpdateRows {
+  int64_t begin = 0;
+  int64_t count = 0;  // 0: all
+};
+
 struct Parameter {
   std::string name;    // Hugging Face name, "model.layers.0.mlp.gate.weight"
   at::Tensor master;   // fp32, no autograd
   at::Tensor compute;  // leaf that the forward reads: bf16 copy, or the same storage as master; refreshed once a step
-  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first
+  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first.
+                       // Summed over ranks it has the rows of `update`
   Decay decay = Decay::Yes;
   Training training = Training::Trained;
   Shard shard{};
+  UpdateRows update{};
 };
 
 [[nodiscard]] inline bool is_sharded(const Parameter& parameter) { return parameter.shard.whole > 0; }
+
+[[nodiscard]] inline bool shares_update(const Parameter& parameter) { return parameter.update.count > 0; }
+
+/// Of a tensor with the rows of the parameter those that this process's optimizer moves; a view.
+[[nodiscard]] inline at::Tensor updated_rows(const Parameter& parameter, const at::Tensor& tensor) {
+  return shares_update(parameter) ? tensor.narrow(0, parameter.update.begin, parameter.update.count) : tensor;
+}
 
 using ParameterRefs = std::vector<Parameter*>;
 

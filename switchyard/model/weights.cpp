@@ -6,6 +6,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 
 namespace switchyard {
 namespace {
@@ -95,7 +96,7 @@ void collect_gradient(Parameter& parameter) {
   // A step of one backward needs no pass over the gradients: they stay in the type they were computed in.
   if (parameter.grad.defined()) {
     parameter.grad = parameter.grad.to(parameter.master.scalar_type());
-    parameter.grad.add_(fresh);
+    accumulate(parameter.grad, fresh);
   } else {
     parameter.grad = fresh;
   }

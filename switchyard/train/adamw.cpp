@@ -31,14 +31,14 @@ double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm)
   const at::NoGradGuard no_grad;
   const PartScope part(kPart);
   double squares_of_all = 0.0;
-  double squares_of_parts = 0.0;  // of sharded parameters
+  double squares_of_parts = 0.0;  // of what ranks hold or sum in parts
   for (const Parameter* parameter : parameters) {
     if (!parameter->grad.defined()) continue;
     const double squares = sum_of_squares(parameter->grad);
     SWITCHYARD_CHECK(std::isfinite(squares), StateError, "the gradient of '", parameter->name, "' has norm ",
                      std::sqrt(squares),
                      "; expected a finite number. Lower the learning rate, or look for bad values in the data");
-    (is_sharded(*parameter) ? squares_of_parts : squares_of_all) += squares;
+    (is_sharded(*parameter) || shares_update(*parameter) ? squares_of_parts : squares_of_all) += squares;
   }
   if (comm != nullptr) comm->all_reduce_sum(std::span(&squares_of_parts, 1));
   return std::sqrt(squares_of_all + squares_of_parts);
@@ -52,8 +52,8 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
     if (parameter->training == Training::Frozen) continue;
     Group& group = parameter->decay == Decay::Yes ? groups_[0] : groups_[1];
     group.parameters.push_back(parameter);
-    group.first.push_back(at::zeros_like(parameter->master));
-    group.second.push_back(at::zeros_like(parameter->master));
+    group.first.push_back(at::zeros_like(updated_rows(*parameter, parameter->master)));
+    group.second.push_back(at::zeros_like(group.first.back()));
   }
 }
 
@@ -72,8 +72,9 @@ void AdamW::step(double learning_rate, double gradient_scale) {
     factors.keep = 1.0 - learning_rate * group.weight_decay;
     for (size_t i = 0; i < group.parameters.size(); ++i) {
       const Parameter& parameter = *group.parameters[i];
-      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(parameter.master);
-      adamw_update({parameter.master, gradient, group.first[i], group.second[i], parameter.compute}, factors);
+      const at::Tensor master = updated_rows(parameter, parameter.master);
+      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(master);
+      adamw_update({master, gradient, group.first[i], group.second[i], updated_rows(parameter, parameter.compute)}, factors);
     }
   }
 }

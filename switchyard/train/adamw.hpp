@@ -21,7 +21,7 @@
 namespace switchyard {
 
 /// Root of the sum of all squared gradients, summed in double. Parameters without a gradient count as zero.
-/// @param comm  ranks that hold parts of sharded parameters; then collective, and the others' gradients must be the same on all.
+/// @param comm  ranks that hold parts of sharded parameters or of shared updates; then collective, and the others' gradients must be the same on all.
 ///              Null: this process holds everything
 /// @throws StateError naming the parameter when a gradient is not finite
 [[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm = nullptr);
@@ -31,7 +31,8 @@ namespace switchyard {
 
 class AdamW {
  public:
-  /// Moments start at zero. Frozen parameters are left out. The parameters must outlive the optimizer.
+  /// Moments start at zero; of a parameter whose update is shared (train/update_shares.hpp) they have this rank's rows. Frozen
+  /// parameters are left out. The parameters must outlive the optimizer.
   AdamW(const ParameterRefs& parameters, const OptimizerConfig& config);
 
   /// One update of every trained master from gradient_scale * Parameter::grad, and of its compute copy; an undefined gradient

@@ -45,9 +45,10 @@ json parse_json(const fs::path& path) {
   }
 }
 
+/// Of each parameter what this rank keeps up to date.
 NamedTensors model_tensors(Decoder& model) {
   NamedTensors tensors;
-  for (const Parameter* parameter : model.parameters()) tensors[parameter->name] = parameter->master;
+  for (const Parameter* parameter : model.parameters()) tensors[parameter->name] = updated_rows(*parameter, parameter->master);
   return tensors;
 }
 
@@ -152,7 +153,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
                          const TrainingState& state, const RunRanks& ranks) {
-  const OwnRowsByName rows = sharded_rows(model.parameters());
+  const OwnRowsByName rows = kept_rows(model.parameters());
   const NamedTensors weights = gather_whole(model_tensors(model), rows, ranks.comm());
   const NamedTensors moments = gather_whole(optimizer.moments(), rows, ranks.comm());
   if (!ranks.is_first()) return {};
@@ -197,7 +198,6 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
 
 void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state) {
   TrainingState loaded;
-  const OwnRowsByName rows = sharded_rows(model.parameters());
   const json object = parse_json(checkpoint / kState);
   try {
     loaded.step = object.at("step").get<int64_t>();
@@ -206,11 +206,12 @@ void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimize
     loaded.batcher.step = object.at("batcher").at("step").get<int64_t>();
     loaded.batcher.drawn_N = object.at("batcher").at("drawn").get<std::vector<int64_t>>();
     loaded.balance = load_balance(checkpoint / kBalance);
-    optimizer.restore(take_own(load_tensors(checkpoint / kOptimizer).tensors, rows), object.at("optimizer_steps").get<int64_t>());
+    optimizer.restore(take_own(load_tensors(checkpoint / kOptimizer).tensors, kept_rows(model.parameters())),
+                      object.at("optimizer_steps").get<int64_t>());
   } catch (const json::exception& error) {
     throw DataError(join_text((checkpoint / kState).string(), " is damaged: ", error.what()));
   }
-  copy_weights(take_own(load_tensors(checkpoint / kModel).tensors, rows), model, checkpoint / kModel);
+  copy_weights(take_own(load_tensors(checkpoint / kModel).tensors, sharded_rows(model.parameters())), model, checkpoint / kModel);
   state = std::move(loaded);
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/train/update_shares.hpp"
 
 namespace switchyard {
 namespace {
@@ -57,10 +58,11 @@ std::span<T> numbers_of(const at::Tensor& tensor) {
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const PartScope part("gradients over ranks");
+  sum_own_rows(parameters, comm);
   GradientSums<float> floats(comm);
   GradientSums<double> doubles(comm);
   for (Parameter* parameter : parameters) {
-    if (parameter->training == Training::Frozen || is_sharded(*parameter)) continue;
+    if (parameter->training == Training::Frozen || is_sharded(*parameter) || shares_update(*parameter)) continue;
     at::Tensor& grad = parameter->grad;
     // A gradient of one backward may still be in the compute type; ranks add up in that of the master.
     grad = grad.defined() ? grad.to(parameter->master.scalar_type()).contiguous() : at::zeros_like(parameter->master);

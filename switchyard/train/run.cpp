@@ -20,6 +20,7 @@
 #include "switchyard/train/step.hpp"
 #include "switchyard/train/step_profiler.hpp"
 #include "switchyard/train/step_record.hpp"
+#include "switchyard/train/update_shares.hpp"
 
 namespace switchyard {
 namespace {
@@ -52,7 +53,7 @@ class TrainingRun {
         batcher_((check_fits(config, dataset_), dataset_), config.data.batcher, seed()),
         compute_(resolve_compute_type(config.execution.dtype)),
         model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed(), expert_ranks()),
-        optimizer_(model_.parameters(), config.optimizer), heldout_(load_heldout(dataset_, config)),
+        optimizer_(parameters_of_rank(), config.optimizer), heldout_(load_heldout(dataset_, config)),
         info_{config, batcher_.domains(), dataset_.hash()} {
     state_.batcher = batcher_.state();
   }
@@ -101,6 +102,12 @@ class TrainingRun {
     const bool done = at_end() && !stopped();
     if (done) evaluate_once();
     return finish(done ? EndReason::Done : EndReason::Interrupted);
+  }
+
+  /// Before the optimizer is made: ranks divide its work.
+  [[nodiscard]] ParameterRefs parameters_of_rank() {
+    if (ranks_.comm() != nullptr) share_updates(model_.parameters(), *ranks_.comm());
+    return model_.parameters();
   }
 
   [[nodiscard]] Communicator* expert_ranks() const {
@@ -233,6 +240,7 @@ class TrainingRun {
     const double norm = global_gradient_norm(parameters, ranks_.comm());
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
     optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
+    if (ranks_.comm() != nullptr) gather_updates(parameters, *ranks_.comm());
     state_.step += 1;
     state_.tokens += result.tokens;
     state_.batcher = batcher_.state();

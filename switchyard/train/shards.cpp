@@ -43,6 +43,17 @@ OwnRowsByName sharded_rows(const ParameterRefs& parameters) {
   return rows;
 }
 
+OwnRowsByName kept_rows(const ParameterRefs& parameters) {
+  OwnRowsByName rows = sharded_rows(parameters);
+  for (const Parameter* parameter : parameters) {
+    if (!shares_update(*parameter)) continue;
+    for (const char* suffix : {"", ".first", ".second"}) {
+      rows[parameter->name + suffix] = {parameter->update.begin, parameter->update.count, parameter->master.size(0)};
+    }
+  }
+  return rows;
+}
+
 TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm) {
   TensorMap whole;
   for (const auto& [name, tensor] : own) {

@@ -22,6 +22,9 @@ using OwnRowsByName = std::map<std::string, OwnRows>;
 /// Of each sharded parameter under its name, and of its two moments.
 [[nodiscard]] OwnRowsByName sharded_rows(const ParameterRefs& parameters);
 
+/// The same, and the rows whose masters and moments this rank alone keeps up to date (train/update_shares.hpp).
+[[nodiscard]] OwnRowsByName kept_rows(const ParameterRefs& parameters);
+
 /// Tensors in `own` that are divided become whole on the first rank, rank after rank; elsewhere they stay parts. The rest is
 /// handed through. Collective where any is divided.
 [[nodiscard]] TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm);

@@ -1,0 +1,23 @@
+#pragma once
+// Ranks that hold the same parameters divide the work of the optimizer: each sums, and moves, an equal part of the rows of each
+// matrix and hands the new rows on (the optimizer's part of ZeRO, arXiv 1910.02054, section 5.1). Every number is what it would be
+// if every rank did everything; moments exist once over all ranks.
+
+#include "switchyard/comm/communicator.hpp"
+#include "switchyard/core/parameter.hpp"
+
+namespace switchyard {
+
+/// Sets Parameter::update of the parameters that are divided: trained, whole on every rank, with a compute copy in a type of its own
+/// (its rows are what travels; what computes in the master stays whole), and with rows that the ranks divide evenly. No messages.
+void share_updates(const ParameterRefs& parameters, const Communicator& comm);
+
+/// Parameter::grad of a divided parameter, in the compute type or the master's, becomes the sum over ranks of this rank's rows, in
+/// rank order, in the master's type. Undefined on one rank: zeros. Collective
+void sum_own_rows(const ParameterRefs& parameters, Communicator& comm);
+
+/// After the optimizer's step: every rank gets the compute rows that the others moved. Their masters stay behind until a checkpoint
+/// gathers them. Collective
+void gather_updates(const ParameterRefs& parameters, Communicator& comm);
+
+}  // namespace switchyard
