@@ -121,7 +121,7 @@ void add_attention() {
   const auto [batch, positions, kv_heads, group, width] = kHeads;
   const AttentionHeads heads = {leaf({batch, kv_heads, positions, group, width}), leaf({batch, kv_heads, positions, width}),
                                 leaf({batch, kv_heads, positions, width})};
-  const at::Tensor direction = at::ones({kTokens, kHeads.query_width()}, at::kBFloat16);
+  const at::Tensor direction = leaf({kTokens, kHeads.query_width()}).detach();
   // Two products forward and four backward over the causal half; seven with the scores made again.
   const double pairs = 0.5 * static_cast<double>(positions * (positions + 1) * batch * kv_heads * group);
   const Work work{6.0 * 2.0 * static_cast<double>(width) * pairs, 2.0 * 5.0 * static_cast<double>(kTokens * kHeads.qkv_width())};

@@ -126,13 +126,23 @@ HWY_INLINE hn::Vec<hn::ScalableTag<double>> exp_below_zero(hn::ScalableTag<doubl
   return hn::IfThenElse(hn::IsNaN(value), value, hn::Exp(d, value));  // which makes zero of NaN
 }
 
+// 1 / value. In fp32 the processor's approximation and two of Newton's steps: a third of the time of a division.
+HWY_INLINE hn::Vec<hn::ScalableTag<float>> inverse(hn::ScalableTag<float> d, hn::Vec<hn::ScalableTag<float>> value) {
+  auto result = hn::ApproximateReciprocal(value);
+  for (int step = 0; step < 2; ++step) result = hn::Mul(result, hn::NegMulAdd(value, result, hn::Set(d, 2.0F)));
+  return result;
+}
+HWY_INLINE hn::Vec<hn::ScalableTag<double>> inverse(hn::ScalableTag<double> d, hn::Vec<hn::ScalableTag<double>> value) {
+  return hn::Div(hn::Set(d, 1.0), value);
+}
+
 template <typename D, typename V>
 HWY_INLINE V sigmoid(D d, V value) {
   // Through exp(-|x|), which cannot overflow.
   const auto one = hn::Set(d, 1);
   const auto small = exp_below_zero(d, hn::Neg(hn::Abs(value)));
-  const auto denominator = hn::Add(one, small);
-  return hn::Div(hn::IfThenElse(hn::Lt(value, hn::Zero(d)), small, one), denominator);
+  const auto numerator = hn::IfThenElse(hn::Lt(value, hn::Zero(d)), small, one);
+  return hn::Mul(numerator, inverse(d, hn::Add(one, small)));
 }
 
 }  // namespace HWY_NAMESPACE
