@@ -21,6 +21,7 @@
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/row_ops.hpp"
+#include "switchyard/kernels/tile_outer.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -104,7 +105,9 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
     const bool hidden_trained = context->needs_input_grad(0);
     const bool head_trained = context->needs_input_grad(1);
     at::Tensor d_hidden_ND = hidden_trained ? at::empty_like(scored.hidden_ND) : at::Tensor();
-    at::Tensor d_head_VD;
+    // By tiles [D, V], a sum in fp32; else [V, D], a sum of rounded parts.
+    const bool by_tiles = has_tile_outer(scored.hidden_ND);
+    at::Tensor d_head;
     double loss = 0.0;
     for_each_chunk(scored.targets_N.size(0), [&](int64_t begin, int64_t size) {
       const at::Tensor rows_CD = scored.hidden_ND.narrow(0, begin, size);
@@ -116,15 +119,23 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
         at::mm_out(out, logits_CV, head_VD);
       }
       if (!head_trained) return;
+      if (by_tiles) {
+        const TileSum sum = d_head.defined() ? TileSum::Add : TileSum::Overwrite;
+        if (!d_head.defined()) d_head = make_outer_sum(head_VD.size(1), head_VD.size(0));
+        add_tile_outer(d_head, rows_CD, logits_CV, sum);
+        return;
+      }
       const at::Tensor part_VD = at::mm(logits_CV.t(), rows_CD);
-      if (d_head_VD.defined()) {
-        accumulate(d_head_VD, part_VD);
+      if (d_head.defined()) {
+        accumulate(d_head, part_VD);
       } else {
-        d_head_VD = part_VD.to(wide);
+        d_head = part_VD.to(wide);
       }
     });
-    if (head_trained && !d_head_VD.defined()) d_head_VD = at::zeros(head_VD.sizes(), wide);  // no target anywhere
-    context->save_for_backward({d_hidden_ND, d_head_VD, scored.index_N});
+    const bool any = d_head.defined();
+    if (head_trained && !any) d_head = at::zeros(head_VD.sizes(), wide);  // no target anywhere
+    context->save_for_backward({d_hidden_ND, d_head, scored.index_N});
+    context->saved_data["transposed"] = by_tiles && any;
     context->saved_data["tokens"] = hidden_TD.size(0);
     context->saved_data["head_type"] = head_VD.scalar_type();
     return at::empty({}, wide).fill_(loss);
@@ -132,8 +143,8 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &d_hidden_ND = saved[0], &d_head_VD = saved[1], &index_N = saved[2];
-    at::Tensor d_hidden_TD, d_head;
+    const at::Tensor &d_hidden_ND = saved[0], &d_head_sum = saved[1], &index_N = saved[2];
+    at::Tensor d_hidden_TD, d_head_VD;
     if (d_hidden_ND.defined()) {
       d_hidden_TD = at::mul(d_hidden_ND, gradients[0]);
       if (index_N.defined()) {
@@ -142,8 +153,12 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
         d_hidden_TD = all_TD.index_copy(0, index_N, d_hidden_TD);
       }
     }
-    if (d_head_VD.defined()) d_head = at::mul(d_head_VD, gradients[0]).to(context->saved_data["head_type"].toScalarType());
-    return {d_hidden_TD, d_head, at::Tensor(), at::Tensor()};
+    if (d_head_sum.defined()) {
+      d_head_VD = context->saved_data["transposed"].toBool()
+                      ? scaled_transpose(d_head_sum, gradients[0].item<double>())
+                      : at::mul(d_head_sum, gradients[0]).to(context->saved_data["head_type"].toScalarType());
+    }
+    return {d_hidden_TD, d_head_VD, at::Tensor(), at::Tensor()};
   }
 };
 

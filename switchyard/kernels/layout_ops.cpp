@@ -115,7 +115,12 @@ void transpose(const Matrix<const BFloat16>& given, const Matrix<BFloat16>& out)
                   reinterpret_cast<uint16_t*>(out.data), out.columns, out.leading);
 }
 
-constexpr LayoutOps kLayoutOps = {&pair_rows, &pair_rows_of_transposed, &transpose};
+void transpose_wide(const Matrix<const float>& given, const Matrix<float>& out) {
+  transpose_words(reinterpret_cast<const uint32_t*>(given.data), given.rows, given.columns, given.leading,
+                  reinterpret_cast<uint32_t*>(out.data), out.columns, out.leading);
+}
+
+constexpr LayoutOps kLayoutOps = {&pair_rows, &pair_rows_of_transposed, &transpose, &transpose_wide};
 const LayoutOps* all_layout_ops() { return &kLayoutOps; }
 
 }  // namespace HWY_NAMESPACE

@@ -13,6 +13,7 @@ struct LayoutOps {
   void (*pair_rows_of_transposed)(const Matrix<const c10::BFloat16>& given, const PairedMatrix& out);
   /// out = given^T; columns that out has more are zero.
   void (*transpose)(const Matrix<const c10::BFloat16>& given, const Matrix<c10::BFloat16>& out);
+  void (*transpose_wide)(const Matrix<const float>& given, const Matrix<float>& out);
 };
 
 [[nodiscard]] const LayoutOps& layout_ops();
