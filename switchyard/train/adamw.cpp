@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <span>
+#include <string>
 
+#include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/adamw.hpp"
@@ -32,15 +34,22 @@ double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm)
   const PartScope part(kPart);
   double squares_of_all = 0.0;
   double squares_of_parts = 0.0;  // of what ranks hold or sum in parts
+  std::string problem;
   for (const Parameter* parameter : parameters) {
     if (!parameter->grad.defined()) continue;
     const double squares = sum_of_squares(parameter->grad);
-    SWITCHYARD_CHECK(std::isfinite(squares), StateError, "the gradient of '", parameter->name, "' has norm ",
-                     std::sqrt(squares),
-                     "; expected a finite number. Lower the learning rate, or look for bad values in the data");
+    if (!std::isfinite(squares) && problem.empty()) {
+      problem = join_text("the gradient of '", parameter->name, "' has norm ", std::sqrt(squares),
+                          "; expected a finite number. Lower the learning rate, or look for bad values in the data");
+    }
     (is_sharded(*parameter) || shares_update(*parameter) ? squares_of_parts : squares_of_all) += squares;
   }
-  if (comm != nullptr) comm->all_reduce_sum(std::span(&squares_of_parts, 1));
+  SWITCHYARD_CHECK(problem.empty() || comm != nullptr, StateError, problem);
+  if (comm != nullptr) {
+    comm->all_reduce_sum(std::span(&squares_of_parts, 1));
+    // Others learn of bad values in rows that only this rank has from the sum.
+    if (!std::isfinite(squares_of_all + squares_of_parts)) throw_if_any(*comm, problem);
+  }
   return std::sqrt(squares_of_all + squares_of_parts);
 }
 

@@ -3,13 +3,16 @@
 #include "switchyard/train/update_shares.hpp"
 
 #include <ATen/core/Tensor.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <limits>
 #include <string>
 #include <vector>
 
 #include "switchyard/comm/threads.hpp"
+#include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/model/weights_file.hpp"
@@ -127,6 +130,23 @@ TEST(UpdateShares, MomentsExistOnceOverAllRanksAndComeBack) {
     }
     optimizer.restore(take_own(whole, kept_rows(model.refs)), 1);
     EXPECT_TRUE(optimizer.moments().at("divided.second").equal(whole.at("divided.second").narrow(0, kRows / 2 * comm.rank(), kRows / 2)));
+  });
+}
+
+// Only one rank sums the bad row; all end, and say whose it is.
+TEST(UpdateShares, AGradientThatIsNotFiniteEndsAllRanks) {
+  run_ranks(2, [](Communicator& comm) {
+    SomeModel model;
+    share_updates(model.refs, comm);
+    model.set_gradients(0, comm);
+    model.parameters[0].grad[kRows - 1].fill_(std::numeric_limits<float>::quiet_NaN());
+    sum_gradients(model.refs, comm);
+    try {
+      (void)global_gradient_norm(model.refs, &comm);
+      ADD_FAILURE() << "no error on rank " << comm.rank();
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), ::testing::HasSubstr("the gradient of 'divided' has norm"));
+    }
   });
 }
 
