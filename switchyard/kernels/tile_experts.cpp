@@ -23,7 +23,7 @@ constexpr int64_t kChunk = 256;
 constexpr int64_t kRowUnit = 32;
 constexpr int64_t kPad = 32;  // numbers from the end of a row to the next: no powers of two
 
-// What the groups share. F2: 2 F.
+// What the groups share.
 struct Expert {
   int64_t width, expert_width;
   const BFloat16 *gate_up, *down;  // of expert 0
