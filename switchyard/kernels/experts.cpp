@@ -154,6 +154,7 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
   }
 };
 
+// Computes all gradients: to leave one out would save little of the work on a block.
 struct TileExpertsFunction : torch::autograd::Function<TileExpertsFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
                             const at::Tensor& down_EDF, const at::Tensor& weight_A, const at::Tensor& token_A,
@@ -166,9 +167,12 @@ struct TileExpertsFunction : torch::autograd::Function<TileExpertsFunction> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const TileExpertsGradients result = tile_experts_backward(
-        saved[0], saved[1], saved[2], saved[4], saved[3], context->saved_data["offsets"].toIntVector(), saved[5], gradients[0]);
-    const at::Tensor d_hidden_TD = combine_rows(result.rows_AD, at::Tensor(), saved[4], saved[0].size(0));
+    const at::Tensor &hidden_TD = saved[0], &gate_up_EFD = saved[1], &down_EDF = saved[2], &weight_A = saved[3],
+                     &token_A = saved[4], &gate_up_AF = saved[5];
+    const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector();
+    const TileExpertsGradients result =
+        tile_experts_backward(hidden_TD, gate_up_EFD, down_EDF, token_A, weight_A, offsets, gate_up_AF, gradients[0]);
+    const at::Tensor d_hidden_TD = combine_rows(result.rows_AD, at::Tensor(), token_A, hidden_TD.size(0));
     return {d_hidden_TD, result.gate_up_EFD, result.down_EDF, result.weight_A, at::Tensor(), at::Tensor()};
   }
 };

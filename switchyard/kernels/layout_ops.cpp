@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 // This file is compiled once for each instruction set; Highway includes it again from foreach_target.h.
 #undef HWY_TARGET_INCLUDE

@@ -1,5 +1,5 @@
 // What the row loops share: vectors of a row, rounding, exp. Highway's convention for code compiled once for each instruction
-// set: included by row_ops.cpp and score_ops.cpp again and again.
+// set: each *_ops.cpp includes it again and again.
 #if defined(SWITCHYARD_KERNELS_SIMD_INL_HPP) == defined(HWY_TARGET_TOGGLE)
 #ifdef SWITCHYARD_KERNELS_SIMD_INL_HPP
 #undef SWITCHYARD_KERNELS_SIMD_INL_HPP

@@ -20,15 +20,17 @@ using c10::BFloat16;
 
 // Letters as in kernels/rope.hpp. A row is a (position, query head) pair of one key head.
 struct Sizes {
+  static constexpr int64_t kPad = 16;  // behind a row of a matrix, so that its leading dimension is no power of two
+
   int64_t batch, kv_heads, positions, group, width;
   int64_t keys;             // positions, filled up with zeros
-  int64_t leading;          // of matrices with a column for each key; odd in units of a cache line
+  int64_t leading;          // of matrices with a column for each key
   int64_t block_positions;  // of a block of queries
   int64_t block_rows;       // its rows, made even
 
   explicit Sizes(const at::Tensor& query_BJSIW)
       : batch(query_BJSIW.size(0)), kv_heads(query_BJSIW.size(1)), positions(query_BJSIW.size(2)), group(query_BJSIW.size(3)),
-        width(query_BJSIW.size(4)), keys(rounded_up(positions, kScoreLanes)), leading(keys + 16) {
+        width(query_BJSIW.size(4)), keys(rounded_up(positions, kScoreLanes)), leading(keys + kPad) {
     // 64 rows keep the matrix unit busy; a longer sequence takes fewer, so that a block's scores stay in a megabyte.
     constexpr int64_t kMostRows = 64, kLeastRows = 16, kBytesOfScore = 14, kCache = 1 << 20;
     const int64_t rows = std::clamp(kCache / (kBytesOfScore * keys), kLeastRows, kMostRows);
@@ -127,7 +129,7 @@ class BackwardTask {
  public:
   explicit BackwardTask(const Sizes& sizes)
       : s_(sizes),
-        halves_((3 * s_.width + 3 * s_.block_rows) * s_.leading + 3 * (s_.block_rows + 16) * s_.width),
+        halves_((3 * s_.width + 3 * s_.block_rows) * s_.leading + 3 * (s_.block_rows + Sizes::kPad) * s_.width),
         floats_((2 * s_.width + 2 * s_.block_rows) * s_.leading + s_.block_rows * s_.width) {}
 
   void run(int64_t head, const AttentionHeads& heads, const float* log_sums, const BFloat16* d_out,
@@ -156,7 +158,7 @@ class BackwardTask {
 
  private:
   void add_block(const Block& block, const Matrix<const BFloat16>& query, const float* log_sums) {
-    const int64_t rows = rounded_up(block.rows, 2), leading = s_.leading, columns = s_.block_rows + 16;
+    const int64_t rows = rounded_up(block.rows, 2), leading = s_.leading, columns = s_.block_rows + Sizes::kPad;
     const Matrix<const BFloat16> d_out{d_out_, block.rows, s_.width, s_.width};
     tile_product(query, key_t_, {scores_, block.rows, block.keys, leading}, TileSum::Overwrite);
     tile_product(d_out, value_t_, {d_probs_, block.rows, block.keys, leading}, TileSum::Overwrite);
@@ -196,8 +198,8 @@ class BackwardTask {
   BFloat16* d_scores_pairs_ = halves_.take(s_.block_rows * s_.leading);
   BFloat16* d_scores_ = halves_.take(s_.block_rows * s_.leading);
   BFloat16* d_out_ = halves_.take(s_.block_rows * s_.width);
-  BFloat16* d_out_t_ = halves_.take((s_.block_rows + 16) * s_.width);
-  BFloat16* query_t_ = halves_.take((s_.block_rows + 16) * s_.width);
+  BFloat16* d_out_t_ = halves_.take((s_.block_rows + Sizes::kPad) * s_.width);
+  BFloat16* query_t_ = halves_.take((s_.block_rows + Sizes::kPad) * s_.width);
   float* scores_ = floats_.take(s_.block_rows * s_.leading);
   float* d_probs_ = floats_.take(s_.block_rows * s_.leading);
   float* d_key_t_ = floats_.take(s_.leading * s_.width);

@@ -30,15 +30,18 @@ at::Tensor gather_rows(const at::Tensor& own, const OwnRows& rows, Communicator&
   return comm.rank() == 0 ? whole : own;
 }
 
+// Of the parameter and its moments.
+void set_rows(OwnRowsByName& rows, const Parameter& parameter, const OwnRows& own) {
+  for (const char* suffix : {"", ".first", ".second"}) rows[parameter.name + suffix] = own;
+}
+
 }  // namespace
 
 OwnRowsByName sharded_rows(const ParameterRefs& parameters) {
   OwnRowsByName rows;
   for (const Parameter* parameter : parameters) {
     if (!is_sharded(*parameter)) continue;
-    for (const char* suffix : {"", ".first", ".second"}) {
-      rows[parameter->name + suffix] = {parameter->shard.begin, parameter->master.size(0), parameter->shard.whole};
-    }
+    set_rows(rows, *parameter, {parameter->shard.begin, parameter->master.size(0), parameter->shard.whole});
   }
   return rows;
 }
@@ -47,9 +50,7 @@ OwnRowsByName kept_rows(const ParameterRefs& parameters) {
   OwnRowsByName rows = sharded_rows(parameters);
   for (const Parameter* parameter : parameters) {
     if (!shares_update(*parameter)) continue;
-    for (const char* suffix : {"", ".first", ".second"}) {
-      rows[parameter->name + suffix] = {parameter->update.begin, parameter->update.count, parameter->master.size(0)};
-    }
+    set_rows(rows, *parameter, {parameter->update.begin, parameter->update.count, parameter->master.size(0)});
   }
   return rows;
 }

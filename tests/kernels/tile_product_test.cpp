@@ -1,13 +1,18 @@
 #include "switchyard/kernels/tile_product.hpp"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "switchyard/kernels/layout_ops.hpp"
 #include "switchyard/kernels/score_ops.hpp"
+#include "switchyard/kernels/tile_outer.hpp"
 
 namespace switchyard {
 namespace {
@@ -99,6 +104,32 @@ TEST(TileProduct, EqualsTheSumsByHand) {
       }
     }
   }
+}
+
+// Two chunks of small integers, whose sums are exact; 300 columns are more than one thread's slab.
+TEST(TileOuter, SumsChunksToTheSameBitsOnAnyNumberOfThreads) {
+  if (!has_tile_products()) return;
+  constexpr int64_t kRows = 33, kWidth = 70, kColumns = 300;
+  const auto chunk = [](int64_t columns) {
+    const std::vector<BFloat16> values = counted(kRows * columns);
+    at::Tensor tensor = at::empty({kRows, columns}, at::kBFloat16);
+    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<BFloat16>());
+    return tensor;
+  };
+  const at::Tensor rows = chunk(kWidth), values = chunk(kColumns);
+  const auto sum_twice = [&] {
+    const at::Tensor sum = make_outer_sum(kWidth, kColumns);
+    add_tile_outer(sum, rows, values, TileSum::Overwrite);
+    add_tile_outer(sum, rows, values, TileSum::Add);
+    return sum;
+  };
+  const at::Tensor expected = at::mm(rows.to(at::kDouble).t(), values.to(at::kDouble)).mul(2.0);
+  const at::Tensor together = sum_twice();
+  at::Tensor alone;
+  at::parallel_for(0, 1, 1, [&](int64_t, int64_t) { alone = sum_twice(); });
+  EXPECT_TRUE(together.to(at::kDouble).equal(expected));
+  EXPECT_TRUE(alone.equal(together));
+  EXPECT_TRUE(scaled_transpose(together, 0.25).equal(expected.mul(0.25).t().to(at::kBFloat16)));
 }
 
 TEST(ScoreOps, ExponentialsOfAnyLength) {

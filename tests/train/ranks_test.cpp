@@ -165,7 +165,6 @@ Parameter some_parameter(c10::IntArrayRef sizes, double gradient) {
   return parameter;
 }
 
-// One that fills more than a bucket, a small one, one that only rank 0 has, one that is not trained, one that is divided.
 // The routers see nothing of it, so balancing has nothing to complain about.
 TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
   const std::vector<Batch> batches = make_micro_batches(1);
@@ -190,6 +189,7 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
   }
 }
 
+// One of more than one message, a small one, one that only rank 0 has, one that is not trained, one that is divided.
 TEST(SumGradients, AddsOverRanksAndLeavesShardsAlone) {
   run_ranks(3, [](Communicator& comm) {
     const auto own = static_cast<double>(comm.rank() + 1);
