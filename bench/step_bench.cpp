@@ -1,6 +1,6 @@
 // Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
-//   step_bench SHAPES.json NAME [WARM_UP] [STEPS]
-//   mpirun -n 2 step_bench ...      the rows divided among the ranks; rank 0 tells
+//   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded]
+//   mpirun -n 2 step_bench ...      the rows divided among the ranks, with `sharded` the experts too; rank 0 tells
 // OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
@@ -16,6 +16,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "switchyard/comm/mpi.hpp"
@@ -86,10 +87,13 @@ int64_t peak_bytes() {
   return int64_t{1024} * usage.ru_maxrss;
 }
 
-nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Communicator* comm) {
+enum class Experts { Replicated, Sharded };
+
+nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Experts experts, Communicator* comm) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
-  Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1);
+  Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1,
+                experts == Experts::Sharded ? comm : nullptr);
   RunRanks ranks(comm);
   SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
   shape.rows /= ranks.size();
@@ -128,7 +132,8 @@ nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Communicator
 int main(int count, char** values) {
   try {
     keep_freed_memory();
-    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS]");
+    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded]");
+    const Experts experts = count > 5 && std::string_view(values[5]) == "sharded" ? Experts::Sharded : Experts::Replicated;
     const int64_t warm_up = count > 3 ? std::atoll(values[3]) : 3;
     const int64_t steps = count > 4 ? std::atoll(values[4]) : 5;
     const Shape shape = read_shape(values[1], values[2]);
@@ -138,7 +143,7 @@ int main(int count, char** values) {
       session = std::make_unique<MpiSession>(MpiProgress::InCalls);
       comm = session->world();
     }
-    const nlohmann::json result = measure(shape, warm_up, steps, comm.get());
+    const nlohmann::json result = measure(shape, warm_up, steps, experts, comm.get());
     if (comm == nullptr || comm->rank() == 0) std::printf("%s\n", result.dump().c_str());
     return 0;
   } catch (const std::exception& error) {

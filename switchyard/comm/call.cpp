@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <ranges>
 
 #include "switchyard/core/error.hpp"
 
@@ -170,6 +171,10 @@ std::span<std::byte> receive_slice(const Call& call, int64_t rank, int64_t peer)
       return {};
   }
   return {};
+}
+
+void copy_slice(std::span<const std::byte> from, std::span<std::byte> to) {
+  if (from.data() != to.data()) std::ranges::copy(from, to.begin());
 }
 
 }  // namespace switchyard

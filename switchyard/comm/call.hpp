@@ -60,6 +60,9 @@ struct Call {
 [[nodiscard]] std::span<const std::byte> send_slice(const Call& call, int64_t rank, int64_t peer);
 [[nodiscard]] std::span<std::byte> receive_slice(const Call& call, int64_t rank, int64_t peer);
 
+/// Copies one slice to another of its length; nothing to do where a call in place has both at one address.
+void copy_slice(std::span<const std::byte> from, std::span<std::byte> to);
+
 /// A collective under way. Destroying it before wait() gives it up: the memory is not touched afterwards, and the other ranks
 /// get an error, at the latest by their time limit.
 class Work {

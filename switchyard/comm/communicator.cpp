@@ -68,6 +68,17 @@ void Communicator::run_gather(std::span<const std::byte> mine, std::span<std::by
   start(std::move(call))->wait();
 }
 
+Pending Communicator::start_gather_in_place(std::span<std::byte> all_R, int64_t width, CallMode mode) {
+  const int64_t length = std::ssize(all_R) / width;
+  SWITCHYARD_CHECK(length % size() == 0, UsageError, describe(), ": all_gather in place of ", length,
+                   " elements, which ", size(), " ranks cannot divide evenly");
+  const size_t part = all_R.size() / static_cast<size_t>(size());
+  Call call = new_call(Operation::AllGather, ElementType::Bytes, part, mode);
+  call.send = all_R.subspan(part * static_cast<size_t>(rank()), part);
+  call.receive = all_R;
+  return Pending(start(std::move(call)));
+}
+
 void Communicator::run_broadcast(std::span<std::byte> values, int64_t root) {
   SWITCHYARD_CHECK(root >= 0 && root < size(), UsageError, describe(), ": broadcast from rank ", root,
                    ", which is not in a group of ", size());

@@ -95,6 +95,14 @@ class Communicator {
     run_gather(bytes_in(mine), writable_bytes_in(all_R));
   }
 
+  /// The same in place: all_R holds size() equal parts, of which this rank's is filled in.
+  /// @throws UsageError unless the ranks divide the elements
+  template <Sendable All>
+  requires ReceivableOf<All, std::ranges::range_value_t<All>>
+  Pending start_all_gather_in_place(All&& all_R, CallMode mode = CallMode::Background) {
+    return start_gather_in_place(writable_bytes_in(all_R), static_cast<int64_t>(sizeof(std::ranges::range_value_t<All>)), mode);
+  }
+
   /// `send` holds what goes to rank 0, then to rank 1, ...; `receive` what came from rank 0, then from rank 1, ...
   /// @param send_counts_R, receive_counts_R  elements to and from each rank; what r sends to s is what s receives from r
   /// @throws UsageError unless the counts add up to the lengths; send and receive must not overlap
@@ -147,6 +155,7 @@ class Communicator {
   void run_sum(ElementType type, std::span<std::byte> values);
   Pending start_sum(ElementType type, std::span<std::byte> values);
   void run_gather(std::span<const std::byte> mine, std::span<std::byte> all_R);
+  Pending start_gather_in_place(std::span<std::byte> all_R, int64_t width, CallMode mode);
   void run_broadcast(std::span<std::byte> values, int64_t root);
   Pending start_exchange(std::span<const std::byte> send, std::span<const int64_t> send_counts_R, std::span<std::byte> receive,
                          std::span<const int64_t> receive_counts_R, int64_t width, CallMode mode);

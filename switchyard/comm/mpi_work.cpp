@@ -135,7 +135,7 @@ void Machine::take_inline_data() {
     ordered_sum(call_.header.type, inputs_R, call_.receive);
     return;
   }
-  std::ranges::copy(send_slice(call_, rank_, rank_), receive_slice(call_, rank_, rank_).begin());
+  copy_slice(send_slice(call_, rank_, rank_), receive_slice(call_, rank_, rank_));
   for (int64_t peer = 0; peer < size_; ++peer) {
     const std::span<std::byte> slice = receive_slice(call_, rank_, peer);
     if (peer == rank_ || !rides_along(slice.size())) continue;

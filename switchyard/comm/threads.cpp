@@ -84,7 +84,7 @@ void copy_item(const Meeting& meeting, int64_t receiver) {
   const Call& call = meeting.calls_R[static_cast<size_t>(receiver)];
   for (int64_t sender = 0; sender < std::ssize(meeting.calls_R); ++sender) {
     const std::span<const std::byte> sent = send_slice(meeting.calls_R[static_cast<size_t>(sender)], sender, receiver);
-    std::ranges::copy(sent, receive_slice(call, receiver, sender).begin());
+    copy_slice(sent, receive_slice(call, receiver, sender));
   }
 }
 

@@ -2,9 +2,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
@@ -57,6 +59,43 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values) {
       }
     });
   });
+}
+
+at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
+  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "wide_sum: no tensors were given; expected at least one");
+  const at::Tensor& model = parts.front();
+  std::vector<at::Tensor> addends;
+  for (const at::Tensor& part : parts) {
+    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
+                     "wide_sum: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
+                     part.sizes(), "; expected one shape and one type");
+    addends.push_back(part.contiguous());
+  }
+  const c10::NoGradGuard no_grad;
+  if (!model.is_cpu()) {
+    at::Tensor sum = model.to(wide_type(model.scalar_type()), false, true);
+    for (size_t i = 1; i < addends.size(); ++i) sum.add_(addends[i]);
+    return sum;
+  }
+  const KernelScope profiled("sum of parts");
+  at::Tensor sum = at::empty(model.sizes(), model.options().dtype(wide_type(model.scalar_type())));
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, model.scalar_type(), "wide_sum", [&] {
+    using Wide = WideOf<scalar_t>;
+    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    Wide* to = sum.mutable_data_ptr<Wide>();
+    // A block at a time: what one part leaves is still in the nearest cache when the next is added.
+    constexpr int64_t kBlock = 2048;
+    at::parallel_for(0, (sum.numel() + kBlock - 1) / kBlock, kNumbersPerTask / kBlock, [&](int64_t first, int64_t last) {
+      for (int64_t begin = first * kBlock; begin < std::min(last * kBlock, sum.numel()); begin += kBlock) {
+        const int64_t count = std::min(kBlock, sum.numel() - begin);
+        std::fill_n(to + begin, count, Wide(0));
+        for (const at::Tensor& addend : addends) {
+          ops.add_scaled(to + begin, addend.const_data_ptr<scalar_t>() + begin, Wide(1), count);
+        }
+      }
+    });
+  });
+  return sum;
 }
 
 }  // namespace switchyard

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 namespace switchyard {
 
 /// sum += values. Without autograd.
@@ -11,5 +13,10 @@ namespace switchyard {
 /// @param values  bf16, fp32 or double, of the same shape
 /// @throws ShapeError
 void accumulate(const at::Tensor& sum, const at::Tensor& values);
+
+/// ((parts[0] + parts[1]) + ...) in the wide type, in one pass. Without autograd.
+/// @param parts  at least one, of one shape and one of the types above
+/// @throws ShapeError
+[[nodiscard]] at::Tensor wide_sum(const std::vector<at::Tensor>& parts);
 
 }  // namespace switchyard

@@ -1,23 +1,17 @@
 #include "switchyard/kernels/experts.hpp"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/index_add.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
-#include <bit>
-#include <utility>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/combine.hpp"
-#include "switchyard/kernels/grouped_gemm.hpp"
+#include "switchyard/kernels/expert_rows.hpp"
 #include "switchyard/kernels/swiglu.hpp"
-#include "switchyard/kernels/tile_experts.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -69,109 +63,25 @@ std::vector<int64_t> checked_offsets(const at::Tensor& hidden_TD, const at::Tens
   return offsets;
 }
 
-// ATen's bf16 product generates code for each shape it meets and keeps a limited number of them, .3 MB each: groups of ever new
-// sizes spent three quarters of a training step in the code generator. So groups are filled up to one of four sizes in each
-// doubling, on average 6 % more rows; small ones to whole tiles.
-int64_t filled_size(int64_t size, at::ScalarType type) {
-  const int64_t tile = type == at::kBFloat16 ? 32 : 8;
-  const auto step = std::max(tile, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size)) / 4));
-  return (size + step - 1) / step * step;
-}
-
-// The slots with each group filled up, U in all; what was added has no token and weighs nothing.
-struct PaddedSlots {
-  std::vector<int64_t> offsets;         // of the groups as given
-  std::vector<int64_t> padded_offsets;  // of the groups filled up
-
-  PaddedSlots(std::vector<int64_t> given, at::ScalarType type) : offsets(std::move(given)), padded_offsets(offsets.size(), 0) {
-    for (size_t i = 1; i < offsets.size(); ++i) {
-      padded_offsets[i] = padded_offsets[i - 1] + filled_size(offsets[i] - offsets[i - 1], type);
-    }
-  }
-
-  [[nodiscard]] at::Tensor filled(const at::Tensor& values_A, double filler) const {
-    at::Tensor values_U = at::full({padded_offsets.back()}, filler, values_A.options());
-    for_each_group([&](int64_t from, int64_t to, int64_t size) {
-      values_U.narrow(0, to, size).copy_(values_A.narrow(0, from, size));
-    });
-    return values_U;
-  }
-  [[nodiscard]] at::Tensor without_filling(const at::Tensor& values_U) const {
-    at::Tensor values_A = at::empty({offsets.back()}, values_U.options());
-    for_each_group([&](int64_t from, int64_t to, int64_t size) {
-      values_A.narrow(0, from, size).copy_(values_U.narrow(0, to, size));
-    });
-    return values_A;
-  }
-
- private:
-  template <typename Body>
-  void for_each_group(const Body& body) const {
-    for (size_t i = 1; i < offsets.size(); ++i) {
-      if (offsets[i] > offsets[i - 1]) body(offsets[i - 1], padded_offsets[i - 1], offsets[i] - offsets[i - 1]);
-    }
-  }
-};
-
 // Saves the projections before the nonlinearity and nothing else of size A: the gathered rows and the activations are
 // made again in backward, which costs one pass over memory each.
 struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
                             const at::Tensor& down_EDF, const at::Tensor& weight_A, const at::Tensor& token_A,
                             const std::vector<int64_t>& offsets) {
-    const PaddedSlots slots(offsets, hidden_TD.scalar_type());
-    const at::Tensor token_U = slots.filled(token_A, kNoToken);
-    const at::Tensor weight_U = slots.filled(weight_A, 0.0);
-    const at::Tensor gate_up =
-        grouped_rows_times_transposed(gather_rows(hidden_TD, token_U), gate_up_EFD, slots.padded_offsets);
-    const at::Tensor out_UD = grouped_rows_times_transposed(swiglu_forward(gate_up), down_EDF, slots.padded_offsets);
-    context->save_for_backward({hidden_TD, gate_up_EFD, down_EDF, weight_U, token_U, gate_up});
+    const ExpertRows rows = expert_rows(hidden_TD, gate_up_EFD, down_EDF, token_A, offsets);
+    context->save_for_backward({hidden_TD, gate_up_EFD, down_EDF, weight_A, token_A, rows.gate_up});
     context->saved_data["offsets"] = offsets;
-    return combine_rows(out_UD, weight_U, token_U, hidden_TD.size(0));
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor &hidden_TD = saved[0], &gate_up_EFD = saved[1], &down_EDF = saved[2], &weight_U = saved[3],
-                     &token_U = saved[4], &gate_up = saved[5];
-    const PaddedSlots slots(context->saved_data["offsets"].toIntVector(), hidden_TD.scalar_type());
-    const std::vector<int64_t>& offsets = slots.padded_offsets;
-
-    // d weight_a = <d out_t, W h_a> = <W^T d out_t, h_a>: the outputs of the experts need not be saved.
-    const at::Tensor d_out_UD = gather_rows(gradients[0], token_U);
-    const at::Tensor d_hidden_UF = grouped_rows_times(d_out_UD, down_EDF, offsets);
-    const SwigluGradient inner = swiglu_backward(gate_up, d_hidden_UF, weight_U);
-    at::Tensor d_hidden_TD, d_gate_up_EFD, d_down_EDF;
-    if (context->needs_input_grad(2)) d_down_EDF = grouped_outer(d_out_UD, inner.weighted, offsets);
-    if (context->needs_input_grad(1)) {
-      d_gate_up_EFD = grouped_outer(inner.gate_up, gather_rows(hidden_TD, token_U), offsets);
-    }
-    if (context->needs_input_grad(0)) {
-      const at::Tensor d_rows_UD = grouped_rows_times(inner.gate_up, gate_up_EFD, offsets);
-      d_hidden_TD = combine_rows(d_rows_UD, at::Tensor(), token_U, hidden_TD.size(0));
-    }
-    return {d_hidden_TD, d_gate_up_EFD, d_down_EDF, slots.without_filling(inner.weight_A), at::Tensor(), at::Tensor()};
-  }
-};
-
-// Computes all gradients: to leave one out would save little of the work on a block.
-struct TileExpertsFunction : torch::autograd::Function<TileExpertsFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
-                            const at::Tensor& down_EDF, const at::Tensor& weight_A, const at::Tensor& token_A,
-                            const std::vector<int64_t>& offsets) {
-    const TileExperts result = tile_experts(hidden_TD, gate_up_EFD, down_EDF, token_A, offsets);
-    context->save_for_backward({hidden_TD, gate_up_EFD, down_EDF, weight_A, token_A, result.gate_up_AF});
-    context->saved_data["offsets"] = offsets;
-    return combine_rows(result.out_AD, weight_A, token_A, hidden_TD.size(0));
+    return combine_rows(rows.out_AD, weight_A, token_A, hidden_TD.size(0));
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &hidden_TD = saved[0], &gate_up_EFD = saved[1], &down_EDF = saved[2], &weight_A = saved[3],
-                     &token_A = saved[4], &gate_up_AF = saved[5];
+                     &token_A = saved[4], &gate_up = saved[5];
     const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector();
-    const TileExpertsGradients result =
-        tile_experts_backward(hidden_TD, gate_up_EFD, down_EDF, token_A, weight_A, offsets, gate_up_AF, gradients[0]);
+    const ExpertRowsGradients result =
+        expert_rows_backward(hidden_TD, gate_up_EFD, down_EDF, token_A, weight_A, offsets, gate_up, gradients[0]);
     const at::Tensor d_hidden_TD = combine_rows(result.rows_AD, at::Tensor(), token_A, hidden_TD.size(0));
     return {d_hidden_TD, result.gate_up_EFD, result.down_EDF, result.weight_A, at::Tensor(), at::Tensor()};
   }
@@ -183,9 +93,6 @@ at::Tensor grouped_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_u
                            const ExpertSlots& slots) {
   check_shapes(hidden_TD, gate_up_EFD, down_EDF);
   const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD, slots);
-  if (has_tile_experts(hidden_TD, down_EDF)) {
-    return TileExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A, slots.token_A, offsets);
-  }
   return ExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A, slots.token_A, offsets);
 }
 

@@ -19,9 +19,6 @@ using c10::BFloat16;
 
 // Slots of a group that are worked on together: their rows and gradients stay in the second-level cache.
 constexpr int64_t kChunk = 256;
-// A product has a multiple of so many rows, filled up with zeros: the sizes that occur are few.
-constexpr int64_t kRowUnit = 32;
-constexpr int64_t kPad = 32;  // numbers from the end of a row to the next: no powers of two
 
 // What the groups share.
 struct Expert {
@@ -106,7 +103,7 @@ class BackwardGroup {
         floats_(3 * inner_ * width_ + 2 * inner_ * kPadFloats + width_ * kPadFloats) {}
 
   void run(int64_t expert, int64_t begin, int64_t size, const BFloat16* hidden_TD, const BFloat16* d_out_TD, const float* weight_A,
-           const BFloat16* gate_up_AF, const TileExpertsGradients& to) {
+           const BFloat16* gate_up_AF, const ExpertRowsGradients& to) {
     const TileProducts products;
     down_.take(of_.down_of(expert));
     gate_up_.take(of_.gate_up_of(expert));
@@ -131,7 +128,6 @@ class BackwardGroup {
 
  private:
   static constexpr int64_t kColumns = kChunk + kPad;
-  static constexpr int64_t kPadFloats = 16;
 
   void add_weight_gradients(int64_t filled, TileSum sum) {
     const Matrix<BFloat16> d_gate_up_t{d_gate_up_t_, 2 * inner_, filled, kColumns}, d_out_t{d_out_t_, width_, filled, kColumns};
@@ -144,7 +140,7 @@ class BackwardGroup {
     multiply({d_out_t.data, width_, filled, kColumns}, weighted, down_sum_, sum);
   }
 
-  void store(int64_t expert, const TileExpertsGradients& to) const {
+  void store(int64_t expert, const ExpertRowsGradients& to) const {
     const auto round = [&](const Matrix<float>& from, const at::Tensor& all) {
       BFloat16* const out = all.mutable_data_ptr<BFloat16>() + expert * from.rows * from.columns;
       for (int64_t row = 0; row < from.rows; ++row) {
@@ -179,30 +175,30 @@ bool has_tile_experts(const at::Tensor& hidden_TD, const at::Tensor& down_EDF) {
          has_tile_products();
 }
 
-TileExperts tile_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
+ExpertRows tile_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                          const at::Tensor& token_A, std::span<const int64_t> offsets) {
   const KernelScope profiled("experts");
   const at::Tensor hidden = hidden_TD.contiguous(), gate_up = gate_up_EFD.contiguous(), down = down_EDF.contiguous();
   const at::Tensor tokens = token_A.contiguous();
   const Expert of(gate_up, down, tokens);
-  TileExperts result = {at::empty({offsets.back(), 2 * of.expert_width}, hidden.options()),
+  ExpertRows result = {at::empty({offsets.back(), 2 * of.expert_width}, hidden.options()),
                         at::empty({offsets.back(), of.width}, hidden.options())};
   for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
     if (size == 0) return;
-    forward_group(of, expert, begin, size, hidden.const_data_ptr<BFloat16>(), result.gate_up_AF.mutable_data_ptr<BFloat16>(),
+    forward_group(of, expert, begin, size, hidden.const_data_ptr<BFloat16>(), result.gate_up.mutable_data_ptr<BFloat16>(),
                   result.out_AD.mutable_data_ptr<BFloat16>());
   });
   return result;
 }
 
-TileExpertsGradients tile_experts_backward(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
+ExpertRowsGradients tile_experts_backward(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                                            const at::Tensor& token_A, const at::Tensor& weight_A, std::span<const int64_t> offsets,
                                            const at::Tensor& gate_up_AF, const at::Tensor& d_out_TD) {
   const KernelScope profiled("experts backward");
   const at::Tensor hidden = hidden_TD.contiguous(), gate_up = gate_up_EFD.contiguous(), down = down_EDF.contiguous();
   const at::Tensor tokens = token_A.contiguous(), weights = weight_A.contiguous(), d_out = d_out_TD.contiguous();
   const Expert of(gate_up, down, tokens);
-  const TileExpertsGradients result = {at::empty({offsets.back(), of.width}, hidden.options()), at::empty_like(gate_up),
+  const ExpertRowsGradients result = {at::empty({offsets.back(), of.width}, hidden.options()), at::empty_like(gate_up),
                                        at::empty_like(down), at::empty_like(weights)};
   for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
     if (size == 0) {

@@ -18,7 +18,6 @@ namespace {
 using c10::BFloat16;
 
 constexpr int64_t kSlab = 2 * kPanelColumns;  // columns whose values are laid out at a time
-constexpr int64_t kRowUnit = 32, kPad = 32, kPadFloats = 16;
 
 // body(first column, number of columns)
 template <typename Body>

@@ -12,6 +12,11 @@ inline constexpr int64_t kTileRows = 64;
 inline constexpr int64_t kPanelColumns = 128;
 inline constexpr int64_t kPanelLeading = kPanelColumns + 16;  // no power of two, see Matrix
 
+// A product over rows has a multiple of so many, filled up with zeros: the sizes that occur are few.
+inline constexpr int64_t kRowUnit = 32;
+// Numbers from the end of a row to the next, no power of two either: of bf16, of fp32.
+inline constexpr int64_t kPad = 32, kPadFloats = 16;
+
 /// A right-hand matrix in panels of kPanelColumns columns, each a PairedMatrix. The number of rows is even.
 class Panels {
  public:

@@ -16,8 +16,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/combine.hpp"
-#include "switchyard/kernels/grouped_gemm.hpp"
-#include "switchyard/kernels/swiglu.hpp"
+#include "switchyard/kernels/expert_rows.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -117,12 +116,12 @@ struct ShardedExpertsFunction : torch::autograd::Function<ShardedExpertsFunction
                             const at::Tensor& down_EDF, const at::Tensor& weight_A, const at::Tensor& token_A,
                             const Exchange& exchange) {
     const at::Tensor& order_A = exchange->by_expert_A;
-    const at::Tensor rows_AD = to_owners(at::index_select(hidden_TD, 0, token_A), *exchange).index_select(0, order_A);
+    const at::Tensor rows_AD = to_owners(at::index_select(hidden_TD, 0, token_A), *exchange);
     const at::Tensor row_weight_A = to_owners(weight_A, *exchange).index_select(0, order_A);
-    const at::Tensor gate_up = grouped_rows_times_transposed(rows_AD, gate_up_EFD, exchange->offsets);
-    const at::Tensor out_AD = grouped_rows_times_transposed(swiglu_forward(gate_up), down_EDF, exchange->offsets);
-    const at::Tensor home_AD = from_owners(out_AD.index_select(0, exchange->by_rank_A), *exchange);
-    context->save_for_backward({gate_up_EFD, down_EDF, token_A, rows_AD, row_weight_A, gate_up});
+    // Here the rows that came are the tokens, and the order of the experts says which of them each slot has.
+    const ExpertRows rows = expert_rows(rows_AD, gate_up_EFD, down_EDF, order_A, exchange->offsets);
+    const at::Tensor home_AD = from_owners(rows.out_AD.index_select(0, exchange->by_rank_A), *exchange);
+    context->save_for_backward({gate_up_EFD, down_EDF, token_A, rows_AD, row_weight_A, rows.gate_up});
     context->saved_data["exchange"] = c10::IValue::make_capsule(exchange);
     context->saved_data["tokens"] = hidden_TD.size(0);
     return combine_rows(home_AD, weight_A, token_A, hidden_TD.size(0));
@@ -134,22 +133,13 @@ struct ShardedExpertsFunction : torch::autograd::Function<ShardedExpertsFunction
     const at::Tensor &gate_up_EFD = saved[0], &down_EDF = saved[1], &token_A = saved[2], &rows_AD = saved[3],
                      &row_weight_A = saved[4], &gate_up = saved[5];
     const auto exchange = c10::static_intrusive_pointer_cast<RowExchange>(context->saved_data["exchange"].toCapsule());
-    const std::vector<int64_t>& offsets = exchange->offsets;
-
-    const at::Tensor d_home_AD = at::index_select(gradients[0], 0, token_A);
-    const at::Tensor d_out_AD = to_owners(d_home_AD, *exchange).index_select(0, exchange->by_expert_A);
-    const SwigluGradient inner = swiglu_backward(gate_up, grouped_rows_times(d_out_AD, down_EDF, offsets), row_weight_A);
-    const at::Tensor d_rows_AD = grouped_rows_times(inner.gate_up, gate_up_EFD, offsets);
-    const at::Tensor d_home_rows_AD = from_owners(d_rows_AD.index_select(0, exchange->by_rank_A), *exchange);
-    const at::Tensor d_weight_A = from_owners(inner.weight_A.index_select(0, exchange->by_rank_A), *exchange);
-
-    at::Tensor d_hidden_TD, d_gate_up_EFD, d_down_EDF;
-    if (context->needs_input_grad(2)) d_down_EDF = grouped_outer(d_out_AD, inner.weighted, offsets);
-    if (context->needs_input_grad(1)) d_gate_up_EFD = grouped_outer(inner.gate_up, rows_AD, offsets);
-    if (context->needs_input_grad(0)) {
-      d_hidden_TD = combine_rows(d_home_rows_AD, at::Tensor(), token_A, context->saved_data["tokens"].toInt());
-    }
-    return {d_hidden_TD, d_gate_up_EFD, d_down_EDF, d_weight_A, at::Tensor(), at::Tensor()};
+    const at::Tensor d_out_AD = to_owners(at::index_select(gradients[0], 0, token_A), *exchange);
+    const ExpertRowsGradients result = expert_rows_backward(rows_AD, gate_up_EFD, down_EDF, exchange->by_expert_A, row_weight_A,
+                                                            exchange->offsets, gate_up, d_out_AD);
+    const at::Tensor d_rows_AD = from_owners(result.rows_AD.index_select(0, exchange->by_rank_A), *exchange);
+    const at::Tensor d_weight_A = from_owners(result.weight_A.index_select(0, exchange->by_rank_A), *exchange);
+    const at::Tensor d_hidden_TD = combine_rows(d_rows_AD, at::Tensor(), token_A, context->saved_data["tokens"].toInt());
+    return {d_hidden_TD, result.gate_up_EFD, result.down_EDF, d_weight_A, at::Tensor(), at::Tensor()};
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -32,19 +33,45 @@ std::vector<int64_t> in_master_type(const std::vector<Parameter*>& divided, Comm
   return wide;
 }
 
-at::Tensor sum_of_rows(const Parameter& parameter, at::ScalarType type, Communicator& comm) {
-  const at::Tensor given = parameter.grad.defined() ? parameter.grad.to(type).contiguous()
-                                                    : at::zeros_like(parameter.master, type);
-  std::vector<int64_t> sizes = given.sizes().vec();
-  sizes[0] = parameter.update.count;
-  sizes.insert(sizes.begin(), comm.size());
-  const at::Tensor parts = at::empty(sizes, given.options());
-  const std::vector<int64_t> bytes_R(static_cast<size_t>(comm.size()), static_cast<int64_t>(parts[0].nbytes()));
-  comm.all_to_all(bytes_of(given), bytes_R, bytes_of(parts), bytes_R);
-  at::Tensor sum = parts[0].to(parameter.master.scalar_type());
-  for (int64_t rank = 1; rank < comm.size(); ++rank) accumulate(sum, parts[rank]);
-  return sum;
-}
+// One parameter's gradients on their way: every rank sends the others their rows. A call to those before this rank and one to
+// those behind it, so that what is sent lies in one piece and this rank's own rows are not copied.
+class RowsUnderWay {
+ public:
+  RowsUnderWay(const Parameter& parameter, at::ScalarType type, Communicator& comm)
+      : rank_(comm.rank()),
+        count_(parameter.update.count),
+        given_(parameter.grad.defined() ? parameter.grad.to(type).contiguous() : at::zeros_like(parameter.master, type)) {
+    std::vector<int64_t> sizes = given_.sizes().vec();
+    sizes[0] = count_ * (comm.size() - 1);
+    received_ = at::empty(sizes, given_.options());
+    const auto row_bytes = static_cast<int64_t>(given_.nbytes()) / given_.size(0);
+    std::vector<int64_t> before_R(static_cast<size_t>(comm.size())), behind_R(before_R);
+    for (int64_t rank = 0; rank < comm.size(); ++rank) {
+      if (rank != rank_) (rank < rank_ ? before_R : behind_R)[static_cast<size_t>(rank)] = count_ * row_bytes;
+    }
+    const at::Tensor to_before = given_.narrow(0, 0, rank_ * count_);
+    const at::Tensor to_behind = given_.narrow(0, (rank_ + 1) * count_, given_.size(0) - (rank_ + 1) * count_);
+    const at::Tensor from_before = received_.narrow(0, 0, rank_ * count_);
+    const at::Tensor from_behind = received_.narrow(0, rank_ * count_, received_.size(0) - rank_ * count_);
+    down_ = comm.start_all_to_all(bytes_of(to_before), before_R, bytes_of(from_behind), behind_R, CallMode::Blocking);
+    up_ = comm.start_all_to_all(bytes_of(to_behind), behind_R, bytes_of(from_before), before_R, CallMode::Blocking);
+  }
+
+  /// In rank order.
+  at::Tensor sum() {
+    down_.wait();
+    up_.wait();
+    std::vector<at::Tensor> parts_R;
+    for (int64_t row = 0; row < received_.size(0); row += count_) parts_R.push_back(received_.narrow(0, row, count_));
+    parts_R.insert(parts_R.begin() + rank_, given_.narrow(0, rank_ * count_, count_));
+    return wide_sum(parts_R);
+  }
+
+ private:
+  int64_t rank_, count_;
+  at::Tensor given_, received_;
+  Pending down_, up_;
+};
 
 std::vector<Parameter*> divided_of(const ParameterRefs& parameters) {
   std::vector<Parameter*> divided;
@@ -72,20 +99,27 @@ void sum_own_rows(const ParameterRefs& parameters, Communicator& comm) {
   const std::vector<Parameter*> divided = divided_of(parameters);
   if (divided.empty()) return;
   const std::vector<int64_t> wide = in_master_type(divided, comm);
+  // The next tensor travels while this one is added up.
+  const auto start = [&](size_t i) {
+    const Parameter& parameter = *divided[i];
+    return std::make_unique<RowsUnderWay>(parameter, (wide[i] > 0 ? parameter.master : parameter.compute).scalar_type(), comm);
+  };
+  std::unique_ptr<RowsUnderWay> under_way = start(0);
   for (size_t i = 0; i < divided.size(); ++i) {
-    Parameter& parameter = *divided[i];
-    parameter.grad = sum_of_rows(parameter, (wide[i] > 0 ? parameter.master : parameter.compute).scalar_type(), comm);
+    const std::unique_ptr<RowsUnderWay> arriving = std::move(under_way);
+    if (i + 1 < divided.size()) under_way = start(i + 1);
+    divided[i]->grad = arriving->sum();
   }
 }
 
 void gather_updates(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const PartScope part("weights over ranks");
+  std::vector<Pending> under_way;
   for (const Parameter* parameter : divided_of(parameters)) {
-    const at::Tensor compute = parameter->compute.detach();
-    const int64_t count = parameter->update.count;
-    for (int64_t root = 0; root < comm.size(); ++root) comm.broadcast(bytes_of(compute.narrow(0, root * count, count)), root);
+    under_way.push_back(comm.start_all_gather_in_place(bytes_of(parameter->compute.detach()), CallMode::Blocking));
   }
+  for (Pending& rows : under_way) rows.wait();
 }
 
 }  // namespace switchyard

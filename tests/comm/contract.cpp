@@ -170,6 +170,26 @@ void gathers_in_rank_order(Communicator& comm) {
   }
 }
 
+// Several in flight, as the weights of a step are.
+void gathers_in_place(Communicator& comm) {
+  std::vector<std::vector<float>> all_R;
+  std::vector<Pending> pending;
+  for (const int64_t length : kLengths) {
+    std::vector<float>& values = all_R.emplace_back(at(length * comm.size()), -1.0F);
+    std::fill_n(values.begin() + length * comm.rank(), length, static_cast<float>(comm.rank()));
+  }
+  for (size_t i = 0; i < all_R.size(); ++i) {
+    pending.push_back(comm.start_all_gather_in_place(all_R[i], i % 2 == 0 ? CallMode::Blocking : CallMode::Background));
+  }
+  for (Pending& each : pending) each.wait();
+  for (const std::vector<float>& values : all_R) {
+    const int64_t length = std::ssize(values) / comm.size();
+    for (int64_t i = 0; i < std::ssize(values); ++i) {
+      require(values[at(i)] == static_cast<float>(i / length), says(comm, "all_gather in place has a wrong element"));
+    }
+  }
+}
+
 // Rank r sends (r + 2 s) * scale numbers to rank s, r * 100 + s each; rank 0 sends nothing to itself.
 void exchanges_varying_counts(Communicator& comm) {
   for (const int64_t scale : {0, 1, 7, 5000}) {
@@ -260,6 +280,7 @@ void refuses_bad_arguments(Communicator& comm) {
   };
   std::vector<int64_t> mine(2), short_of(at(2 * comm.size()) - 1);
   is_refused([&] { comm.all_gather(mine, short_of); });
+  if (comm.size() > 1) is_refused([&] { comm.start_all_gather_in_place(short_of).wait(); });
   is_refused([&] { comm.broadcast(mine, comm.size()); });
   is_refused([&] { comm.broadcast(mine, -1); });
   is_refused([&] { comm.set_time_limit(std::chrono::milliseconds(0)); });
@@ -345,6 +366,7 @@ const auto kCases = std::to_array<ContractCase>({
     {"keeps_several_in_flight", Needs::Basics, keeps_several_in_flight},
     {"completes_by_polling", Needs::Basics, completes_by_polling},
     {"gathers_in_rank_order", Needs::Basics, gathers_in_rank_order},
+    {"gathers_in_place", Needs::Basics, gathers_in_place},
     {"exchanges_varying_counts", Needs::Basics, exchanges_varying_counts},
     {"broadcasts_from_each_root", Needs::Basics, broadcasts_from_each_root},
     {"runs_many_small_calls", Needs::Basics, runs_many_small_calls},

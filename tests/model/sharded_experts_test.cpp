@@ -100,6 +100,46 @@ TEST(ShardedExperts, AreTheExpertsOfOneProcess) {
   for (const int64_t num_ranks : {1, 2, 4}) run_ranks(num_ranks, check_experts);
 }
 
+// Wide enough for products by tiles, where the processor has them.
+void check_experts_in_bfloat16(Communicator& comm) {
+  constexpr int64_t kWide = 64, kInner = 32, kTokens = 90;
+  const at::Tensor gate_up = normal("gate_up", {kExperts, 2 * kInner, kWide}).mul(0.2);
+  const at::Tensor down = normal("down", {kExperts, kWide, kInner}).mul(0.2);
+  const int64_t own = kExperts / comm.size(), first = own * comm.rank();
+  at::Tensor d_gate_up = at::zeros_like(gate_up), d_down = at::zeros_like(down);
+  ExpertsResult mine;
+  for (int64_t rank = 0; rank < comm.size(); ++rank) {
+    const ExpertsResult whole =
+        differentiate(grouped_experts_reference, normal(join_text("hidden", rank), {kTokens, kWide}), gate_up, down,
+                      uneven_routing(rank, kTokens), normal(join_text("direction", rank), {kTokens, kWide}));
+    d_gate_up.add_(whole.gradients[1]);
+    d_down.add_(whole.gradients[2]);
+    if (rank == comm.rank()) mine = whole;
+  }
+  const auto halves = [](const at::Tensor& values) { return values.to(at::kBFloat16); };
+  Routing routing = uneven_routing(comm.rank(), kTokens);
+  routing.weight_A = routing.weight_A.to(at::kFloat);
+  const ExpertsResult found = differentiate(
+      [&](const auto& hidden, const auto& gate_up_E, const auto& down_E, const auto& slots) {
+        return sharded_experts(hidden, gate_up_E, down_E, slots, comm);
+      },
+      halves(normal(join_text("hidden", comm.rank()), {kTokens, kWide})), halves(gate_up.narrow(0, first, own)),
+      halves(down.narrow(0, first, own)), routing, halves(normal(join_text("direction", comm.rank()), {kTokens, kWide})));
+  const auto expect_near = [](const at::Tensor& found_values, const at::Tensor& expected, const char* what) {
+    const double error = found_values.to(at::kDouble).sub(expected).abs().max().item<double>();
+    EXPECT_LT(error, 0.02 * expected.abs().max().item<double>()) << what;
+  };
+  expect_near(found.out_TD, mine.out_TD, "out");
+  expect_near(found.gradients[0], mine.gradients[0], "d_hidden");
+  expect_near(found.gradients[1], d_gate_up.narrow(0, first, own), "d_gate_up");
+  expect_near(found.gradients[2], d_down.narrow(0, first, own), "d_down");
+  expect_near(found.gradients[3], mine.gradients[3], "d_weight");
+}
+
+TEST(ShardedExperts, AreNearInBfloat16) {
+  for (const int64_t num_ranks : {1, 2, 4}) run_ranks(num_ranks, check_experts_in_bfloat16);
+}
+
 TEST(ShardedExperts, RefuseOffsetsOfAnotherNumberOfExperts) {
   run_ranks(2, [](Communicator& comm) {
     const Routing routing = uneven_routing(0, 3);
