@@ -3,17 +3,20 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <numbers>
 #include <string>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/normal_ops.hpp"
 
 namespace switchyard {
 namespace {
 
-constexpr int64_t kPairsPerTask = 4096;
+constexpr int64_t kPairsPerBlock = 512;
+constexpr int64_t kBlocksPerTask = 8;
 
 __extension__ using Uint128 = unsigned __int128;
 
@@ -111,19 +114,37 @@ uint64_t Rng::below(uint64_t end) {
   }
 }
 
-at::Tensor Rng::normal_tensor(c10::IntArrayRef sizes, double deviation) {
-  at::Tensor values = at::empty(sizes, at::kFloat);
+void Rng::fill_normal(const at::Tensor& values, double deviation) {
+  SWITCHYARD_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous(), ShapeError, "Rng::fill_normal: ",
+                   values.scalar_type(), " ", values.sizes(), " of strides ", values.strides(), "; expected contiguous Float");
   float* data = values.mutable_data_ptr<float>();
   const int64_t size = values.numel();
   const int64_t pairs = (size + 1) / 2;
-  at::parallel_for(0, pairs, kPairsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t pair = begin; pair < end; ++pair) {
-      const auto [first, second] = normal_pair(philox_block(key_, counter_ + static_cast<uint64_t>(pair)));
-      data[2 * pair] = static_cast<float>(deviation * first);
-      if (2 * pair + 1 < size) data[2 * pair + 1] = static_cast<float>(deviation * second);
+  const int64_t num_blocks = (pairs + kPairsPerBlock - 1) / kPairsPerBlock;
+  at::parallel_for(0, num_blocks, kBlocksPerTask, [&](int64_t first, int64_t last) {
+    std::array<uint64_t, kPairsPerBlock> radius_words, angle_words;
+    for (int64_t begin = first * kPairsPerBlock; begin < std::min(last * kPairsPerBlock, pairs); begin += kPairsPerBlock) {
+      const int64_t count = std::min(kPairsPerBlock, pairs - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        const Block words = philox_block(key_, counter_ + static_cast<uint64_t>(begin + i));
+        radius_words[static_cast<size_t>(i)] = words[0];
+        angle_words[static_cast<size_t>(i)] = words[1];
+      }
+      const bool is_odd = 2 * (begin + count) > size;  // the last pair has one number too many
+      normals_from_words(radius_words.data(), angle_words.data(), count - (is_odd ? 1 : 0), deviation, data + 2 * begin);
+      if (!is_odd) continue;
+      std::array<float, 2> last_pair{};
+      const auto at = static_cast<size_t>(count - 1);
+      normals_from_words(&radius_words[at], &angle_words[at], 1, deviation, last_pair.data());
+      data[size - 1] = last_pair[0];
     }
   });
   counter_ += static_cast<uint64_t>(pairs);
+}
+
+at::Tensor Rng::normal_tensor(c10::IntArrayRef sizes, double deviation) {
+  at::Tensor values = at::empty(sizes, at::kFloat);
+  fill_normal(values, deviation);
   return values;
 }
 

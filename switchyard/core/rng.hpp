@@ -27,7 +27,10 @@ class Rng {
   [[nodiscard]] double normal();                // mean 0, deviation 1
   [[nodiscard]] uint64_t below(uint64_t end);   // [0, end), unbiased; end >= 1
 
-  /// fp32 tensor of N(0, deviation^2): the same bits for any number of threads.
+  /// N(0, deviation^2) into fp32 memory without gaps: the same bits for any number of threads.
+  /// @throws ShapeError for other types and layouts
+  void fill_normal(const at::Tensor& values, double deviation);
+  /// The same as a new tensor.
   [[nodiscard]] at::Tensor normal_tensor(c10::IntArrayRef sizes, double deviation);
 
   struct State {

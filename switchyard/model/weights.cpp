@@ -13,7 +13,11 @@ namespace {
 
 void draw(const WeightSource& source, const NamedTensor& part) {
   Rng rng(source.seed, "init", {hash_text(part.name)});
-  part.tensor.copy_(rng.normal_tensor(part.tensor.sizes(), source.deviation));
+  if (part.tensor.scalar_type() == at::kFloat) {
+    rng.fill_normal(part.tensor, source.deviation);
+  } else {
+    part.tensor.copy_(rng.normal_tensor(part.tensor.sizes(), source.deviation));
+  }
 }
 
 Parameter with_master(const std::string& name, at::Tensor master) {

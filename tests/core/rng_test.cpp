@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -111,6 +112,29 @@ TEST(Rng, NormalTensorHasTheSameBitsForAnyNumberOfThreads) {
   EXPECT_EQ(one.sizes(), (std::vector<int64_t>{33, 7}));
   EXPECT_EQ(one.scalar_type(), at::kFloat);
   EXPECT_TRUE(at::equal(one, two));
+}
+
+// Against the textbook formula in double with the C library's functions, which normal() uses. Both are within a few units in
+// the last place of double, so after rounding to fp32 a difference is rare, and one unit.
+TEST(Rng, NormalTensorHasTheNumbersOfNormal) {
+  constexpr int64_t kPairs = 100003;  // no multiple of a vector or of a block
+  const at::Tensor values = Rng(8, "init").normal_tensor({2 * kPairs - 1}, 0.02);
+  const float* data = values.const_data_ptr<float>();
+  Rng rng(8, "init");
+  int64_t num_different = 0;
+  for (int64_t pair = 0; pair < kPairs; ++pair) {
+    const auto expected = static_cast<float>(0.02 * rng.normal());
+    const float found = data[2 * pair];
+    num_different += found != expected ? 1 : 0;
+    ASSERT_NEAR(found, expected, 1e-7 * std::abs(expected)) << pair;
+  }
+  EXPECT_LE(num_different, 2);
+}
+
+TEST(Rng, FillNormalRefusesGapsAndOtherTypes) {
+  Rng rng(9, "init");
+  EXPECT_THROW(rng.fill_normal(at::zeros({4, 4}).t().narrow(0, 1, 2), 1.0), ShapeError);
+  EXPECT_THROW(rng.fill_normal(at::zeros({4}, at::kDouble), 1.0), ShapeError);
 }
 
 TEST(Rng, NormalTensorTakesAnySize) {
