@@ -1,5 +1,5 @@
 // Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
-//   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded]
+//   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments]
 //   mpirun -n 2 step_bench ...      the rows divided among the ranks, with `sharded` the experts too; rank 0 tells
 // OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.
 #include <ATen/Parallel.h>
@@ -24,6 +24,7 @@
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/memory.hpp"
 #include "switchyard/train/adamw.hpp"
+#include "switchyard/train/execution_config.hpp"
 #include "switchyard/train/gradients.hpp"
 #include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/step.hpp"
@@ -87,37 +88,53 @@ int64_t peak_bytes() {
   return int64_t{1024} * usage.ru_maxrss;
 }
 
-enum class Experts { Replicated, Sharded };
+struct Options {
+  int64_t warm_up = 3, steps = 5;
+  ExpertPlacement experts = ExpertPlacement::Replicated;
+  OptimizerConfig optimizer;
+};
 
-nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Experts experts, Communicator* comm) {
+Options read_options(int count, char** values) {
+  Options options;
+  if (count > 3) options.warm_up = std::atoll(values[3]);
+  if (count > 4) options.steps = std::atoll(values[4]);
+  for (int i = 5; i < count; ++i) {
+    const std::string_view word = values[i];
+    SWITCHYARD_CHECK(word == "sharded" || word == "bfloat16_moments", UsageError, "unknown word '", word, "'");
+    if (word == "sharded") options.experts = ExpertPlacement::Sharded;
+    if (word == "bfloat16_moments") options.optimizer.moments = MomentType::BFloat16;
+  }
+  return options;
+}
+
+nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
   Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1,
-                experts == Experts::Sharded ? comm : nullptr);
+                options.experts == ExpertPlacement::Sharded ? comm : nullptr);
   RunRanks ranks(comm);
   SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
   shape.rows /= ranks.size();
   if (ranks.comm() != nullptr) share_updates(model.parameters(), *ranks.comm());
-  const OptimizerConfig optimizer_config;
-  AdamW optimizer(model.parameters(), optimizer_config);
+  AdamW optimizer(model.parameters(), options.optimizer);
   const std::vector<Batch> batches = {random_batch(shape)};
   BalanceConfig balance;
   balance.scope = Scope{ScopeKind::OptimizerBatch};
   BalanceState state;
   nlohmann::json result = {{"wall_seconds", nlohmann::json::array()}, {"processor_seconds", nlohmann::json::array()}};
   result["make_seconds"] = std::chrono::duration<double>(Clock::now() - begin).count();  // model and optimizer, part of the first step
-  for (int64_t step = 0; step < warm_up + steps; ++step) {
+  for (int64_t step = 0; step < options.warm_up + options.steps; ++step) {
     const Clock::time_point start = Clock::now();
     const double processor = processor_seconds();
     const StepResult done = run_step(model, balance, state, batches, {}, /*seed=*/1, step, ranks.balance());
     if (ranks.comm() != nullptr) sum_gradients(model.parameters(), *ranks.comm());
     const double norm = global_gradient_norm(model.parameters(), ranks.comm());
-    optimizer.step(1e-3, clip_scale(norm, optimizer_config.clip_norm));
+    optimizer.step(1e-3, clip_scale(norm, options.optimizer.clip_norm));
     if (ranks.comm() != nullptr) gather_updates(model.parameters(), *ranks.comm());
     const Clock::time_point end = Clock::now();
     if (step == 0) result["first_step_seconds"] = std::chrono::duration<double>(end - begin).count();
     result["loss"] = done.loss;
-    if (step < warm_up) continue;
+    if (step < options.warm_up) continue;
     result["wall_seconds"].push_back(std::chrono::duration<double>(end - start).count());
     result["processor_seconds"].push_back(processor_seconds() - processor);
   }
@@ -133,10 +150,8 @@ nlohmann::json measure(Shape shape, int64_t warm_up, int64_t steps, Experts expe
 int main(int count, char** values) {
   try {
     keep_freed_memory();
-    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded]");
-    const Experts experts = count > 5 && std::string_view(values[5]) == "sharded" ? Experts::Sharded : Experts::Replicated;
-    const int64_t warm_up = count > 3 ? std::atoll(values[3]) : 3;
-    const int64_t steps = count > 4 ? std::atoll(values[4]) : 5;
+    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments]");
+    const Options options = read_options(count, values);
     const Shape shape = read_shape(values[1], values[2]);
     std::unique_ptr<MpiSession> session;
     std::unique_ptr<Communicator> comm;
@@ -144,7 +159,7 @@ int main(int count, char** values) {
       session = std::make_unique<MpiSession>(MpiProgress::InCalls);
       comm = session->world();
     }
-    const nlohmann::json result = measure(shape, warm_up, steps, experts, comm.get());
+    const nlohmann::json result = measure(shape, options, comm.get());
     if (comm == nullptr || comm->rank() == 0) std::printf("%s\n", result.dump().c_str());
     return 0;
   } catch (const std::exception& error) {

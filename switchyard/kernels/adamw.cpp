@@ -37,9 +37,10 @@ void check_adamw(const AdamWTensors& t) {
                    "adamw: the gradient is ", t.gradient.scalar_type(), " ", t.gradient.sizes(), " for weights of ", type, " ",
                    t.weight.sizes());
   for (const at::Tensor* moment : {&t.first, &t.second}) {
-    SWITCHYARD_CHECK(moment->scalar_type() == type && moment->sizes() == t.weight.sizes() && moment->is_contiguous(),
-                     ShapeError, "adamw: a moment is ", moment->scalar_type(), " ", moment->sizes(), "; expected ", type, " ",
-                     t.weight.sizes(), ", contiguous");
+    SWITCHYARD_CHECK(wide_type(moment->scalar_type()) == type && moment->scalar_type() == t.first.scalar_type() &&
+                         moment->sizes() == t.weight.sizes() && moment->is_contiguous(),
+                     ShapeError, "adamw: a moment is ", moment->scalar_type(), " ", moment->sizes(), "; expected both ", type,
+                     ", or both BFloat16 beside Float, ", t.weight.sizes(), ", contiguous");
   }
   SWITCHYARD_CHECK(t.weight.is_contiguous(), ShapeError, "adamw: weights of strides ", t.weight.strides(),
                    "; expected contiguous ones");
@@ -63,10 +64,12 @@ void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& fac
   check_adamw(tensors);
   const c10::NoGradGuard no_grad;
   const at::Tensor g = tensors.gradient.to(tensors.weight.scalar_type()).mul(factors.gradient_scale);
-  tensors.first.mul_(factors.beta1).add_(g, 1.0 - factors.beta1);
-  tensors.second.mul_(factors.beta2).add_(g.square(), 1.0 - factors.beta2);
-  const at::Tensor root = tensors.second.sqrt().mul(factors.root_scale).add(factors.epsilon);
-  tensors.weight.mul_(factors.keep).sub_(tensors.first.div(root), factors.rate);
+  const at::Tensor first = tensors.first.to(g.scalar_type()).mul(factors.beta1).add_(g, 1.0 - factors.beta1);
+  const at::Tensor second = tensors.second.to(g.scalar_type()).mul(factors.beta2).add_(g.square(), 1.0 - factors.beta2);
+  const at::Tensor root = second.sqrt().mul(factors.root_scale).add(factors.epsilon);
+  tensors.weight.mul_(factors.keep).sub_(first.div(root), factors.rate);
+  tensors.first.copy_(first);
+  tensors.second.copy_(second);
   if (tensors.compute.defined()) tensors.compute.copy_(tensors.weight);
 }
 
@@ -82,13 +85,19 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
     const RowOps<scalar_t>& ops = row_ops<scalar_t>();
     const AdamWNumbers<Wide> numbers = numbers_of<Wide>(factors);
     Wide* weight = tensors.weight.mutable_data_ptr<Wide>();
-    Wide* first = tensors.first.mutable_data_ptr<Wide>();
-    Wide* second = tensors.second.mutable_data_ptr<Wide>();
     const scalar_t* g = gradient.const_data_ptr<scalar_t>();
     c10::BFloat16* rounded = rounds ? tensors.compute.mutable_data_ptr<c10::BFloat16>() : nullptr;
-    for_each_block_of_numbers(gradient.numel(), [&](int64_t, int64_t at, int64_t count) {
-      ops.adamw(weight + at, g + at, first + at, second + at, rounded ? rounded + at : nullptr, count, numbers);
-    });
+    const auto update = [&](const auto& update_block, auto* first, auto* second) {
+      for_each_block_of_numbers(gradient.numel(), [&](int64_t, int64_t at, int64_t count) {
+        update_block(weight + at, g + at, first + at, second + at, rounded ? rounded + at : nullptr, count, numbers);
+      });
+    };
+    if (tensors.first.scalar_type() == at::kBFloat16) {
+      update(ops.adamw_half_moments, tensors.first.mutable_data_ptr<c10::BFloat16>(),
+             tensors.second.mutable_data_ptr<c10::BFloat16>());
+    } else {
+      update(ops.adamw, tensors.first.mutable_data_ptr<Wide>(), tensors.second.mutable_data_ptr<Wide>());
+    }
   });
   // Autograd must see that what an earlier forward saved has changed.
   tensors.weight.unsafeGetTensorImpl()->bump_version();

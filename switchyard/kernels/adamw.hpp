@@ -21,8 +21,8 @@ struct AdamWFactors {
 struct AdamWTensors {
   at::Tensor weight;    // fp32 or double
   at::Tensor gradient;  // of that type, or bf16 beside fp32
-  at::Tensor first;     // as weight
-  at::Tensor second;    // as weight
+  at::Tensor first;     // as weight, or bf16 beside fp32: then rounded after the weights have moved by it
+  at::Tensor second;    // as first
   at::Tensor compute;   // bf16: receives the new weights, rounded. Undefined, or as weight: left alone
 };
 

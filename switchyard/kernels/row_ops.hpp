@@ -65,6 +65,9 @@ struct RowOps {
   /// Value is the type of the gradient. rounded: the new weights in bf16, or null.
   void (*adamw)(Wide* weight, const Value* gradient, Wide* first, Wide* second, c10::BFloat16* rounded, int64_t width,
                 const AdamWNumbers<Wide>& numbers);
+  /// Moments kept in bf16; null for double.
+  void (*adamw_half_moments)(Wide* weight, const Value* gradient, c10::BFloat16* first, c10::BFloat16* second,
+                             c10::BFloat16* rounded, int64_t width, const AdamWNumbers<Wide>& numbers);
 };
 
 /// Value: c10::BFloat16, float or double.

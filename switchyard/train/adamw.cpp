@@ -61,7 +61,8 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
     if (parameter->training == Training::Frozen) continue;
     Group& group = parameter->decay == Decay::Yes ? groups_[0] : groups_[1];
     group.parameters.push_back(parameter);
-    group.first.push_back(at::zeros_like(updated_rows(*parameter, parameter->master)));
+    const at::Tensor master = updated_rows(*parameter, parameter->master);
+    group.first.push_back(at::zeros_like(master, config.moments == MomentType::Full ? master.scalar_type() : at::kBFloat16));
     group.second.push_back(at::zeros_like(group.first.back()));
   }
 }

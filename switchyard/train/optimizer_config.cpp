@@ -1,11 +1,18 @@
 #include "switchyard/train/optimizer_config.hpp"
 
+#include <algorithm>
+
 #include "switchyard/train/choice.hpp"
 
 namespace switchyard {
 namespace {
 
 const std::array<std::string, 3> kScheduleNames = {"constant", "cosine", "wsd"};
+const std::array<std::string, 2> kMomentNames = {"full", "bfloat16"};
+
+// A step moves a moment by up to 1 - beta of itself, and bf16 keeps changes of 1 in 256: below four of those the moment would
+// stop to follow the gradients, above all downwards.
+constexpr double kLargestRoundedBeta = 1.0 - 4.0 / 256.0;
 
 }  // namespace
 
@@ -15,11 +22,19 @@ void parse(std::string_view text, ScheduleKind& value) {
   value = parse_choice<ScheduleKind>("schedule", kScheduleNames, text);
 }
 
+std::string to_string(const MomentType& value) { return kMomentNames.at(static_cast<size_t>(value)); }
+
+void parse(std::string_view text, MomentType& value) { value = parse_choice<MomentType>("type of moments", kMomentNames, text); }
+
 void OptimizerConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(learning_rate > 0.0, "learning_rate", learning_rate, "a number above 0");
   check(beta1 >= 0.0 && beta1 < 1.0, "beta1", beta1, "a number in [0, 1)");
   check(beta2 >= 0.0 && beta2 < 1.0, "beta2", beta2, "a number in [0, 1)");
+  const bool follows = moments == MomentType::Full || std::max(beta1, beta2) <= kLargestRoundedBeta;
+  check(follows, "moments", to_string(moments),
+        join_text("full for beta1 ", beta1, " and beta2 ", beta2, ": above ", kLargestRoundedBeta,
+                  " the changes of a moment are lost in rounding"));
   check(epsilon > 0.0, "epsilon", epsilon, "a number above 0");
   check(weight_decay >= 0.0, "weight_decay", weight_decay, "0 or more");
   check(clip_norm >= 0.0, "clip_norm", clip_norm, "0 (no clipping) or more");

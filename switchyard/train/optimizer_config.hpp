@@ -15,11 +15,20 @@ enum class ScheduleKind {
 [[nodiscard]] std::string to_string(const ScheduleKind& value);
 void parse(std::string_view text, ScheduleKind& value);
 
+/// In which type the moments are kept between steps. Each step computes with them in that of the weights.
+enum class MomentType {
+  Full,      // that of the weights: fp32
+  BFloat16,  // half of the memory and of its traffic; as arXiv 2412.19437, section 3.3.3, trained with
+};
+[[nodiscard]] std::string to_string(const MomentType& value);
+void parse(std::string_view text, MomentType& value);
+
 struct OptimizerConfig {
   double learning_rate = 2e-3;  // the peak
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
+  MomentType moments = MomentType::Full;
   double weight_decay = 0.1;    // decoupled; matrices only, see Parameter::decay
   double clip_norm = 1.0;       // largest global norm of the gradient; 0: no clipping
   ScheduleKind schedule = ScheduleKind::Cosine;
@@ -33,6 +42,7 @@ struct OptimizerConfig {
     visit("beta1", beta1, "decay of the first moment");
     visit("beta2", beta2, "decay of the second moment");
     visit("epsilon", epsilon, "added to the root of the second moment");
+    visit("moments", moments, "type the moments are kept in: full (that of the weights) or bfloat16");
     visit("weight_decay", weight_decay, "decoupled weight decay of matrices; norms have none");
     visit("clip_norm", clip_norm, "largest global gradient norm, 0 for no clipping");
     visit("schedule", schedule, "constant, cosine or wsd");

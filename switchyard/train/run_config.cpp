@@ -64,6 +64,8 @@ void RunConfig::validate(const std::string& where) const {
   check(!acts_on_router(balance) || takes_it, "balance.coefficient", balance.coefficient,
         join_text("0 (and no z_coefficient, simbal_coefficient, terms or selection.rule): the router ", model.router.name,
                   " takes no balancing"));
+  check(optimizer.moments == MomentType::Full || execution.dtype != ComputeType::Float64, "optimizer.moments",
+        to_string(optimizer.moments), "full, because execution.dtype is float64");
   check(balance.selection.rule == SelectionRule::None || execution.on_replay_mismatch == OnReplayMismatch::Error,
         "execution.on_replay_mismatch", to_string(execution.on_replay_mismatch),
         "error: recorded choices would stand for choices by other offsets");

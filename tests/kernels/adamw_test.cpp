@@ -37,6 +37,12 @@ AdamWTensors copy_of(const AdamWTensors& t) {
   return {t.weight.clone(), t.gradient.clone(), t.first.clone(), t.second.clone(), t.compute.clone()};
 }
 
+AdamWTensors with_half_moments(AdamWTensors t) {
+  t.first = t.first.to(at::kBFloat16);
+  t.second = t.second.to(at::kBFloat16);
+  return t;
+}
+
 // In fp32 the fused pass rounds less often than the reference's operations.
 void expect_same_update(const AdamWTensors& given, double tolerance) {
   const AdamWTensors ours = copy_of(given), theirs = copy_of(given);
@@ -69,6 +75,26 @@ TEST(AdamWUpdate, EqualsItsReference) {
   }
 }
 
+TEST(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
+  for (const int64_t count : {1, 37, 9001}) {
+    for (const at::ScalarType gradient : {at::kFloat, at::kBFloat16}) {
+      const AdamWTensors given = random_tensors(count, at::kFloat, gradient, at::kBFloat16);
+      const AdamWTensors ours = copy_of(with_half_moments(given)), theirs = copy_of(with_half_moments(given));
+      AdamWTensors full = copy_of(ours);  // the same moments in fp32
+      full.first = full.first.to(at::kFloat);
+      full.second = full.second.to(at::kFloat);
+      adamw_update(ours, some_factors());
+      adamw_update_reference(theirs, some_factors());
+      adamw_update(full, some_factors());
+      EXPECT_TRUE(at::equal(ours.weight, full.weight));
+      EXPECT_TRUE(at::equal(ours.first, full.first.to(at::kBFloat16)));
+      EXPECT_TRUE(at::equal(ours.second, full.second.to(at::kBFloat16)));
+      EXPECT_LE(max_difference(ours.weight, theirs.weight), 1e-6);
+      EXPECT_LE(max_difference(ours.second, theirs.second), 0.04);  // where the last bits decide, one unit of bf16 near 4
+    }
+  }
+}
+
 TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16, at::kBFloat16);
   const auto run = [](AdamWTensors t) { adamw_update(t, some_factors()); };
@@ -79,6 +105,10 @@ TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   bad = good;
   bad.first = random_tensor({3}, 1, at::kFloat);
   EXPECT_THROW(run(bad), ShapeError);
+  bad = good;
+  bad.first = bad.first.to(at::kBFloat16);  // one of two
+  EXPECT_THROW(run(bad), ShapeError);
+  EXPECT_THROW(run(with_half_moments(random_tensors(4, at::kDouble, at::kDouble, at::kDouble))), ShapeError);
   bad = good;
   bad.compute = random_tensor({4}, 1, at::kDouble);
   EXPECT_THROW(run(bad), ShapeError);

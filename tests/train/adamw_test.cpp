@@ -128,6 +128,27 @@ TEST(AdamW, RestoredStateContinuesToTheSameBits) {
   EXPECT_TRUE(at::equal(one.master, two.master));
 }
 
+// Moments in bf16 are half as large, follow those in fp32, and stay what they are through a save.
+TEST(AdamW, KeepsMomentsInBFloat16) {
+  OptimizerConfig config;
+  config.moments = MomentType::BFloat16;
+  Rng rng(6, "adamw_test");
+  Parameter full = make_parameter("w", at::kFloat, Decay::Yes, rng), half = full;
+  half.master = full.master.clone();
+  AdamW in_full({&full}, OptimizerConfig()), in_half({&half}, config);
+  EXPECT_EQ(in_half.moments().at("w.first").scalar_type(), at::kBFloat16);
+  for (int64_t t = 1; t <= 40; ++t) {
+    full.grad = half.grad = rng.normal_tensor({kNumWeights}, 0.1);
+    in_full.step(0.01);
+    in_half.step(0.01);
+  }
+  const at::Tensor moved = full.master.sub(half.master).abs();
+  EXPECT_LT(moved.max().item<double>(), 0.02 * 40 * 0.01);  // 2 % of the way that a weight may go
+  EXPECT_GT(moved.max().item<double>(), 0.0);
+  AdamW other({&half}, OptimizerConfig());
+  EXPECT_THROW(other.restore(in_half.moments(), 40), DataError);
+}
+
 TEST(AdamW, RefusesStateThatDoesNotFit) {
   Rng rng(5, "adamw_test");
   Parameter parameter = make_parameter("w", at::kFloat, Decay::Yes, rng);

@@ -96,6 +96,16 @@ TEST(OptimizerConfig, NamesTheKeyOfABadValue) {
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("run.toml:7: optimizer.beta2 is 1; expected"));
   }
+  config = OptimizerConfig();
+  config.moments = MomentType::BFloat16;
+  EXPECT_NO_THROW(config.validate("run.toml:7: optimizer"));
+  config.beta2 = 0.999;  // a change of 1 in 1,000 is nothing in bf16
+  try {
+    config.validate("run.toml:7: optimizer");
+    FAIL() << "bf16 moments were taken with beta2 = .999";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("optimizer.moments is bfloat16; expected full for beta1 0.9 and beta2 0.999"));
+  }
   ScheduleKind kind{};
   EXPECT_THROW(parse("cosin", kind), ConfigError);
   parse("wsd", kind);
