@@ -185,14 +185,16 @@ void add_adamw() {
   constexpr int64_t kWeights = 1 << 22;
   const auto zeros = [](at::ScalarType type) { return at::zeros({kWeights}, type); };
   const at::Tensor gradient = at::full({kWeights}, 0.1, at::kBFloat16);
-  const AdamWTensors tensors = {zeros(at::kFloat), gradient, zeros(at::kFloat), zeros(at::kFloat), zeros(at::kBFloat16)};
+  const AdamWTensors tensors = {zeros(at::kBFloat16), zeros(at::kShort), gradient, zeros(at::kFloat), zeros(at::kFloat)};
+  const AdamWTensors halves = {zeros(at::kBFloat16), zeros(at::kShort), gradient, zeros(at::kBFloat16), zeros(at::kBFloat16)};
   AdamWFactors factors;
   factors.beta1 = 0.9;
   factors.beta2 = 0.95;
   factors.rate = 1e-6;
   factors.epsilon = 1e-8;
-  const Work work{0.0, 28.0 * kWeights};
+  const Work work{0.0, 26.0 * kWeights};
   add("adamw_update/ours", work, [=] { adamw_update(tensors, factors); });
+  add("adamw_update/bf16 moments", {0.0, 18.0 * kWeights}, [=] { adamw_update(halves, factors); });
   add("adamw_update/aten", work, [=] { adamw_update_reference(tensors, factors); });
 }
 

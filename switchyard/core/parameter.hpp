@@ -1,5 +1,5 @@
 #pragma once
-// A named weight: fp32 master, the copy that computes, and the gradient of the step.
+// A named weight: the master that the optimizer moves, what computes, and the gradient of the step.
 
 #include <ATen/core/Tensor.h>
 
@@ -26,8 +26,9 @@ struct UpdateRows {
 
 struct Parameter {
   std::string name;    // Hugging Face name, "model.layers.0.mlp.gate.weight"
-  at::Tensor master;   // fp32, no autograd
-  at::Tensor compute;  // leaf that the forward reads: bf16 copy, or the same storage as master; refreshed once a step
+  at::Tensor master;   // fp32 or double, no autograd. Undefined where the forward computes in bf16: then it is kept in halves,
+  at::Tensor lower;    // of which this is the lower (int16) and compute the upper one (kernels/halves.hpp). Else undefined
+  at::Tensor compute;  // leaf that the forward reads: the same storage as master, or the upper half
   at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first.
                        // Summed over ranks it has the rows of `update`
   Decay decay = Decay::Yes;
@@ -37,6 +38,16 @@ struct Parameter {
 };
 
 [[nodiscard]] inline bool is_sharded(const Parameter& parameter) { return parameter.shard.whole > 0; }
+
+[[nodiscard]] inline bool is_in_halves(const Parameter& parameter) { return parameter.lower.defined(); }
+
+[[nodiscard]] inline at::ScalarType master_type(const Parameter& parameter) {
+  return is_in_halves(parameter) ? at::kFloat : parameter.master.scalar_type();
+}
+
+[[nodiscard]] inline at::IntArrayRef sizes_of(const Parameter& parameter) {
+  return is_in_halves(parameter) ? parameter.compute.sizes() : parameter.master.sizes();
+}
 
 [[nodiscard]] inline bool shares_update(const Parameter& parameter) { return parameter.update.count > 0; }
 

@@ -9,8 +9,10 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/halves.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
+#include "switchyard/kernels/weight_ops.hpp"
 
 namespace switchyard {
 namespace {
@@ -30,9 +32,14 @@ void for_each_block_of_numbers(int64_t count, const Body& body) {
 }
 
 void check_adamw(const AdamWTensors& t) {
-  const at::ScalarType type = t.weight.scalar_type();
-  SWITCHYARD_CHECK(type == at::kFloat || type == at::kDouble, ShapeError, "adamw: weights are ", type,
-                   "; expected Float or Double");
+  const bool in_halves = t.lower.defined();
+  const at::ScalarType given = t.weight.scalar_type();
+  SWITCHYARD_CHECK(in_halves ? given == at::kBFloat16 : given == at::kFloat || given == at::kDouble, ShapeError,
+                   "adamw: weights are ", given, in_halves ? " with a lower half; expected BFloat16" : "; expected Float or Double");
+  SWITCHYARD_CHECK(!in_halves || (t.lower.scalar_type() == at::kShort && t.lower.sizes() == t.weight.sizes() && t.lower.is_contiguous()),
+                   ShapeError, "adamw: the lower half of the weights is unlike the upper one of ", t.weight.sizes(),
+                   "; expected contiguous Short of that shape");
+  const at::ScalarType type = wide_type(given);
   SWITCHYARD_CHECK(wide_type(t.gradient.scalar_type()) == type && t.gradient.sizes() == t.weight.sizes(), ShapeError,
                    "adamw: the gradient is ", t.gradient.scalar_type(), " ", t.gradient.sizes(), " for weights of ", type, " ",
                    t.weight.sizes());
@@ -44,12 +51,6 @@ void check_adamw(const AdamWTensors& t) {
   }
   SWITCHYARD_CHECK(t.weight.is_contiguous(), ShapeError, "adamw: weights of strides ", t.weight.strides(),
                    "; expected contiguous ones");
-  if (!t.compute.defined()) return;
-  const at::ScalarType compute = t.compute.scalar_type();
-  SWITCHYARD_CHECK(t.compute.sizes() == t.weight.sizes() && t.compute.is_contiguous() &&
-                       (compute == type || (compute == at::kBFloat16 && type == at::kFloat)),
-                   ShapeError, "adamw: the copy to compute with is ", compute, " ", t.compute.sizes(), "; expected ", type,
-                   " or BFloat16 beside Float, ", t.weight.sizes(), ", contiguous");
 }
 
 template <typename Wide>
@@ -63,14 +64,15 @@ AdamWNumbers<Wide> numbers_of(const AdamWFactors& f) {
 void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& factors) {
   check_adamw(tensors);
   const c10::NoGradGuard no_grad;
-  const at::Tensor g = tensors.gradient.to(tensors.weight.scalar_type()).mul(factors.gradient_scale);
+  const at::Tensor weight = tensors.lower.defined() ? joined_halves(tensors.weight, tensors.lower) : tensors.weight;
+  const at::Tensor g = tensors.gradient.to(weight.scalar_type()).mul(factors.gradient_scale);
   const at::Tensor first = tensors.first.to(g.scalar_type()).mul(factors.beta1).add_(g, 1.0 - factors.beta1);
   const at::Tensor second = tensors.second.to(g.scalar_type()).mul(factors.beta2).add_(g.square(), 1.0 - factors.beta2);
   const at::Tensor root = second.sqrt().mul(factors.root_scale).add(factors.epsilon);
-  tensors.weight.mul_(factors.keep).sub_(first.div(root), factors.rate);
+  weight.mul_(factors.keep).sub_(first.div(root), factors.rate);
   tensors.first.copy_(first);
   tensors.second.copy_(second);
-  if (tensors.compute.defined()) tensors.compute.copy_(tensors.weight);
+  if (tensors.lower.defined()) split_halves(weight, tensors.weight, tensors.lower);
 }
 
 void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
@@ -79,29 +81,35 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
   if (!tensors.weight.is_cpu()) return adamw_update_reference(tensors, factors);
   const c10::NoGradGuard no_grad;
   const at::Tensor gradient = tensors.gradient.contiguous();
-  const bool rounds = tensors.compute.defined() && tensors.compute.scalar_type() == at::kBFloat16;
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gradient.scalar_type(), "adamw", [&] {
     using Wide = WideOf<scalar_t>;
-    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
+    const AdamWOps<scalar_t>& ops = adamw_ops<scalar_t>();
     const AdamWNumbers<Wide> numbers = numbers_of<Wide>(factors);
-    Wide* weight = tensors.weight.mutable_data_ptr<Wide>();
     const scalar_t* g = gradient.const_data_ptr<scalar_t>();
-    c10::BFloat16* rounded = rounds ? tensors.compute.mutable_data_ptr<c10::BFloat16>() : nullptr;
-    const auto update = [&](const auto& update_block, auto* first, auto* second) {
+    // weights_at(number): where the weights from there on lie
+    const auto update = [&](const auto& update_block, const auto& weights_at, auto* first, auto* second) {
       for_each_block_of_numbers(gradient.numel(), [&](int64_t, int64_t at, int64_t count) {
-        update_block(weight + at, g + at, first + at, second + at, rounded ? rounded + at : nullptr, count, numbers);
+        update_block(weights_at(at), g + at, first + at, second + at, count, numbers);
       });
     };
-    if (tensors.first.scalar_type() == at::kBFloat16) {
-      update(ops.adamw_half_moments, tensors.first.mutable_data_ptr<c10::BFloat16>(),
-             tensors.second.mutable_data_ptr<c10::BFloat16>());
+    const auto with_moments = [&](const auto& in_full, const auto& in_half, const auto& weights_at) {
+      if (tensors.first.scalar_type() == at::kBFloat16) {
+        update(in_half, weights_at, tensors.first.mutable_data_ptr<c10::BFloat16>(), tensors.second.mutable_data_ptr<c10::BFloat16>());
+      } else {
+        update(in_full, weights_at, tensors.first.mutable_data_ptr<Wide>(), tensors.second.mutable_data_ptr<Wide>());
+      }
+    };
+    if (tensors.lower.defined()) {
+      c10::BFloat16* upper = tensors.weight.mutable_data_ptr<c10::BFloat16>();
+      int16_t* lower = tensors.lower.mutable_data_ptr<int16_t>();
+      with_moments(ops.halves, ops.halves_half_moments, [=](int64_t at) { return HalfWeights{upper + at, lower + at}; });
     } else {
-      update(ops.adamw, tensors.first.mutable_data_ptr<Wide>(), tensors.second.mutable_data_ptr<Wide>());
+      Wide* weight = tensors.weight.mutable_data_ptr<Wide>();
+      with_moments(ops.whole, ops.whole_half_moments, [=](int64_t at) { return WholeWeights<Wide>{weight + at}; });
     }
   });
   // Autograd must see that what an earlier forward saved has changed.
   tensors.weight.unsafeGetTensorImpl()->bump_version();
-  if (rounds) tensors.compute.unsafeGetTensorImpl()->bump_version();
 }
 
 double sum_of_squares(const at::Tensor& values) {

@@ -1,5 +1,5 @@
 #pragma once
-// One update of AdamW on one tensor, in one pass over memory: gradient scaled, moments, weights, copy in the compute type. And the
+// One update of AdamW on one tensor, in one pass over memory: gradient scaled, moments, weights in one piece or in halves. And the
 // sum of squares that clipping needs.
 
 #include <ATen/core/Tensor.h>
@@ -19,14 +19,14 @@ struct AdamWFactors {
 };
 
 struct AdamWTensors {
-  at::Tensor weight;    // fp32 or double
-  at::Tensor gradient;  // of that type, or bf16 beside fp32
-  at::Tensor first;     // as weight, or bf16 beside fp32: then rounded after the weights have moved by it
+  at::Tensor weight;    // fp32 or double; or bf16, the upper half of fp32 weights (kernels/halves.hpp)
+  at::Tensor lower;     // int16, the lower half, beside bf16 weights; else undefined
+  at::Tensor gradient;  // bf16 or fp32; double beside double weights
+  at::Tensor first;     // fp32, or bf16 and then rounded after the weights have moved by it; double beside double weights
   at::Tensor second;    // as first
-  at::Tensor compute;   // bf16: receives the new weights, rounded. Undefined, or as weight: left alone
 };
 
-/// In place; weight, moments and compute are contiguous.
+/// In place; weights and moments are contiguous.
 /// @throws ShapeError when sizes or types do not fit
 void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors);
 void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& factors);

@@ -243,44 +243,12 @@ WideOf<Value> sum_of_squares(const Value* row, int64_t width) {
   return total(Tag<Value>(), sum);
 }
 
-// The weights move by the moments as they are before they are rounded to be kept.
-template <typename Value, typename Moment>
-void adamw(WideOf<Value>* weight, const Value* gradient, Moment* first, Moment* second, c10::BFloat16* rounded, int64_t width,
-           const AdamWNumbers<WideOf<Value>>& numbers) {
-  const Tag<Value> d;
-  const auto all = [&](WideOf<Value> value) HWY_ATTR { return hn::Set(d, value); };
-  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
-    const auto g = hn::Mul(load(gradient + i, part), all(numbers.gradient_scale));
-    const auto m = hn::MulAdd(load(first + i, part), all(numbers.beta1), hn::Mul(g, all(1 - numbers.beta1)));
-    const auto square = hn::Mul(hn::Mul(g, g), all(1 - numbers.beta2));
-    const auto v = hn::MulAdd(load(second + i, part), all(numbers.beta2), square);
-    const auto root = hn::MulAdd(hn::Sqrt(v), all(numbers.root_scale), all(numbers.epsilon));
-    const auto step = hn::Div(hn::Mul(m, all(numbers.rate)), root);
-    const auto w = hn::MulSub(load(weight + i, part), all(numbers.keep), step);
-    store(m, first + i, part);
-    store(v, second + i, part);
-    store(w, weight + i, part);
-    if constexpr (!std::is_same_v<Value, double>) {
-      if (rounded != nullptr) store(w, rounded + i, part);
-    }
-  });
-}
-
-template <typename Value>
-constexpr auto half_moments() -> decltype(RowOps<Value>::adamw_half_moments) {
-  if constexpr (std::is_same_v<Value, double>) {
-    return nullptr;
-  } else {
-    return &adamw<Value, c10::BFloat16>;
-  }
-}
-
 template <typename Value>
 constexpr RowOps<Value> kRowOps = {
     &rms_norm<Value>, &rms_norm_backward<Value>, &norm_rotate<Value>,   &norm_rotate_backward<Value>,
     &swiglu<Value>,   &swiglu_backward<Value>,   &softmax<Value>,       &softmax_backward<Value>,
     &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add<Value>, &add_scaled<Value>, &store_row<Value>,
-    &sum_of_squares<Value>, &adamw<Value, WideOf<Value>>, half_moments<Value>()};
+    &sum_of_squares<Value>};
 
 const RowOps<c10::BFloat16>* bfloat16_ops() { return &kRowOps<c10::BFloat16>; }
 const RowOps<float>* float_ops() { return &kRowOps<float>; }

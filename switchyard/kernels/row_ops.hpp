@@ -13,12 +13,6 @@ namespace switchyard {
 template <typename Value>
 using WideOf = std::conditional_t<std::is_same_v<Value, double>, double, float>;
 
-/// What a step of AdamW does to every weight, see kernels/adamw.hpp.
-template <typename Wide>
-struct AdamWNumbers {
-  Wide gradient_scale, beta1, beta2, keep, rate, root_scale, epsilon;
-};
-
 template <typename Value>
 struct RowOps {
   using Wide = WideOf<Value>;
@@ -62,12 +56,6 @@ struct RowOps {
   void (*store)(const Wide* sum, Value* out, int64_t width);
 
   Wide (*sum_of_squares)(const Value* row, int64_t width);
-  /// Value is the type of the gradient. rounded: the new weights in bf16, or null.
-  void (*adamw)(Wide* weight, const Value* gradient, Wide* first, Wide* second, c10::BFloat16* rounded, int64_t width,
-                const AdamWNumbers<Wide>& numbers);
-  /// Moments kept in bf16; null for double.
-  void (*adamw_half_moments)(Wide* weight, const Value* gradient, c10::BFloat16* first, c10::BFloat16* second,
-                             c10::BFloat16* rounded, int64_t width, const AdamWNumbers<Wide>& numbers);
 };
 
 /// Value: c10::BFloat16, float or double.

@@ -34,9 +34,9 @@ at::Tensor AttentionLayer::forward(const at::Tensor& normed_TD, const LayerInput
 
 ParameterRefs AttentionLayer::parameters() { return {&qkv_, &out_, &query_norm_, &key_norm_}; }
 
-std::vector<NamedTensor> AttentionLayer::named_weights() const {
-  std::vector<NamedTensor> weights = matrix_parts(qkv_.master, parts_);
-  for (const Parameter* parameter : {&out_, &query_norm_, &key_norm_}) weights.push_back({parameter->name, parameter->master});
+std::vector<NamedTensor> AttentionLayer::named_weights(const MasterValues& values) const {
+  std::vector<NamedTensor> weights = matrix_parts(values(qkv_), parts_);
+  for (const Parameter* parameter : {&out_, &query_norm_, &key_norm_}) weights.push_back({parameter->name, values(*parameter)});
   return weights;
 }
 

@@ -25,7 +25,7 @@ class AttentionLayer {
 
   [[nodiscard]] ParameterRefs parameters();
   /// Masters by their Hugging Face names.
-  [[nodiscard]] std::vector<NamedTensor> named_weights() const;
+  [[nodiscard]] std::vector<NamedTensor> named_weights(const MasterValues& values) const;
 
  private:
   HeadShape heads_;  // batch and positions 0

@@ -2,10 +2,12 @@
 
 #include <ATen/core/ivalue.h>
 #include <ATen/cpu/Utils.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <unordered_map>
 
@@ -63,6 +65,7 @@ struct Decoder::Impl {
   }
 
   [[nodiscard]] const at::Tensor& head_VD() const { return config.tied_embeddings ? embedding.compute : head.compute; }
+  [[nodiscard]] std::vector<NamedTensor> named_weights(const MasterValues& values) const;
   [[nodiscard]] std::shared_ptr<LayerInput> layer_input(const Batch& batch, const ForwardContext& context);
 
   ModelConfig config;
@@ -160,19 +163,26 @@ ParameterRefs Decoder::router_weights() {
   return weights;
 }
 
-std::vector<NamedTensor> Decoder::named_weights() const {
-  std::vector<NamedTensor> all = {{impl_->embedding.name, impl_->embedding.master}};
-  for (const DecoderLayer& layer : impl_->layers) {
-    const std::vector<NamedTensor> some = layer.named_weights();
+std::vector<NamedTensor> Decoder::Impl::named_weights(const MasterValues& values) const {
+  std::vector<NamedTensor> all = {{embedding.name, values(embedding)}};
+  for (const DecoderLayer& layer : layers) {
+    const std::vector<NamedTensor> some = layer.named_weights(values);
     all.insert(all.end(), some.begin(), some.end());
   }
-  all.push_back({impl_->norm.name, impl_->norm.master});
-  if (!impl_->config.tied_embeddings) all.push_back({impl_->head.name, impl_->head.master});
+  all.push_back({norm.name, values(norm)});
+  if (!config.tied_embeddings) all.push_back({head.name, values(head)});
   return all;
 }
 
-void Decoder::refresh_compute_weights() {
-  for (Parameter* parameter : parameters()) refresh_compute(*parameter);
+std::vector<NamedTensor> Decoder::named_weights() const { return impl_->named_weights(master_of); }
+
+void Decoder::set_named_weights(const std::function<void(const NamedTensor& target)>& fill) {
+  std::map<const Parameter*, at::Tensor> filled;
+  const auto memory_for = [&](const Parameter& parameter) {
+    return filled[&parameter] = at::empty(sizes_of(parameter), master_type(parameter));
+  };
+  for (const NamedTensor& target : impl_->named_weights(memory_for)) fill(target);
+  for (Parameter* parameter : parameters()) set_master(*parameter, filled.at(parameter));
 }
 
 void Decoder::collect_gradients() {

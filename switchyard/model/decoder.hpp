@@ -68,16 +68,16 @@ class Decoder {
 
   /// All weights in a fixed order; frozen router weights included. Stacked ones have a name of their own
   /// ("...mlp.experts.gate_up_proj" [E, 2F, D], "...mlp.experts.down_proj" [E, D, F], "...self_attn.qkv_proj.weight").
-  /// Masters are changed in place only: where the types agree the compute copy is the same storage.
+  /// Masters are changed in place only (set_master() in weights.hpp): what computes is the same storage, or their upper half.
   [[nodiscard]] ParameterRefs parameters();
   /// The matrices that score experts, [E, D], of the MoE layers that train one.
   [[nodiscard]] ParameterRefs router_weights();
-  /// Views of the masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken
-  /// apart; of divided experts those of this rank. Writing to a view writes the master; call refresh_compute_weights() afterwards.
+  /// The masters under the names and shapes of Hugging Face: stacked parameters (experts, QKV, gate and up) taken apart; of divided
+  /// experts those of this rank. To be read: masters kept in halves are joined for it.
   [[nodiscard]] std::vector<NamedTensor> named_weights() const;
-  /// Casts masters into the compute copies. Call after loading; the optimizer does it itself.
-  void refresh_compute_weights();
-  /// Moves the compute copies' gradients to Parameter::grad, or adds them in fp32 to what is there. Call after each backward.
+  /// fill(target) writes each of them, all elements; then the model takes them. Nothing changes when it throws.
+  void set_named_weights(const std::function<void(const NamedTensor& target)>& fill);
+  /// Moves the gradients of what computes to Parameter::grad, or adds them in fp32 to what is there. Call after each backward.
   void collect_gradients();
   void clear_gradients();
 

@@ -57,12 +57,12 @@ ParameterRefs DecoderLayer::parameters() {
   return all;
 }
 
-std::vector<NamedTensor> DecoderLayer::named_weights() const {
-  std::vector<NamedTensor> all = {{attention_norm_.name, attention_norm_.master}};
+std::vector<NamedTensor> DecoderLayer::named_weights(const MasterValues& values) const {
+  std::vector<NamedTensor> all = {{attention_norm_.name, values(attention_norm_)}};
   const auto add = [&](const std::vector<NamedTensor>& some) { all.insert(all.end(), some.begin(), some.end()); };
-  add(attention_.named_weights());
-  all.push_back({feed_forward_norm_.name, feed_forward_norm_.master});
-  add(std::visit([](const auto& part) { return part.named_weights(); }, feed_forward_));
+  add(attention_.named_weights(values));
+  all.push_back({feed_forward_norm_.name, values(feed_forward_norm_)});
+  add(std::visit([&](const auto& part) { return part.named_weights(values); }, feed_forward_));
   return all;
 }
 

@@ -27,7 +27,7 @@ class DecoderLayer {
 
   [[nodiscard]] ParameterRefs parameters();
   [[nodiscard]] MoeLayer* moe() { return std::get_if<MoeLayer>(&feed_forward_); }  // null: a dense layer
-  [[nodiscard]] std::vector<NamedTensor> named_weights() const;
+  [[nodiscard]] std::vector<NamedTensor> named_weights(const MasterValues& values) const;
 
  private:
   [[nodiscard]] ResidualNorm norm(const at::Tensor& hidden_TD, const at::Tensor& added_TD, const Parameter& weight) const;

@@ -17,9 +17,9 @@ at::Tensor FeedForward::forward(const at::Tensor& normed_TD) const {
 
 ParameterRefs FeedForward::parameters() { return {&gate_up_, &down_}; }
 
-std::vector<NamedTensor> FeedForward::named_weights() const {
-  std::vector<NamedTensor> weights = matrix_parts(gate_up_.master, parts_);
-  weights.push_back({down_.name, down_.master});
+std::vector<NamedTensor> FeedForward::named_weights(const MasterValues& values) const {
+  std::vector<NamedTensor> weights = matrix_parts(values(gate_up_), parts_);
+  weights.push_back({down_.name, values(down_)});
   return weights;
 }
 

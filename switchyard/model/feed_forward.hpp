@@ -18,7 +18,7 @@ class FeedForward {
 
   [[nodiscard]] at::Tensor forward(const at::Tensor& normed_TD) const;
   [[nodiscard]] ParameterRefs parameters();
-  [[nodiscard]] std::vector<NamedTensor> named_weights() const;
+  [[nodiscard]] std::vector<NamedTensor> named_weights(const MasterValues& values) const;
 
  private:
   std::vector<WeightSource::Part> parts_;  // of gate_up_

@@ -150,9 +150,9 @@ TensorMap read_weights(const std::filesystem::path& folder) {
   return weights;
 }
 
-void take_weights(const Decoder& model, TensorMap weights, const std::string& folder) {
+void take_weights(Decoder& model, TensorMap weights, const std::string& folder) {
   const c10::NoGradGuard no_grad;
-  for (const NamedTensor& target : model.named_weights()) {
+  model.set_named_weights([&](const NamedTensor& target) {
     const auto found = weights.find(target.name);
     SWITCHYARD_CHECK(found != weights.end(), DataError, folder, ": no tensor '", target.name, "' of the ",
                      target.tensor.sizes(), " that config.json asks for");
@@ -166,7 +166,7 @@ void take_weights(const Decoder& model, TensorMap weights, const std::string& fo
       weights.erase(kHeadName);
     }
     weights.erase(target.name);
-  }
+  });
   SWITCHYARD_CHECK(weights.empty(), DataError, folder, ": tensor '", weights.empty() ? "" : weights.begin()->first,
                    "' and ", weights.empty() ? 0 : weights.size() - 1, " others have no place in the model of config.json");
 }
@@ -234,7 +234,6 @@ ModelConfig read_hf_config(const std::filesystem::path& folder) {
 Decoder import_hf(const std::filesystem::path& folder, ComputeType compute) {
   Decoder model(read_hf_config(folder), compute, /*num_domains=*/0, /*seed=*/0);
   take_weights(model, read_weights(folder), folder.string());
-  model.refresh_compute_weights();
   return model;
 }
 

@@ -99,7 +99,7 @@ at::Tensor MoeLayer::forward(const at::Tensor& normed_TD, const LayerInput& inpu
   if (run == LayerRun::First && context.observe) context.observe(moe_layer_, routing);
 
   const PartScope part("experts");
-  const ExpertSlots slots{routing.token_A, combine_weights(routing, gate_up_.master.scalar_type()), routing.offsets_E};
+  const ExpertSlots slots{routing.token_A, combine_weights(routing, master_type(gate_up_)), routing.offsets_E};
   at::Tensor out_TD = run_experts(normed_TD, slots);
   if (context.balance != nullptr && context.balance->wants_outputs()) {
     const at::Tensor loss_T = output_losses_T(normed_TD, routing);
@@ -118,7 +118,7 @@ at::Tensor MoeLayer::output_losses_T(const at::Tensor& normed_TD, const Routing&
   SWITCHYARD_CHECK(routing.ids_TK.defined(), UsageError, "MoE layer ", moe_layer_,
                    ": balance.orthogonality_coefficient needs a router with a fixed number of experts per token");
   const int64_t num_slots = routing.token_A.size(0);
-  const at::TensorOptions wide = normed_TD.options().dtype(gate_up_.master.scalar_type());
+  const at::TensorOptions wide = normed_TD.options().dtype(master_type(gate_up_));
   const ExpertSlots alone{at::arange(num_slots, routing.token_A.options()), at::ones({num_slots}, wide), routing.offsets_E};
   const at::Tensor out_AD = run_experts(normed_TD.index_select(0, routing.token_A), alone);
   // Slots by token: as many for each valid token, none for padding.
@@ -131,7 +131,7 @@ at::Tensor MoeLayer::output_losses_T(const at::Tensor& normed_TD, const Routing&
 
 Parameter* MoeLayer::router_weight() {
   for (Parameter* parameter : router_->parameters()) {
-    if (parameter->training == Training::Trained && parameter->master.dim() == 2) return parameter;
+    if (parameter->training == Training::Trained && sizes_of(*parameter).size() == 2) return parameter;
   }
   return nullptr;
 }
@@ -146,15 +146,15 @@ ParameterRefs MoeLayer::parameters() {
   return parameters;
 }
 
-std::vector<NamedTensor> MoeLayer::named_weights() const {
+std::vector<NamedTensor> MoeLayer::named_weights(const MasterValues& values) const {
   std::vector<NamedTensor> weights;
-  for (const Parameter* parameter : router_->parameters()) weights.push_back({parameter->name, parameter->master});
-  for (const auto& parts : {expert_parts(gate_up_.master, expert_prefix_, gate_up_parts_, gate_up_.shard.begin),
-                            expert_parts(down_.master, expert_prefix_, down_parts_, down_.shard.begin)}) {
+  for (const Parameter* parameter : router_->parameters()) weights.push_back({parameter->name, values(*parameter)});
+  for (const auto& parts : {expert_parts(values(gate_up_), expert_prefix_, gate_up_parts_, gate_up_.shard.begin),
+                            expert_parts(values(down_), expert_prefix_, down_parts_, down_.shard.begin)}) {
     weights.insert(weights.end(), parts.begin(), parts.end());
   }
   if (shared_) {
-    const std::vector<NamedTensor> shared = shared_->named_weights();
+    const std::vector<NamedTensor> shared = shared_->named_weights(values);
     weights.insert(weights.end(), shared.begin(), shared.end());
   }
   return weights;

@@ -31,7 +31,7 @@ class MoeLayer {
   [[nodiscard]] ParameterRefs parameters();
   /// The matrix that scores experts, [E, D]; null for routers without a trained one.
   [[nodiscard]] Parameter* router_weight();
-  [[nodiscard]] std::vector<NamedTensor> named_weights() const;
+  [[nodiscard]] std::vector<NamedTensor> named_weights(const MasterValues& values) const;
 
  private:
   [[nodiscard]] Routing route(const at::Tensor& normed_TD, const LayerInput& input);

@@ -1,12 +1,14 @@
 #include "switchyard/model/weights.hpp"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/GradMode.h>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/accumulate.hpp"
+#include "switchyard/kernels/halves.hpp"
 
 namespace switchyard {
 namespace {
@@ -82,15 +84,33 @@ std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::s
 
 void attach_compute(Parameter& parameter, at::ScalarType compute_type) {
   const c10::NoGradGuard no_grad;
-  parameter.compute = parameter.master.scalar_type() == compute_type ? parameter.master.detach()
-                                                                     : parameter.master.to(compute_type);
+  const at::ScalarType master_type = parameter.master.scalar_type();
+  if (master_type == compute_type) {
+    parameter.compute = parameter.master.detach();
+  } else {
+    SWITCHYARD_CHECK(master_type == at::kFloat && compute_type == at::kBFloat16, UsageError, "'", parameter.name, "' is ",
+                     master_type, " and was to compute in ", compute_type, "; expected the same type, or BFloat16 beside Float");
+    parameter.compute = at::empty_like(parameter.master, compute_type);
+    parameter.lower = at::empty_like(parameter.master, at::kShort);
+    split_halves(parameter.master, parameter.compute, parameter.lower);
+    parameter.master.reset();
+  }
   parameter.compute.set_requires_grad(parameter.training == Training::Trained);
 }
 
-void refresh_compute(Parameter& parameter) {
-  if (parameter.compute.scalar_type() == parameter.master.scalar_type()) return;
+at::Tensor master_of(const Parameter& parameter) {
+  return is_in_halves(parameter) ? joined_halves(parameter.compute, parameter.lower) : parameter.master;
+}
+
+void set_master(Parameter& parameter, const at::Tensor& values) {
   const c10::NoGradGuard no_grad;
-  parameter.compute.copy_(parameter.master);
+  SWITCHYARD_CHECK(values.sizes() == sizes_of(parameter), ShapeError, "'", parameter.name, "' is ", sizes_of(parameter),
+                   "; it was given ", values.sizes());
+  if (is_in_halves(parameter)) {
+    split_halves(values.to(at::kFloat).contiguous(), parameter.compute, parameter.lower);
+  } else {
+    parameter.master.copy_(values);
+  }
 }
 
 void collect_gradient(Parameter& parameter) {
@@ -99,7 +119,7 @@ void collect_gradient(Parameter& parameter) {
   const c10::NoGradGuard no_grad;
   // A step of one backward needs no pass over the gradients: they stay in the type they were computed in.
   if (parameter.grad.defined()) {
-    parameter.grad = parameter.grad.to(parameter.master.scalar_type());
+    parameter.grad = parameter.grad.to(master_type(parameter));
     accumulate(parameter.grad, fresh);
   } else {
     parameter.grad = fresh;

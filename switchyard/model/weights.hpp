@@ -1,9 +1,10 @@
 #pragma once
-// How the parameters of the decoder are made, named and kept in step with their compute copies.
+// How the parameters of the decoder are made, named, kept and given their gradients.
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -38,16 +39,24 @@ struct WeightSource {
   [[nodiscard]] Parameter norm(const std::string& name, int64_t width) const;
 };
 
+/// Where the values of a parameter's master are to be found, or put: master_of, or memory to be filled.
+using MasterValues = std::function<at::Tensor(const Parameter&)>;
+
 /// Views of the parts of a stacked matrix, as WeightSource::matrix and ::expert_matrices divide it.
 [[nodiscard]] std::vector<NamedTensor> matrix_parts(const at::Tensor& matrix, const std::vector<WeightSource::Part>& parts);
 [[nodiscard]] std::vector<NamedTensor> expert_parts(const at::Tensor& matrices_E, const std::string& prefix,
                                                     const std::vector<WeightSource::Part>& parts, int64_t first_expert = 0);
 
-/// Makes `compute` from `master`: the same storage where the types agree, else a cast copy; a leaf, with gradient if trained.
+/// Makes `compute` from `master`: the same storage where the types agree; for bf16 beside fp32 the master is split into halves and
+/// let go. A leaf, with gradient if trained.
+/// @throws UsageError for other types
 void attach_compute(Parameter& parameter, at::ScalarType compute_type);
-/// Casts the master into an existing compute copy; nothing to do where they share storage.
-void refresh_compute(Parameter& parameter);
-/// Adds the compute copy's gradient into `grad`, in the master's type, and clears it.
+/// The master: its storage, or joined from its halves.
+[[nodiscard]] at::Tensor master_of(const Parameter& parameter);
+/// Copies values into the master, whole or in halves, and so into what computes.
+/// @throws ShapeError unless they have its shape
+void set_master(Parameter& parameter, const at::Tensor& values);
+/// Adds the gradient of what computes into `grad`, in the master's type, and clears it.
 void collect_gradient(Parameter& parameter);
 
 }  // namespace switchyard

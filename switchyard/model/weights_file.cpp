@@ -1,6 +1,7 @@
 #include "switchyard/model/weights_file.hpp"
 
 #include <ATen/ops/empty.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <array>
@@ -41,27 +42,31 @@ std::string_view type_name(at::ScalarType type, const std::string& tensor) {
   throw UsageError(join_text("tensor '", tensor, "' is ", type, ", which a safetensors file cannot hold; convert it first"));
 }
 
+using ToSave = std::map<std::string, TensorToSave>;
+
+uint64_t bytes_of(const TensorToSave& tensor) {
+  return c10::elementSize(tensor.type) * static_cast<uint64_t>(c10::multiply_integers(tensor.sizes));
+}
+
 // Large elements first, as the reference writer does: each tensor is aligned to its element size without gaps.
-std::vector<TensorMap::const_iterator> file_order(const TensorMap& tensors) {
-  std::vector<TensorMap::const_iterator> order;
+std::vector<ToSave::const_iterator> file_order(const ToSave& tensors) {
+  std::vector<ToSave::const_iterator> order;
   for (auto entry = tensors.begin(); entry != tensors.end(); ++entry) order.push_back(entry);
   std::stable_sort(order.begin(), order.end(), [](const auto& left, const auto& right) {
-    return left->second.element_size() > right->second.element_size();
+    return c10::elementSize(left->second.type) > c10::elementSize(right->second.type);
   });
   return order;
 }
 
-std::string make_header(const std::vector<TensorMap::const_iterator>& order, const TensorMetadata& metadata) {
+std::string make_header(const std::vector<ToSave::const_iterator>& order, const TensorMetadata& metadata) {
   Json header = Json::object();
   if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
   uint64_t begin = 0;
   for (const auto& entry : order) {
     const auto& [name, tensor] = *entry;
     SWITCHYARD_CHECK(name != kMetadataKey, UsageError, "a tensor cannot be called ", kMetadataKey);
-    const uint64_t end = begin + tensor.nbytes();
-    header[name] = {{"dtype", type_name(tensor.scalar_type(), name)},
-                    {"shape", tensor.sizes().vec()},
-                    {"data_offsets", {begin, end}}};
+    const uint64_t end = begin + bytes_of(tensor);
+    header[name] = {{"dtype", type_name(tensor.type, name)}, {"shape", tensor.sizes}, {"data_offsets", {begin, end}}};
     begin = end;
   }
   std::string text = header.dump();
@@ -141,17 +146,27 @@ Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file
 }  // namespace
 
 void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata) {
+  ToSave to_save;
   for (const auto& [name, tensor] : tensors) {
     SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
+    to_save[name] = {tensor.scalar_type(), tensor.sizes().vec(), [&tensor = tensor] { return tensor; }};
   }
-  const std::vector<TensorMap::const_iterator> order = file_order(tensors);
+  save_tensors(path, to_save, metadata);
+}
+
+void save_tensors(const std::filesystem::path& path, const std::map<std::string, TensorToSave>& tensors,
+                  const TensorMetadata& metadata) {
+  const std::vector<ToSave::const_iterator> order = file_order(tensors);
   const std::string header = make_header(order, metadata);
   write_file_atomically(path, [&](std::ostream& out) {
     const uint64_t header_bytes = header.size();
     out.write(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
     out.write(header.data(), static_cast<std::streamsize>(header.size()));
     for (const auto& entry : order) {
-      const at::Tensor tensor = entry->second.detach().to(at::kCPU).contiguous();
+      const at::Tensor tensor = entry->second.make().detach().to(at::kCPU).contiguous();
+      SWITCHYARD_CHECK(tensor.scalar_type() == entry->second.type && tensor.sizes() == entry->second.sizes, UsageError, "tensor '",
+                       entry->first, "' was made as ", tensor.scalar_type(), " ", tensor.sizes(), "; ", entry->second.type, " ",
+                       c10::IntArrayRef(entry->second.sizes), " was announced");
       out.write(static_cast<const char*>(tensor.const_data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
     }
   });

@@ -5,8 +5,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace switchyard {
 
@@ -22,6 +24,16 @@ struct TensorFile {
 /// contiguous. The same tensors and metadata give the same bytes.
 /// @throws DataError when the file cannot be written, UsageError for a type the format has not or the name "__metadata__"
 void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata = {});
+
+/// A tensor that is made when its turn to be written has come, and let go after that.
+struct TensorToSave {
+  at::ScalarType type = at::kFloat;
+  std::vector<int64_t> sizes;
+  std::function<at::Tensor()> make;  // of that type and those sizes
+};
+/// The same file from tensors that are made one at a time.
+void save_tensors(const std::filesystem::path& path, const std::map<std::string, TensorToSave>& tensors,
+                  const TensorMetadata& metadata = {});
 
 /// @throws DataError naming the file and what is wrong: not a safetensors file, cut short, overlapping or missing bytes, a
 ///     size that does not fit its shape, an unknown type

@@ -1,5 +1,6 @@
 #include "switchyard/train/adamw.hpp"
 
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/core/grad_mode.h>
 
@@ -61,8 +62,9 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
     if (parameter->training == Training::Frozen) continue;
     Group& group = parameter->decay == Decay::Yes ? groups_[0] : groups_[1];
     group.parameters.push_back(parameter);
-    const at::Tensor master = updated_rows(*parameter, parameter->master);
-    group.first.push_back(at::zeros_like(master, config.moments == MomentType::Full ? master.scalar_type() : at::kBFloat16));
+    const at::Tensor& weights = is_in_halves(*parameter) ? parameter->compute : parameter->master;
+    const at::ScalarType type = config.moments == MomentType::Full ? master_type(*parameter) : at::kBFloat16;
+    group.first.push_back(at::zeros(updated_rows(*parameter, weights).sizes(), type));
     group.second.push_back(at::zeros_like(group.first.back()));
   }
 }
@@ -82,9 +84,10 @@ void AdamW::step(double learning_rate, double gradient_scale) {
     factors.keep = 1.0 - learning_rate * group.weight_decay;
     for (size_t i = 0; i < group.parameters.size(); ++i) {
       const Parameter& parameter = *group.parameters[i];
-      const at::Tensor master = updated_rows(parameter, parameter.master);
-      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(master);
-      adamw_update({master, gradient, group.first[i], group.second[i], updated_rows(parameter, parameter.compute)}, factors);
+      const at::Tensor weights = updated_rows(parameter, is_in_halves(parameter) ? parameter.compute : parameter.master);
+      const at::Tensor lower = is_in_halves(parameter) ? updated_rows(parameter, parameter.lower) : at::Tensor();
+      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(weights);
+      adamw_update({weights.detach(), lower, gradient, group.first[i], group.second[i]}, factors);
     }
   }
 }

@@ -9,6 +9,8 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/kernels/halves.hpp"
+#include "switchyard/model/weights.hpp"
 #include "switchyard/model/weights_file.hpp"
 #include "switchyard/train/shards.hpp"
 
@@ -45,11 +47,28 @@ json parse_json(const fs::path& path) {
   }
 }
 
-/// Of each parameter what this rank keeps up to date.
-NamedTensors model_tensors(Decoder& model) {
-  NamedTensors tensors;
-  for (const Parameter* parameter : model.parameters()) tensors[parameter->name] = updated_rows(*parameter, parameter->master);
-  return tensors;
+/// What this rank keeps up to date of a master.
+at::Tensor kept_master(const Parameter& parameter) {
+  if (!is_in_halves(parameter)) return updated_rows(parameter, parameter.master);
+  return joined_halves(updated_rows(parameter, parameter.compute.detach()), updated_rows(parameter, parameter.lower));
+}
+
+void save_model(const fs::path& path, const NamedTensors& gathered, const ParameterRefs& parameters) {
+  if (!gathered.empty()) return save_tensors(path, gathered);
+  // Masters kept in halves are joined one at a time.
+  std::map<std::string, TensorToSave> weights;
+  for (const Parameter* parameter : parameters) {
+    weights[parameter->name] = {master_type(*parameter), sizes_of(*parameter).vec(), [parameter] { return kept_master(*parameter); }};
+  }
+  save_tensors(path, weights);
+}
+
+/// All masters, whole, on the first rank; on one process nothing.
+NamedTensors gathered_weights(const ParameterRefs& parameters, const OwnRowsByName& rows, Communicator* comm) {
+  NamedTensors own;
+  if (comm == nullptr) return own;
+  for (const Parameter* parameter : parameters) own[parameter->name] = kept_master(*parameter);
+  return gather_whole(own, rows, comm);
 }
 
 NamedTensors balance_tensors(const BalanceState& state) {
@@ -111,14 +130,13 @@ void copy_weights(const NamedTensors& tensors, Decoder& model, const fs::path& p
     const auto found = tensors.find(parameter->name);
     SWITCHYARD_CHECK(found != tensors.end(), DataError, path.string(), " has no tensor '", parameter->name, "'");
     const at::Tensor& given = found->second;
-    SWITCHYARD_CHECK(given.sizes() == parameter->master.sizes(), DataError, path.string(), ": '", parameter->name, "' is ",
-                     given.sizes(), "; the model of this configuration expects ", parameter->master.sizes());
+    SWITCHYARD_CHECK(given.sizes() == sizes_of(*parameter), DataError, path.string(), ": '", parameter->name, "' is ",
+                     given.sizes(), "; the model of this configuration expects ", sizes_of(*parameter));
   }
   SWITCHYARD_CHECK(tensors.size() == parameters.size(), DataError, path.string(), " holds ", tensors.size(),
                    " tensors; the model of this configuration has ", parameters.size());
   const at::NoGradGuard no_grad;
-  for (Parameter* parameter : parameters) parameter->master.copy_(tensors.at(parameter->name));
-  model.refresh_compute_weights();
+  for (Parameter* parameter : parameters) set_master(*parameter, tensors.at(parameter->name));
 }
 
 bool is_whole(const fs::path& checkpoint) {
@@ -154,7 +172,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
                          const TrainingState& state, const RunRanks& ranks) {
   const OwnRowsByName rows = kept_rows(model.parameters());
-  const NamedTensors weights = gather_whole(model_tensors(model), rows, ranks.comm());
+  const NamedTensors weights = gathered_weights(model.parameters(), rows, ranks.comm());
   const NamedTensors moments = gather_whole(optimizer.moments(), rows, ranks.comm());
   if (!ranks.is_first()) return {};
   const fs::path target = run_folder / kFolder / folder_name(state.step);
@@ -163,7 +181,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
     remove_checkpoint(target);
   }
   StagedFolder folder(target);
-  save_tensors(folder.path() / kModel, weights, {});
+  save_model(folder.path() / kModel, weights, model.parameters());
   save_tensors(folder.path() / kOptimizer, moments, {});
   save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
   write_state(folder.path() / kState, info, optimizer, state);

@@ -1,7 +1,7 @@
 #include "switchyard/train/gradients.hpp"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <span>
@@ -65,7 +65,8 @@ void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
     if (parameter->training == Training::Frozen || is_sharded(*parameter) || shares_update(*parameter)) continue;
     at::Tensor& grad = parameter->grad;
     // A gradient of one backward may still be in the compute type; ranks add up in that of the master.
-    grad = grad.defined() ? grad.to(parameter->master.scalar_type()).contiguous() : at::zeros_like(parameter->master);
+    const at::ScalarType type = master_type(*parameter);
+    grad = grad.defined() ? grad.to(type).contiguous() : at::zeros(sizes_of(*parameter), type);
     if (grad.scalar_type() == at::kDouble) {
       doubles.add(numbers_of<double>(grad));
     } else {

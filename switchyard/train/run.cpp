@@ -172,8 +172,8 @@ class TrainingRun {
     record.domains = batcher_.domains();
     record.num_layers = model_.num_moe_layers();
     for (const Parameter* parameter : model_.parameters()) {
-      const int64_t parts = is_sharded(*parameter) ? parameter->shard.whole / parameter->master.size(0) : 1;
-      record.parameters += parts * parameter->master.numel();
+      const int64_t parts = is_sharded(*parameter) ? parameter->shard.whole / sizes_of(*parameter)[0] : 1;
+      record.parameters += parts * parameter->compute.numel();
     }
     record.compute_type = to_string(compute_);
     record.data_hash = dataset_.hash();

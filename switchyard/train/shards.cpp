@@ -41,7 +41,7 @@ OwnRowsByName sharded_rows(const ParameterRefs& parameters) {
   OwnRowsByName rows;
   for (const Parameter* parameter : parameters) {
     if (!is_sharded(*parameter)) continue;
-    set_rows(rows, *parameter, {parameter->shard.begin, parameter->master.size(0), parameter->shard.whole});
+    set_rows(rows, *parameter, {parameter->shard.begin, sizes_of(*parameter)[0], parameter->shard.whole});
   }
   return rows;
 }
@@ -50,7 +50,7 @@ OwnRowsByName kept_rows(const ParameterRefs& parameters) {
   OwnRowsByName rows = sharded_rows(parameters);
   for (const Parameter* parameter : parameters) {
     if (!shares_update(*parameter)) continue;
-    set_rows(rows, *parameter, {parameter->update.begin, parameter->update.count, parameter->master.size(0)});
+    set_rows(rows, *parameter, {parameter->update.begin, parameter->update.count, sizes_of(*parameter)[0]});
   }
   return rows;
 }

@@ -2,7 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -27,7 +27,7 @@ std::span<std::byte> bytes_of(const at::Tensor& tensor) {
 std::vector<int64_t> in_master_type(const std::vector<Parameter*>& divided, Communicator& comm) {
   std::vector<int64_t> wide;
   for (const Parameter* parameter : divided) {
-    wide.push_back(parameter->grad.defined() && parameter->grad.scalar_type() == parameter->master.scalar_type() ? 1 : 0);
+    wide.push_back(parameter->grad.defined() && parameter->grad.scalar_type() == master_type(*parameter) ? 1 : 0);
   }
   comm.all_reduce_sum(std::span<int64_t>(wide));
   return wide;
@@ -40,7 +40,7 @@ class RowsUnderWay {
   RowsUnderWay(const Parameter& parameter, at::ScalarType type, Communicator& comm)
       : rank_(comm.rank()),
         count_(parameter.update.count),
-        given_(parameter.grad.defined() ? parameter.grad.to(type).contiguous() : at::zeros_like(parameter.master, type)) {
+        given_(parameter.grad.defined() ? parameter.grad.to(type).contiguous() : at::zeros(sizes_of(parameter), type)) {
     std::vector<int64_t> sizes = given_.sizes().vec();
     sizes[0] = count_ * (comm.size() - 1);
     received_ = at::empty(sizes, given_.options());
@@ -85,11 +85,10 @@ std::vector<Parameter*> divided_of(const ParameterRefs& parameters) {
 
 void share_updates(const ParameterRefs& parameters, const Communicator& comm) {
   for (Parameter* parameter : parameters) {
-    const at::Tensor& master = parameter->master;
     const bool whole = parameter->training == Training::Trained && !is_sharded(*parameter);
-    const bool has_copy = parameter->compute.scalar_type() != master.scalar_type();
-    if (!whole || !has_copy || master.numel() < kLeastNumbers || master.size(0) % comm.size() != 0) continue;
-    const int64_t count = master.size(0) / comm.size();
+    const at::Tensor& compute = parameter->compute;
+    if (!whole || compute.numel() < kLeastNumbers || compute.size(0) % comm.size() != 0) continue;
+    const int64_t count = compute.size(0) / comm.size();
     parameter->update = {comm.rank() * count, count};
   }
 }
@@ -102,7 +101,7 @@ void sum_own_rows(const ParameterRefs& parameters, Communicator& comm) {
   // The next tensor travels while this one is added up.
   const auto start = [&](size_t i) {
     const Parameter& parameter = *divided[i];
-    return std::make_unique<RowsUnderWay>(parameter, (wide[i] > 0 ? parameter.master : parameter.compute).scalar_type(), comm);
+    return std::make_unique<RowsUnderWay>(parameter, wide[i] > 0 ? master_type(parameter) : parameter.compute.scalar_type(), comm);
   };
   std::unique_ptr<RowsUnderWay> under_way = start(0);
   for (size_t i = 0; i < divided.size(); ++i) {

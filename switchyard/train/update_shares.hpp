@@ -8,16 +8,16 @@
 
 namespace switchyard {
 
-/// Sets Parameter::update of the parameters that are divided: trained, whole on every rank, with a compute copy in a type of its own
-/// (its rows are what travels; what computes in the master stays whole), and with rows that the ranks divide evenly. No messages.
+/// Sets Parameter::update of the parameters that are divided: trained, whole on every rank, not small, and with rows that the ranks
+/// divide evenly. No messages.
 void share_updates(const ParameterRefs& parameters, const Communicator& comm);
 
 /// Parameter::grad of a divided parameter, in the compute type or the master's, becomes the sum over ranks of this rank's rows, in
 /// rank order, in the master's type. Undefined on one rank: zeros. Collective
 void sum_own_rows(const ParameterRefs& parameters, Communicator& comm);
 
-/// After the optimizer's step: every rank gets the compute rows that the others moved. Their masters stay behind until a checkpoint
-/// gathers them. Collective
+/// After the optimizer's step: every rank gets the rows of what computes that the others moved. Of masters kept in halves these are the
+/// upper ones; the lower ones stay behind until a checkpoint gathers them. Collective
 void gather_updates(const ParameterRefs& parameters, Communicator& comm);
 
 }  // namespace switchyard

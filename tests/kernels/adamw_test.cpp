@@ -1,5 +1,6 @@
 #include "switchyard/kernels/adamw.hpp"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/tensor.h>
@@ -9,6 +10,7 @@
 
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/halves.hpp"
 
 namespace switchyard {
 namespace {
@@ -28,18 +30,26 @@ AdamWFactors some_factors() {
   return factors;
 }
 
-AdamWTensors random_tensors(int64_t count, at::ScalarType type, at::ScalarType gradient_type, at::ScalarType compute_type) {
-  return {random_tensor({count}, 1, type), random_tensor({count}, 2, gradient_type), random_tensor({count}, 3, type),
-          random_tensor({count}, 4, type).abs(), random_tensor({count}, 5, compute_type)};
+AdamWTensors random_tensors(int64_t count, at::ScalarType type, at::ScalarType gradient_type) {
+  return {random_tensor({count}, 1, type), at::Tensor(), random_tensor({count}, 2, gradient_type), random_tensor({count}, 3, type),
+          random_tensor({count}, 4, type).abs()};
 }
 
 AdamWTensors copy_of(const AdamWTensors& t) {
-  return {t.weight.clone(), t.gradient.clone(), t.first.clone(), t.second.clone(), t.compute.clone()};
+  return {t.weight.clone(), t.lower.defined() ? t.lower.clone() : t.lower, t.gradient.clone(), t.first.clone(), t.second.clone()};
 }
 
 AdamWTensors with_half_moments(AdamWTensors t) {
   t.first = t.first.to(at::kBFloat16);
   t.second = t.second.to(at::kBFloat16);
+  return t;
+}
+
+AdamWTensors in_halves(AdamWTensors t) {
+  const at::Tensor whole = t.weight;
+  t.weight = at::empty(whole.sizes(), at::kBFloat16);
+  t.lower = at::empty(whole.sizes(), at::kShort);
+  split_halves(whole, t.weight, t.lower);
   return t;
 }
 
@@ -52,14 +62,12 @@ void expect_same_update(const AdamWTensors& given, double tolerance) {
   EXPECT_LE(max_difference(ours.first, theirs.first), tolerance);
   EXPECT_LE(max_difference(ours.second, theirs.second), tolerance);
   EXPECT_EQ(max_difference(ours.gradient, given.gradient), 0.0);
-  const bool rounds = ours.compute.scalar_type() == at::kBFloat16;
-  EXPECT_TRUE(at::equal(ours.compute, rounds ? ours.weight.to(at::kBFloat16) : given.compute));
 }
 
 TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
   // g = 2, m = .5 * 4 + .5 * 2 = 3, v = .75 * 4 + .25 * 4 = 4, w = .5 * 10 - 3 * 3 / (2 * 2 + 2) = 3.5
-  const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::tensor({4.0}, at::kDouble), at::tensor({4.0}, at::kDouble),
-                          at::tensor({4.0}, at::kDouble), at::Tensor()};
+  const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::Tensor(), at::tensor({4.0}, at::kDouble),
+                          at::tensor({4.0}, at::kDouble), at::tensor({4.0}, at::kDouble)};
   adamw_update(
       t, {.gradient_scale = 0.5, .beta1 = 0.5, .beta2 = 0.75, .keep = 0.5, .rate = 3.0, .root_scale = 2.0, .epsilon = 2.0});
   EXPECT_EQ(t.first.item<double>(), 3.0);
@@ -69,16 +77,16 @@ TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
 
 TEST(AdamWUpdate, EqualsItsReference) {
   for (const int64_t count : {1, 5, 37, 4096, 4097, 9001}) {
-    expect_same_update(random_tensors(count, at::kDouble, at::kDouble, at::kDouble), 1e-15);
-    expect_same_update(random_tensors(count, at::kFloat, at::kFloat, at::kBFloat16), 1e-6);
-    expect_same_update(random_tensors(count, at::kFloat, at::kBFloat16, at::kBFloat16), 1e-6);
+    expect_same_update(random_tensors(count, at::kDouble, at::kDouble), 1e-15);
+    expect_same_update(random_tensors(count, at::kFloat, at::kFloat), 1e-6);
+    expect_same_update(random_tensors(count, at::kFloat, at::kBFloat16), 1e-6);
   }
 }
 
 TEST(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
   for (const int64_t count : {1, 37, 9001}) {
     for (const at::ScalarType gradient : {at::kFloat, at::kBFloat16}) {
-      const AdamWTensors given = random_tensors(count, at::kFloat, gradient, at::kBFloat16);
+      const AdamWTensors given = random_tensors(count, at::kFloat, gradient);
       const AdamWTensors ours = copy_of(with_half_moments(given)), theirs = copy_of(with_half_moments(given));
       AdamWTensors full = copy_of(ours);  // the same moments in fp32
       full.first = full.first.to(at::kFloat);
@@ -95,8 +103,51 @@ TEST(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
   }
 }
 
+TEST(AdamWUpdate, MovesHalvesAsTheWhole) {
+  for (const int64_t count : {1, 37, 9001}) {
+    for (const at::ScalarType gradient : {at::kFloat, at::kBFloat16}) {
+      const AdamWTensors given = random_tensors(count, at::kFloat, gradient);
+      for (const AdamWTensors& start : {given, with_half_moments(given)}) {
+        const AdamWTensors whole = copy_of(start), halves = copy_of(in_halves(start));
+        for (int step = 0; step < 3; ++step) {
+          adamw_update(whole, some_factors());
+          adamw_update(halves, some_factors());
+        }
+        EXPECT_TRUE(at::equal(joined_halves(halves.weight, halves.lower), whole.weight));
+        EXPECT_TRUE(at::equal(halves.second, whole.second));
+      }
+    }
+  }
+}
+
+TEST(Halves, ByHand) {
+  // 1 + 2^-8 is the middle between 1 and the next bf16, 1 + 2^-7: it goes away from zero, what is above goes up, what is below down.
+  const at::Tensor whole = at::tensor({1.0F + 0x1p-8F + 0x1p-23F, 1.0F + 0x1p-8F, 1.0F + 0x1p-8F - 0x1p-23F, -1.0F - 0x1p-8F, 0.0F});
+  const at::Tensor upper = at::empty({5}, at::kBFloat16), lower = at::empty({5}, at::kShort);
+  split_halves(whole, upper, lower);
+  EXPECT_TRUE(at::equal(upper.to(at::kFloat), at::tensor({1.0F + 0x1p-7F, 1.0F + 0x1p-7F, 1.0F, -1.0F - 0x1p-7F, 0.0F})));
+  EXPECT_TRUE(at::equal(lower, at::tensor({-32767, -32768, 32767, -32768, 0}, at::kShort)));
+  EXPECT_TRUE(at::equal(joined_halves(upper, lower), whole));
+}
+
+TEST(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
+  for (const int64_t count : {0, 1, 37, 100003}) {
+    // Of all sizes, the largest and the smallest among them.
+    const at::Tensor whole = random_tensor({count}, 1, at::kFloat).mul(random_tensor({count}, 2, at::kFloat).mul(20.0).exp2());
+    const at::Tensor upper = at::empty({count}, at::kBFloat16), lower = at::empty({count}, at::kShort);
+    split_halves(whole, upper, lower);
+    EXPECT_TRUE(at::equal(joined_halves(upper, lower), whole));
+    const at::Tensor rounded = whole.to(at::kBFloat16);
+    EXPECT_LE(rounded.ne(upper).sum().item<int64_t>(), 20);  // ties, 1 in 65,536 of which half go the other way
+    EXPECT_TRUE(upper.to(at::kFloat).sub(whole).abs().le(rounded.to(at::kFloat).sub(whole).abs()).all().item<bool>());
+  }
+  const at::Tensor four = at::empty({4}, at::kBFloat16);
+  EXPECT_THROW(split_halves(at::empty({3}, at::kFloat), four, at::empty({4}, at::kShort)), ShapeError);
+  EXPECT_THROW((void)joined_halves(four, four), ShapeError);
+}
+
 TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
-  const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16, at::kBFloat16);
+  const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16);
   const auto run = [](AdamWTensors t) { adamw_update(t, some_factors()); };
   EXPECT_NO_THROW(run(good));
   AdamWTensors bad = good;
@@ -108,9 +159,10 @@ TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   bad = good;
   bad.first = bad.first.to(at::kBFloat16);  // one of two
   EXPECT_THROW(run(bad), ShapeError);
-  EXPECT_THROW(run(with_half_moments(random_tensors(4, at::kDouble, at::kDouble, at::kDouble))), ShapeError);
-  bad = good;
-  bad.compute = random_tensor({4}, 1, at::kDouble);
+  EXPECT_THROW(run(with_half_moments(random_tensors(4, at::kDouble, at::kDouble))), ShapeError);
+  bad = in_halves(good);
+  EXPECT_NO_THROW(run(bad));
+  bad.lower = random_tensor({4}, 1, at::kFloat);
   EXPECT_THROW(run(bad), ShapeError);
   bad = good;
   bad.weight = random_tensor({4}, 1, at::kBFloat16);

@@ -1,4 +1,5 @@
 #include "switchyard/model/decoder.hpp"
+#include "switchyard/model/weights.hpp"
 
 #include <ATen/ops/equal.h>
 #include <ATen/ops/norm.h>
@@ -217,21 +218,28 @@ TEST(Decoder, GradientsOfSeveralBackwardsAddUpInSinglePrecision) {
   }
 }
 
-TEST(Decoder, RefreshMovesTheMastersIntoTheComputeCopies) {
+TEST(Decoder, ComputesWithTheMastersThatWereSet) {
   const ModelConfig config = tiny_config();
   Decoder model(config, ComputeType::BFloat16, 1, 3);
   const Batch batch = random_batch(2, 9, config.vocab_size, 1);
   const double before = run_step(model, batch);
+  std::vector<at::Tensor> given;
   for (Parameter* parameter : model.parameters()) {
-    if (parameter->master.dim() > 1) parameter->master.mul_(1.5);
+    given.push_back(master_of(*parameter).mul(sizes_of(*parameter).size() > 1 ? 1.5 : 1.0));
+    set_master(*parameter, given.back());
   }
-  model.refresh_compute_weights();
   const double after = run_step(model, batch);
   EXPECT_GT(std::abs(after - before), 1e-2);
-  for (const Parameter* parameter : model.parameters()) {
-    const at::Tensor expected = parameter->master.to(parameter->compute.scalar_type());
-    EXPECT_TRUE(at::equal(parameter->compute.detach(), expected)) << parameter->name;
+  int64_t in_halves = 0;
+  for (size_t i = 0; i < given.size(); ++i) {
+    const Parameter& parameter = *model.parameters()[i];
+    EXPECT_TRUE(at::equal(master_of(parameter), given[i])) << parameter.name;
+    const at::Tensor distance = parameter.compute.detach().to(at::kFloat).sub(given[i]).abs();
+    EXPECT_TRUE(distance.le(given[i].abs().mul(0x1p-8)).all().item<bool>()) << parameter.name;
+    in_halves += is_in_halves(parameter) ? 1 : 0;
   }
+  EXPECT_EQ(in_halves, 2 * 4 + 1) << "QKV, output and both of the experts in each layer, and the head";
+  EXPECT_THROW(set_master(*model.parameters()[0], given[1]), ShapeError);
 }
 
 TEST(Decoder, GradientsOfMicroBatchesAddUpUntilCleared) {

@@ -176,7 +176,6 @@ std::vector<double> RankedRunTest::curve(const RunConfig& run, const BalanceConf
       const StepResult result = run_step(model, balance, state, share, options, seed, step, &ranks);
       sum_gradients(model.parameters(), comm);
       optimizer.step(run.optimizer.learning_rate);
-      model.refresh_compute_weights();
       if (comm.rank() == 0) losses.push_back(result.loss);
     }
   });

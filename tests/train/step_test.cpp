@@ -147,7 +147,6 @@ TEST(Step, GradientIsThatOfTheMeanOverAllTargets) {
     Decoder model = make_model();
     Parameter* head = model.parameters().back();
     head->master.view({-1})[3] += shift;
-    model.refresh_compute_weights();
     BalanceState state;
     return run_step(model, config, state, make_micro_batches(1), options, kSeed, 0).loss;
   };
@@ -186,7 +185,6 @@ void disturb_router(Decoder& model, StepOptions& options) {
     for (Parameter* parameter : model.parameters()) {
       if (parameter->name == "model.layers.1.mlp.gate.weight") parameter->master.copy_(parameter->master.flip(0));
     }
-    model.refresh_compute_weights();
   };
 }
 
@@ -248,7 +246,6 @@ TEST(Step, RefusesStepsWithoutTargets) {
 TEST(Step, NamesALossThatIsNotFinite) {
   Decoder model = make_model();
   model.parameters().back()->master.fill_(std::numeric_limits<double>::infinity());
-  model.refresh_compute_weights();
   BalanceState state;
   const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Together);
   try {

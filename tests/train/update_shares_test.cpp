@@ -15,6 +15,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/rng.hpp"
+#include "switchyard/model/weights.hpp"
 #include "switchyard/model/weights_file.hpp"
 #include "switchyard/train/adamw.hpp"
 #include "switchyard/train/gradients.hpp"
@@ -28,7 +29,7 @@ constexpr int64_t kRows = 12;  // divided by 2 and 3, and 4
 
 enum class Update { Everywhere, Shared };
 
-// Large enough to be divided, a number of rows that no rank divides, too small, computing in the master, frozen.
+// Large enough to be divided, in halves and whole, a number of rows that no rank divides, too small, frozen.
 struct SomeModel {
   std::deque<Parameter> parameters;
   ParameterRefs refs;
@@ -38,7 +39,7 @@ struct SomeModel {
     add("also divided", {kRows * 512, 4}, at::kBFloat16);
     add("odd rows", {kRows * 512 + 1, 4}, at::kBFloat16);
     add("small", {kRows, 4}, at::kBFloat16);
-    add("router", {kRows, 2048}, at::kFloat);
+    add("in fp32", {kRows, 2048}, at::kFloat);
     add("frozen", {kRows, 2048}, at::kBFloat16);
     parameters.back().training = Training::Frozen;
     for (Parameter& parameter : parameters) refs.push_back(&parameter);
@@ -48,7 +49,7 @@ struct SomeModel {
     Parameter parameter;
     parameter.name = name;
     parameter.master = Rng(1, name).normal_tensor(sizes, 1.0);
-    parameter.compute = parameter.master.to(compute);
+    attach_compute(parameter, compute);
     parameters.push_back(parameter);
   }
 
@@ -56,7 +57,7 @@ struct SomeModel {
   void set_gradients(int64_t step, const Communicator& comm) {
     for (Parameter& parameter : parameters) {
       Rng rng(2, parameter.name, {static_cast<uint64_t>(step), static_cast<uint64_t>(comm.rank())});
-      parameter.grad = rng.normal_tensor(parameter.master.sizes(), 0.1).to(parameter.compute.scalar_type());
+      parameter.grad = rng.normal_tensor(sizes_of(parameter), 0.1).to(parameter.compute.scalar_type());
       if (step == 1 && comm.rank() == 0) parameter.grad = parameter.grad.to(at::kFloat);
     }
     if (step == 1 && comm.rank() == comm.size() - 1) parameters[1].grad.reset();
@@ -85,7 +86,7 @@ Outcome train(int64_t num_ranks, Update update) {
       gather_updates(model.refs, comm);
     }
     TensorMap masters;
-    for (const Parameter& parameter : model.parameters) masters[parameter.name] = updated_rows(parameter, parameter.master);
+    for (const Parameter& parameter : model.parameters) masters[parameter.name] = updated_rows(parameter, master_of(parameter));
     masters = gather_whole(masters, kept_rows(model.refs), &comm);
     const TensorMap moments = gather_whole(optimizer.moments(), kept_rows(model.refs), &comm);
     // The compute copies of the last rank, the whole masters and moments of the first.
@@ -106,7 +107,7 @@ TEST(UpdateShares, GiveTheBitsOfEveryRankDoingEverything) {
     const Outcome whole = train(num_ranks, Update::Everywhere);
     const Outcome shared = train(num_ranks, Update::Shared);
     EXPECT_EQ(whole.divided, 0);
-    EXPECT_EQ(shared.divided, 2);
+    EXPECT_EQ(shared.divided, 3);
     ASSERT_EQ(shared.computes.size(), whole.computes.size());
     for (size_t i = 0; i < whole.computes.size(); ++i) EXPECT_TRUE(shared.computes[i].equal(whole.computes[i])) << i;
     for (const auto& [name, tensor] : whole.masters) EXPECT_TRUE(shared.masters.at(name).equal(tensor)) << name;
@@ -122,11 +123,12 @@ TEST(UpdateShares, MomentsExistOnceOverAllRanksAndComeBack) {
     share_updates(model.refs, comm);
     AdamW optimizer(model.refs, OptimizerConfig());
     EXPECT_EQ(optimizer.moments().at("divided.first").size(0), kRows / 2);
-    EXPECT_EQ(optimizer.moments().at("router.first").size(0), kRows);
+    EXPECT_EQ(optimizer.moments().at("in fp32.first").size(0), kRows / 2);
+    EXPECT_EQ(optimizer.moments().at("small.first").size(0), kRows);
     TensorMap whole;
     for (const Parameter& parameter : model.parameters) {
       if (parameter.training == Training::Frozen) continue;
-      for (const char* suffix : {".first", ".second"}) whole[parameter.name + suffix] = Rng(3, suffix).normal_tensor(parameter.master.sizes(), 1.0);
+      for (const char* suffix : {".first", ".second"}) whole[parameter.name + suffix] = Rng(3, suffix).normal_tensor(sizes_of(parameter), 1.0);
     }
     optimizer.restore(take_own(whole, kept_rows(model.refs)), 1);
     EXPECT_TRUE(optimizer.moments().at("divided.second").equal(whole.at("divided.second").narrow(0, kRows / 2 * comm.rank(), kRows / 2)));
