@@ -23,6 +23,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/memory.hpp"
+#include "switchyard/model/flops.hpp"
 #include "switchyard/train/adamw.hpp"
 #include "switchyard/train/execution_config.hpp"
 #include "switchyard/train/gradients.hpp"
@@ -139,6 +140,7 @@ nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) 
     result["processor_seconds"].push_back(processor_seconds() - processor);
   }
   result["peak_bytes"] = peak_bytes();
+  result["step_flops"] = 3.0 * forward_flops(shape.model, ranks.size() * shape.rows * shape.positions, shape.positions);
   result["ranks"] = ranks.size();
   result["threads"] = at::get_num_threads();
   result["compute_type"] = to_string(model.compute_type());

@@ -38,20 +38,10 @@ PEERS = {  # name: (arguments of peer.py, environment)
 }
 LEFT_OUT = {"hf bfloat16, batched_mm"}
 OURS = "switchyard"
-
-
-def step_flops(shape):
-    """Multiplications and additions of all matrix products of a step, forward and twice that in backward; attention as the
-    causal half. Norms, softmax, routing, optimizer and anything computed again do not count."""
-    width, heads = shape["width"], shape["heads"] * shape["head_width"]
-    kv = shape["kv_heads"] * shape["head_width"]
-    projections = 2 * width * (heads + 2 * kv) + 2 * heads * width
-    attention = 2 * 2 * heads * (shape["positions"] + 1) / 2
-    experts = shape["chosen"] * 3 * 2 * width * shape["expert_width"]
-    router = 2 * width * shape["experts"]
-    layer = projections + attention + experts + router
-    token = shape["layers"] * layer + 2 * width * shape["vocabulary"]
-    return 3 * token * shape["rows"] * shape["positions"]
+VARIANTS = {  # of ours: words for step_bench
+    OURS: [],
+    "switchyard, bf16 moments": ["bfloat16_moments"],
+}
 
 
 def run(command, environment, threads, timeout):
@@ -64,8 +54,9 @@ def run(command, environment, threads, timeout):
 
 def measure(name, arguments):
     steps = [str(arguments.warm_up), str(arguments.steps)]
-    if name == OURS:
-        return run([arguments.program, str(SHAPES), arguments.shape, *steps], {}, arguments.threads, arguments.timeout)
+    if name in VARIANTS:
+        command = [arguments.program, str(SHAPES), arguments.shape, *steps, *VARIANTS[name]]
+        return run(command, {}, arguments.threads, arguments.timeout)
     options, environment = PEERS[name]
     environment = {**environment, "TORCHINDUCTOR_CACHE_DIR": arguments.compiled}
     command = [sys.executable, str(HERE / "peer.py"), str(SHAPES), arguments.shape, *options]
@@ -73,8 +64,8 @@ def measure(name, arguments):
     return run(command, environment, arguments.threads, arguments.timeout)
 
 
-def summarize(results, peak, shape):
-    tokens, flops = shape["rows"] * shape["positions"], step_flops(shape)
+def summarize(results, peak, shape, flops):
+    tokens = shape["rows"] * shape["positions"]
     table = {}
     for name, rounds in results.items():
         row = {"rounds": rounds, "peak_bytes": max(one["peak_bytes"] for one in rounds),
@@ -143,7 +134,7 @@ def main():
     parser.add_argument("--only", action="append", help="a peer; default: all but the hopeless one")
     parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "results")
     arguments = parser.parse_args()
-    names = [OURS] + (arguments.only or [name for name in PEERS if name not in LEFT_OUT])
+    names = list(VARIANTS) + (arguments.only or [name for name in PEERS if name not in LEFT_OUT])
     shape = json.load(open(SHAPES, encoding="utf-8"))[arguments.shape]
     load_before = os.getloadavg()[0]
     results, failed, peaks = {name: [] for name in names}, {}, []
@@ -163,12 +154,16 @@ def main():
                 results.pop(name)
     shutil.rmtree(arguments.compiled, ignore_errors=True)
     peak = {key: max(one[key] for one in peaks) for key in peaks[0]}
+    if OURS not in results:
+        sys.exit(f"{OURS} failed: {failed[OURS]}")
+    # Of the matrix products, forward and backward, attention as its causal half; by switchyard/model/flops.hpp.
+    step_flops = results[OURS][0]["step_flops"]
     date = datetime.date.today().isoformat()
     report = {
         "date": date, "command": "compare.py " + shlex.join(sys.argv[1:]), "commit": commit(), "processor": processor_name(),
         "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock,
         "shape_name": arguments.shape, "shape": shape, "rounds": arguments.rounds, "steps": arguments.steps,
-        "step_flops": step_flops(shape), "peak": peak, "table": summarize(results, peak, shape), "failed": failed,
+        "step_flops": step_flops, "peak": peak, "table": summarize(results, peak, shape, step_flops), "failed": failed,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{date}-peers-{arguments.shape}"
