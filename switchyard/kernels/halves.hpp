@@ -15,8 +15,10 @@ namespace switchyard {
 /// @param upper, lower  bf16 and int16 of the same shape, without gaps
 /// @throws ShapeError
 void split_halves(const at::Tensor& whole, const at::Tensor& upper, const at::Tensor& lower);
+void split_halves_reference(const at::Tensor& whole, const at::Tensor& upper, const at::Tensor& lower);
 
 /// The fp32 tensor that was split.
 [[nodiscard]] at::Tensor joined_halves(const at::Tensor& upper, const at::Tensor& lower);
+[[nodiscard]] at::Tensor joined_halves_reference(const at::Tensor& upper, const at::Tensor& lower);
 
 }  // namespace switchyard

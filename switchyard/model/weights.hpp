@@ -51,7 +51,8 @@ using MasterValues = std::function<at::Tensor(const Parameter&)>;
 /// let go. A leaf, with gradient if trained.
 /// @throws UsageError for other types
 void attach_compute(Parameter& parameter, at::ScalarType compute_type);
-/// The master: its storage, or joined from its halves.
+/// The master: its storage, or joined from its halves. Where ranks share updates the lower halves of others' rows are out of date
+/// (train/update_shares.hpp).
 [[nodiscard]] at::Tensor master_of(const Parameter& parameter);
 /// Copies values into the master, whole or in halves, and so into what computes.
 /// @throws ShapeError unless they have its shape

@@ -5,7 +5,8 @@
 //   m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
 //   w = w (1 - lr wd) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 //
-// Weights are the masters of Parameter (fp32, or double), moments have their type or are kept in bf16 (OptimizerConfig::moments). wd is 0 where Parameter::decay is No.
+// Weights are the masters of Parameter (fp32, or double), moments have their type or are kept in bf16 (OptimizerConfig::moments). wd is
+// 0 where Parameter::decay is No.
 
 #include <ATen/core/Tensor.h>
 

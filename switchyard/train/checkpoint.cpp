@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iomanip>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "switchyard/core/error.hpp"
@@ -53,22 +54,20 @@ at::Tensor kept_master(const Parameter& parameter) {
   return joined_halves(updated_rows(parameter, parameter.compute.detach()), updated_rows(parameter, parameter.lower));
 }
 
-void save_model(const fs::path& path, const NamedTensors& gathered, const ParameterRefs& parameters) {
-  if (!gathered.empty()) return save_tensors(path, gathered);
-  // Masters kept in halves are joined one at a time.
-  std::map<std::string, TensorToSave> weights;
-  for (const Parameter* parameter : parameters) {
-    weights[parameter->name] = {master_type(*parameter), sizes_of(*parameter).vec(), [parameter] { return kept_master(*parameter); }};
-  }
-  save_tensors(path, weights);
+/// All masters, whole, on the first rank.
+NamedTensors gathered_masters(const ParameterRefs& parameters, const OwnRowsByName& rows, Communicator& comm) {
+  NamedTensors own;
+  for (const Parameter* parameter : parameters) own[parameter->name] = kept_master(*parameter);
+  return gather_whole(own, rows, &comm);
 }
 
-/// All masters, whole, on the first rank; on one process nothing.
-NamedTensors gathered_weights(const ParameterRefs& parameters, const OwnRowsByName& rows, Communicator* comm) {
-  NamedTensors own;
-  if (comm == nullptr) return own;
-  for (const Parameter* parameter : parameters) own[parameter->name] = kept_master(*parameter);
-  return gather_whole(own, rows, comm);
+/// Of one process: masters kept in halves are joined one at a time.
+void save_masters(const fs::path& path, const ParameterRefs& parameters) {
+  std::map<std::string, TensorToSave> masters;
+  for (const Parameter* parameter : parameters) {
+    masters[parameter->name] = {master_type(*parameter), sizes_of(*parameter).vec(), [parameter] { return kept_master(*parameter); }};
+  }
+  save_tensors(path, masters);
 }
 
 NamedTensors balance_tensors(const BalanceState& state) {
@@ -172,7 +171,8 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
                          const TrainingState& state, const RunRanks& ranks) {
   const OwnRowsByName rows = kept_rows(model.parameters());
-  const NamedTensors weights = gathered_weights(model.parameters(), rows, ranks.comm());
+  std::optional<NamedTensors> masters;
+  if (ranks.comm() != nullptr) masters = gathered_masters(model.parameters(), rows, *ranks.comm());
   const NamedTensors moments = gather_whole(optimizer.moments(), rows, ranks.comm());
   if (!ranks.is_first()) return {};
   const fs::path target = run_folder / kFolder / folder_name(state.step);
@@ -181,7 +181,11 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
     remove_checkpoint(target);
   }
   StagedFolder folder(target);
-  save_model(folder.path() / kModel, weights, model.parameters());
+  if (masters) {
+    save_tensors(folder.path() / kModel, *masters);
+  } else {
+    save_masters(folder.path() / kModel, model.parameters());
+  }
   save_tensors(folder.path() / kOptimizer, moments, {});
   save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
   write_state(folder.path() / kState, info, optimizer, state);

@@ -137,6 +137,10 @@ TEST(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
     const at::Tensor upper = at::empty({count}, at::kBFloat16), lower = at::empty({count}, at::kShort);
     split_halves(whole, upper, lower);
     EXPECT_TRUE(at::equal(joined_halves(upper, lower), whole));
+    EXPECT_TRUE(at::equal(joined_halves_reference(upper, lower), whole));
+    const at::Tensor plain_upper = at::empty({count}, at::kBFloat16), plain_lower = at::empty({count}, at::kShort);
+    split_halves_reference(whole, plain_upper, plain_lower);
+    EXPECT_TRUE(at::equal(plain_upper, upper) && at::equal(plain_lower, lower));
     const at::Tensor rounded = whole.to(at::kBFloat16);
     EXPECT_LE(rounded.ne(upper).sum().item<int64_t>(), 20);  // ties, 1 in 65,536 of which half go the other way
     EXPECT_TRUE(upper.to(at::kFloat).sub(whole).abs().le(rounded.to(at::kFloat).sub(whole).abs()).all().item<bool>());

@@ -84,6 +84,26 @@ TEST_F(WeightsFile, WritesTheSameBytesForTheSameTensors) {
   EXPECT_EQ(read_file(path()), first);
 }
 
+TEST_F(WeightsFile, WritesTheSameBytesFromTensorsMadeOneAtATime) {
+  const TensorMap tensors = {{"half", at::arange(6, at::kBFloat16)}, {"wide", at::arange(6, at::kDouble).reshape({2, 3})}};
+  save_tensors(path(), tensors);
+  const std::string expected = read_file(path());
+  int64_t num_made = 0;
+  std::map<std::string, TensorToSave> made;
+  for (const auto& [name, tensor] : tensors) {
+    made[name] = {tensor.scalar_type(), tensor.sizes().vec(), [&num_made, &tensor = tensor] {
+                    EXPECT_EQ(num_made++, tensor.scalar_type() == at::kDouble ? 0 : 1);  // in the order of the file
+                    return tensor.clone();
+                  }};
+  }
+  save_tensors(path(), made);
+  EXPECT_EQ(read_file(path()), expected);
+  num_made = 0;
+  made["half"].sizes = {7};
+  EXPECT_THAT([&] { save_tensors(path(), made); }, ThrowsMessage<UsageError>(HasSubstr("7] was announced")));
+  EXPECT_EQ(read_file(path()), expected);
+}
+
 TEST_F(WeightsFile, RefusesFilesThatAreNotWhole) {
   save_tensors(path(), {{"a", at::ones({100}, at::kFloat)}});
   const std::string whole = read_file(path());
