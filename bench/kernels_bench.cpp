@@ -138,6 +138,14 @@ void add_accumulate() {
   add("accumulate/aten", work, [=] { sum.add_(values); });
 }
 
+void add_wide_sum() {
+  constexpr int64_t kNumbers = 1 << 21;
+  const std::vector<at::Tensor> parts(2, at::ones({kNumbers}, at::kBFloat16));
+  const Work work{0.0, 8.0 * kNumbers};
+  add("wide_sum/ours", work, [=] { (void)wide_sum(parts); });
+  add("wide_sum/aten", work, [=] { (void)wide_sum_reference(parts); });
+}
+
 void add_swiglu() {
   const at::Tensor gate_up = leaf({kTokens * kChosen, 2 * kExpertWidth});
   const at::Tensor direction = at::ones({kTokens * kChosen, kExpertWidth}, at::kBFloat16);
@@ -209,6 +217,7 @@ int main(int count, char** values) {
   add_rope();
   add_attention();
   add_accumulate();
+  add_wide_sum();
   add_swiglu();
   add_head();
   add_experts();

@@ -24,7 +24,7 @@ HWY_INLINE hn::Vec<D> to_unit(D d, const uint64_t* words) {
   return hn::Mul(hn::ConvertTo(d, hn::BitCast(integers, upper)), hn::Set(d, 0x1.0p-53));
 }
 
-// `count` numbers at most fill one vector; what lies behind them is computed and thrown away.
+// As many pairs as a vector has lanes.
 template <class D>
 HWY_INLINE void one_vector(D d, const uint64_t* radius_words, const uint64_t* angle_words, double deviation, float* out) {
   const hn::Rebind<float, D> floats;

@@ -28,6 +28,16 @@ int64_t row_offset(const at::Tensor& tensor, int64_t row) {
   return offset;
 }
 
+void check_parts(const std::vector<at::Tensor>& parts) {
+  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "wide_sum: no tensors were given; expected at least one");
+  const at::Tensor& model = parts.front();
+  for (const at::Tensor& part : parts) {
+    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
+                     "wide_sum: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
+                     part.sizes(), "; expected one shape and one type");
+  }
+}
+
 }  // namespace
 
 void accumulate(const at::Tensor& sum, const at::Tensor& values) {
@@ -61,22 +71,21 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values) {
   });
 }
 
-at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
-  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "wide_sum: no tensors were given; expected at least one");
-  const at::Tensor& model = parts.front();
-  std::vector<at::Tensor> addends;
-  for (const at::Tensor& part : parts) {
-    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
-                     "wide_sum: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
-                     part.sizes(), "; expected one shape and one type");
-    addends.push_back(part.contiguous());
-  }
+at::Tensor wide_sum_reference(const std::vector<at::Tensor>& parts) {
+  check_parts(parts);
   const c10::NoGradGuard no_grad;
-  if (!model.is_cpu()) {
-    at::Tensor sum = model.to(wide_type(model.scalar_type()), false, true);
-    for (size_t i = 1; i < addends.size(); ++i) sum.add_(addends[i]);
-    return sum;
-  }
+  at::Tensor sum = parts.front().to(wide_type(parts.front().scalar_type()), /*non_blocking=*/false, /*copy=*/true);
+  for (size_t i = 1; i < parts.size(); ++i) sum.add_(parts[i]);
+  return sum;
+}
+
+at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
+  check_parts(parts);
+  const at::Tensor& model = parts.front();
+  if (!model.is_cpu()) return wide_sum_reference(parts);
+  const c10::NoGradGuard no_grad;
+  std::vector<at::Tensor> addends;
+  for (const at::Tensor& part : parts) addends.push_back(part.contiguous());
   const KernelScope profiled("sum of parts");
   at::Tensor sum = at::empty(model.sizes(), model.options().dtype(wide_type(model.scalar_type())));
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, model.scalar_type(), "wide_sum", [&] {

@@ -18,5 +18,6 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values);
 /// @param parts  at least one, of one shape and one of the types above
 /// @throws ShapeError
 [[nodiscard]] at::Tensor wide_sum(const std::vector<at::Tensor>& parts);
+[[nodiscard]] at::Tensor wide_sum_reference(const std::vector<at::Tensor>& parts);
 
 }  // namespace switchyard

@@ -149,7 +149,7 @@ void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, c
   ToSave to_save;
   for (const auto& [name, tensor] : tensors) {
     SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
-    to_save[name] = {tensor.scalar_type(), tensor.sizes().vec(), [&tensor = tensor] { return tensor; }};
+    to_save[name] = {tensor.scalar_type(), tensor.sizes().vec(), [&given = tensor] { return given; }};
   }
   save_tensors(path, to_save, metadata);
 }

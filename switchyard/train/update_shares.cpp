@@ -18,6 +18,8 @@ namespace {
 
 // To divide less would cost more messages than work.
 constexpr int64_t kLeastNumbers = int64_t{1} << 14;
+// Of the rows of one rank, which travel in one message: MPI ends at 2 GiB. What is larger is summed in pieces (gradients.cpp).
+constexpr int64_t kMostBytes = int64_t{1} << 30;
 
 std::span<std::byte> bytes_of(const at::Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.mutable_data_ptr()), tensor.nbytes()};
@@ -88,6 +90,8 @@ void share_updates(const ParameterRefs& parameters, const Communicator& comm) {
     const bool whole = parameter->training == Training::Trained && !is_sharded(*parameter);
     const at::Tensor& compute = parameter->compute;
     if (!whole || compute.numel() < kLeastNumbers || compute.size(0) % comm.size() != 0) continue;
+    const auto wide_bytes = static_cast<int64_t>(c10::elementSize(master_type(*parameter)));
+    if (compute.numel() / comm.size() > kMostBytes / wide_bytes) continue;
     const int64_t count = compute.size(0) / comm.size();
     parameter->update = {comm.rank() * count, count};
   }
