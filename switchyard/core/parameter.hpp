@@ -45,9 +45,12 @@ struct Parameter {
   return is_in_halves(parameter) ? at::kFloat : parameter.master.scalar_type();
 }
 
-[[nodiscard]] inline at::IntArrayRef sizes_of(const Parameter& parameter) {
-  return is_in_halves(parameter) ? parameter.compute.sizes() : parameter.master.sizes();
+/// The master, or its upper half.
+[[nodiscard]] inline const at::Tensor& upper_or_whole(const Parameter& parameter) {
+  return is_in_halves(parameter) ? parameter.compute : parameter.master;
 }
+
+[[nodiscard]] inline at::IntArrayRef sizes_of(const Parameter& parameter) { return upper_or_whole(parameter).sizes(); }
 
 [[nodiscard]] inline bool shares_update(const Parameter& parameter) { return parameter.update.count > 0; }
 

@@ -56,12 +56,10 @@ struct Hasher {
 
 double to_unit(uint64_t word) { return static_cast<double>(word >> 11) * 0x1.0p-53; }
 
-// Box-Muller. Both words of a block make both numbers, so a normal needs no state besides the counter.
-std::array<double, 2> normal_pair(const Block& words) {
+// Box-Muller, its cosine. Both words of a block make one number, so a normal needs no state besides the counter.
+double normal_of(const Block& words) {
   const double above_zero = to_unit(words[0]) + 0x1.0p-53;
-  const double radius = std::sqrt(-2.0 * std::log(above_zero));
-  const double angle = 2.0 * std::numbers::pi * to_unit(words[1]);
-  return {radius * std::cos(angle), radius * std::sin(angle)};
+  return std::sqrt(-2.0 * std::log(above_zero)) * std::cos(2.0 * std::numbers::pi * to_unit(words[1]));
 }
 
 }  // namespace
@@ -102,7 +100,7 @@ uint64_t Rng::next() { return philox_block(key_, counter_++)[0]; }
 
 double Rng::uniform() { return to_unit(next()); }
 
-double Rng::normal() { return normal_pair(philox_block(key_, counter_++))[0]; }
+double Rng::normal() { return normal_of(philox_block(key_, counter_++)); }
 
 uint64_t Rng::below(uint64_t end) {
   SWITCHYARD_CHECK(end >= 1, UsageError, "Rng::below(0): the range is empty");

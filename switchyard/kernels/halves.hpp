@@ -2,9 +2,9 @@
 // fp32 weights in two halves of 16 bits: the upper one is the weight rounded to bf16 (ties away from zero) and computes as it is, the
 // lower one holds the lower bits. Together they are the weight to the bit, in 4 bytes where a weight and a copy take 6:
 //
-//   bits = (upper << 16 | lower) - (highest bit of lower) << 16
+//   bits = (upper << 16) + lower
 //
-// because the upper half was rounded up exactly where the highest bit of the lower one is set.
+// where lower is a number with a sign: negative exactly where the upper half was rounded up.
 
 #include <ATen/core/Tensor.h>
 

@@ -25,13 +25,12 @@ HWY_INLINE void store_upper(hn::Vec<Bits> bits, void* to, Rest rest) {
   std::memcpy(to, static_cast<const void*>(buffer), static_cast<size_t>(rest.count) * sizeof(c10::BFloat16));
 }
 
-// The upper half was rounded up where the highest bit of the lower one is set.
+// The lower half has a sign: it is negative where the upper one was rounded up.
 template <typename Part>
 HWY_INLINE Vec<float> load_weights(HalfWeights from, int64_t i, Part part) {
-  const auto lower = hn::ShiftRight<16>(load_upper(from.lower + i, part));
-  const auto both = hn::Or(load_upper(from.upper + i, part), lower);
-  const auto rounded_up_by = hn::ShiftLeft<16>(hn::ShiftRight<15>(lower));
-  return hn::BitCast(hn::ScalableTag<float>(), hn::Sub(both, rounded_up_by));
+  const hn::ScalableTag<int32_t> d;
+  const auto lower = hn::ShiftRight<16>(hn::BitCast(d, load_upper(from.lower + i, part)));
+  return hn::BitCast(hn::ScalableTag<float>(), hn::Add(hn::BitCast(d, load_upper(from.upper + i, part)), lower));
 }
 template <typename Part>
 HWY_INLINE void store_weights(Vec<float> weights, HalfWeights to, int64_t i, Part part) {

@@ -62,9 +62,8 @@ AdamW::AdamW(const ParameterRefs& parameters, const OptimizerConfig& config) : c
     if (parameter->training == Training::Frozen) continue;
     Group& group = parameter->decay == Decay::Yes ? groups_[0] : groups_[1];
     group.parameters.push_back(parameter);
-    const at::Tensor& weights = is_in_halves(*parameter) ? parameter->compute : parameter->master;
     const at::ScalarType type = config.moments == MomentType::Full ? master_type(*parameter) : at::kBFloat16;
-    group.first.push_back(at::zeros(updated_rows(*parameter, weights).sizes(), type));
+    group.first.push_back(at::zeros(updated_rows(*parameter, upper_or_whole(*parameter)).sizes(), type));
     group.second.push_back(at::zeros_like(group.first.back()));
   }
 }
@@ -84,7 +83,7 @@ void AdamW::step(double learning_rate, double gradient_scale) {
     factors.keep = 1.0 - learning_rate * group.weight_decay;
     for (size_t i = 0; i < group.parameters.size(); ++i) {
       const Parameter& parameter = *group.parameters[i];
-      const at::Tensor weights = updated_rows(parameter, is_in_halves(parameter) ? parameter.compute : parameter.master);
+      const at::Tensor weights = updated_rows(parameter, upper_or_whole(parameter));
       const at::Tensor lower = is_in_halves(parameter) ? updated_rows(parameter, parameter.lower) : at::Tensor();
       const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(weights);
       adamw_update({weights.detach(), lower, gradient, group.first[i], group.second[i]}, factors);
