@@ -63,6 +63,14 @@ def resized(page, width):
     page.run("window.drawn.then(() => 0)")
 
 
+def set_scheme_and_wait(page, scheme):
+    """Changes the system's colours and waits until the page was told: its own listener is the older one and runs first."""
+    query = "window.query = matchMedia('(prefers-color-scheme: dark)')"
+    page.run(f"window.told = new Promise((done) => ({query}).addEventListener('change', done)); 0")
+    page.set_scheme(scheme)
+    page.run("window.told.then(() => 0)")
+
+
 @pytest.mark.parametrize("name", REPORTS)
 def test_is_quiet_and_asks_for_nothing(shared, name):
     page = shared(name)
@@ -180,7 +188,7 @@ def test_light_and_dark(open_report):
 def test_follows_the_system_theme(open_report):
     page = open_report("demo")
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    page.set_scheme("dark")
+    set_scheme_and_wait(page, "dark")
     assert page.run("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     assert page.run("document.getElementById('theme').textContent") == "Light colours"
 
