@@ -1,5 +1,5 @@
 // Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
-//   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments]
+//   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments] [float32]
 //   mpirun -n 2 step_bench ...      the rows divided among the ranks, with `sharded` the experts too; rank 0 tells
 // OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.
 #include <ATen/Parallel.h>
@@ -92,6 +92,7 @@ int64_t peak_bytes() {
 struct Options {
   int64_t warm_up = 3, steps = 5;
   ExpertPlacement experts = ExpertPlacement::Replicated;
+  ComputeType compute = ComputeType::Auto;
   OptimizerConfig optimizer;
 };
 
@@ -101,9 +102,15 @@ Options read_options(int count, char** values) {
   if (count > 4) options.steps = std::atoll(values[4]);
   for (int i = 5; i < count; ++i) {
     const std::string_view word = values[i];
-    SWITCHYARD_CHECK(word == "sharded" || word == "bfloat16_moments", UsageError, "unknown word '", word, "'");
-    if (word == "sharded") options.experts = ExpertPlacement::Sharded;
-    if (word == "bfloat16_moments") options.optimizer.moments = MomentType::BFloat16;
+    if (word == "sharded") {
+      options.experts = ExpertPlacement::Sharded;
+    } else if (word == "bfloat16_moments") {
+      options.optimizer.moments = MomentType::BFloat16;
+    } else if (word == "float32") {
+      options.compute = ComputeType::Float32;
+    } else {
+      throw UsageError("unknown word '" + std::string(word) + "'");
+    }
   }
   return options;
 }
@@ -111,7 +118,7 @@ Options read_options(int count, char** values) {
 nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point begin = Clock::now();
-  Decoder model(shape.model, resolve_compute_type(ComputeType::Auto), /*num_domains=*/1, /*seed=*/1,
+  Decoder model(shape.model, resolve_compute_type(options.compute), /*num_domains=*/1, /*seed=*/1,
                 options.experts == ExpertPlacement::Sharded ? comm : nullptr);
   RunRanks ranks(comm);
   SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
@@ -152,7 +159,7 @@ nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) 
 int main(int count, char** values) {
   try {
     keep_freed_memory();
-    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments]");
+    if (count < 3) throw UsageError("usage: step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments] [float32]");
     const Options options = read_options(count, values);
     const Shape shape = read_shape(values[1], values[2]);
     std::unique_ptr<MpiSession> session;

@@ -94,8 +94,9 @@ function(switchyard_program name)
   switchyard_precompile(${name})
 endfunction()
 
+# Tests of FOLDER, and once more for each of ISAS: oneDNN's names of instruction sets, the most that its products may use then.
 function(switchyard_test folder)
-  cmake_parse_arguments(arg "" "" "SOURCES;ALONE;LINKS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;ALONE;LINKS;ISAS" ${ARGN})
   set(name ${folder}_test)
   set_source_files_properties(${arg_ALONE} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   switchyard_program(${name} SOURCES ${arg_SOURCES} ${arg_ALONE}
@@ -104,4 +105,10 @@ function(switchyard_test folder)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "unit;${folder}" TIMEOUT 600
     ENVIRONMENT "OMP_NUM_THREADS=1;RC_PARAMS=seed=1")
+  foreach(isa ${arg_ISAS})
+    string(TOLOWER ${name}_${isa} limited)
+    add_test(NAME ${limited} COMMAND ${name})
+    set_tests_properties(${limited} PROPERTIES LABELS "unit;${folder}" TIMEOUT 600
+      ENVIRONMENT "OMP_NUM_THREADS=1;RC_PARAMS=seed=1;ONEDNN_MAX_CPU_ISA=${isa}")
+  endforeach()
 endfunction()

@@ -1,7 +1,8 @@
 """Switchyard and its peers on the same shapes, in one run: order rotated each round, medians over all measured steps.
 
 compare.py --program build/release/bench/step_bench --shape ii --rounds 3 --threads 1
-Writes bench/results/DATE-peers-SHAPE.json and .md. Each measurement is a process of its own.
+Writes bench/results/DATE-peers-SHAPE.json and .md. Each measurement is a process of its own. --isa AVX512_CORE_BF16 keeps all
+programs from the processor's matrix unit, as on one that has none; the files then end in that name.
 """
 import argparse
 import datetime
@@ -33,6 +34,7 @@ PEERS = {  # name: (arguments of peer.py, environment)
     "hf bfloat16, compiled": (["--weights", "bfloat16", "--compile", "on"], {}),
     "hf bfloat16, compiled, tuned malloc": (["--weights", "bfloat16", "--compile", "on"], TUNED_MALLOC),
     "hf autocast, compiled, tuned malloc": (["--autocast", "on", "--compile", "on"], TUNED_MALLOC),
+    "hf float32, compiled, tuned malloc": (["--weights", "float32", "--compile", "on"], TUNED_MALLOC),
     # Copies the weights of two experts for each token: 30 times slower at shape (ii), so only when asked for.
     "hf bfloat16, batched_mm": (["--weights", "bfloat16", "--experts", "batched_mm"], {}),
 }
@@ -41,6 +43,7 @@ OURS = "switchyard"
 VARIANTS = {  # of ours: words for step_bench
     OURS: [],
     "switchyard, bf16 moments": ["bfloat16_moments"],
+    "switchyard, float32": ["float32"],
 }
 
 
@@ -82,7 +85,8 @@ def markdown(report):
     clock = report["clock"]
     ours = report["table"][OURS]
     lines = [
-        f"# Peers at shape ({report['shape_name']}), {report['date']}", "",
+        f"# Peers at shape ({report['shape_name']}), {report['date']}"
+        + (f", instructions up to {report['isa']}" if report["isa"] else ""), "",
         f"`{report['command']}`, commit {report['commit']}, {report['processor']}, {report['threads']} thread(s); load of the "
         f"machine {report['load_before']:.1f} before and {report['load_after']:.1f} after. Shape: {json.dumps(report['shape'])}.",
         f"Forward + balancing loss + backward + clipping + AdamW; medians over {report['rounds']} rounds of "
@@ -131,11 +135,14 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=int, default=1200, help="seconds for one process")
     parser.add_argument("--clock", default="wall", choices=["wall", "processor"])
+    parser.add_argument("--isa", help="ONEDNN_MAX_CPU_ISA of all programs; default: all that the processor has")
     parser.add_argument("--only", action="append", help="a peer; default: all but the hopeless one")
     parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "results")
     arguments = parser.parse_args()
     names = list(VARIANTS) + (arguments.only or [name for name in PEERS if name not in LEFT_OUT])
     shape = json.load(open(SHAPES, encoding="utf-8"))[arguments.shape]
+    if arguments.isa:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = arguments.isa
     load_before = os.getloadavg()[0]
     results, failed, peaks = {name: [] for name in names}, {}, []
     # Compiled code is kept between rounds, and never taken from a run that was cut off: half a file breaks the next one.
@@ -161,12 +168,12 @@ def main():
     date = datetime.date.today().isoformat()
     report = {
         "date": date, "command": "compare.py " + shlex.join(sys.argv[1:]), "commit": commit(), "processor": processor_name(),
-        "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock,
+        "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock, "isa": arguments.isa,
         "shape_name": arguments.shape, "shape": shape, "rounds": arguments.rounds, "steps": arguments.steps,
         "step_flops": step_flops, "peak": peak, "table": summarize(results, peak, shape, step_flops), "failed": failed,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"{date}-peers-{arguments.shape}"
+    stem = arguments.out / (f"{date}-peers-{arguments.shape}" + (f"-{arguments.isa.lower()}" if arguments.isa else ""))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))

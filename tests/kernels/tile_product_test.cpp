@@ -1,13 +1,18 @@
 #include "switchyard/kernels/tile_product.hpp"
 
 #include <ATen/Parallel.h>
+#include <ATen/cpu/Utils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "switchyard/kernels/layout_ops.hpp"
@@ -75,6 +80,18 @@ TEST(LayoutOps, PairRowsOfAnyLength) {
       }
     }
     EXPECT_EQ(pairs[static_cast<size_t>(2 * columns)], BFloat16(9));
+  }
+}
+
+// Small tests run three times: as the processor is, as without AMX, and as without bf16 products (tests/kernels/CMakeLists.txt).
+TEST(TileProduct, IsThereWhereTheProcessorAndItsLimitAllowIt) {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (limit != nullptr && std::string_view(limit) == "AVX512_CORE") {
+    EXPECT_FALSE(has_tile_products());
+  } else {
+    const std::unordered_map<std::string, c10::IValue> has = at::cpu::get_cpu_capabilities();
+    const auto bf16 = has.find("avx512_bf16");  // absent on other architectures
+    EXPECT_EQ(has_tile_products(), bf16 != has.end() && bf16->second.toBool());
   }
 }
 
