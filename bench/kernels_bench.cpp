@@ -138,14 +138,6 @@ void add_accumulate() {
   add("accumulate/aten", work, [=] { sum.add_(values); });
 }
 
-void add_wide_sum() {
-  constexpr int64_t kNumbers = 1 << 21;
-  const std::vector<at::Tensor> parts(2, at::ones({kNumbers}, at::kBFloat16));
-  const Work work{0.0, 8.0 * kNumbers};
-  add("wide_sum/ours", work, [=] { (void)wide_sum(parts); });
-  add("wide_sum/aten", work, [=] { (void)wide_sum_reference(parts); });
-}
-
 void add_swiglu() {
   const at::Tensor gate_up = leaf({kTokens * kChosen, 2 * kExpertWidth});
   const at::Tensor direction = at::ones({kTokens * kChosen, kExpertWidth}, at::kBFloat16);
@@ -193,8 +185,10 @@ void add_adamw() {
   constexpr int64_t kWeights = 1 << 22;
   const auto zeros = [](at::ScalarType type) { return at::zeros({kWeights}, type); };
   const at::Tensor gradient = at::full({kWeights}, 0.1, at::kBFloat16);
-  const AdamWTensors tensors = {zeros(at::kBFloat16), zeros(at::kShort), gradient, zeros(at::kFloat), zeros(at::kFloat)};
-  const AdamWTensors halves = {zeros(at::kBFloat16), zeros(at::kShort), gradient, zeros(at::kBFloat16), zeros(at::kBFloat16)};
+  const AdamWTensors tensors = {zeros(at::kBFloat16), zeros(at::kShort), zeros(at::kFloat), zeros(at::kFloat), {gradient}};
+  const AdamWTensors halves = {zeros(at::kBFloat16), zeros(at::kShort), zeros(at::kBFloat16), zeros(at::kBFloat16), {gradient}};
+  AdamWTensors of_two_ranks = tensors;
+  of_two_ranks.gradient_parts.push_back(gradient.clone());
   AdamWFactors factors;
   factors.beta1 = 0.9;
   factors.beta2 = 0.95;
@@ -203,6 +197,7 @@ void add_adamw() {
   const Work work{0.0, 26.0 * kWeights};
   add("adamw_update/ours", work, [=] { adamw_update(tensors, factors); });
   add("adamw_update/bf16 moments", {0.0, 18.0 * kWeights}, [=] { adamw_update(halves, factors); });
+  add("adamw_update/two parts", {0.0, 28.0 * kWeights}, [=] { adamw_update(of_two_ranks, factors); });
   add("adamw_update/aten", work, [=] { adamw_update_reference(tensors, factors); });
 }
 
@@ -217,7 +212,6 @@ int main(int count, char** values) {
   add_rope();
   add_attention();
   add_accumulate();
-  add_wide_sum();
   add_swiglu();
   add_head();
   add_experts();

@@ -29,8 +29,8 @@ struct Parameter {
   at::Tensor master;   // fp32 or double, no autograd. Undefined where the forward computes in bf16: then it is kept in halves,
   at::Tensor lower;    // of which this is the lower (int16) and compute the upper one (kernels/halves.hpp). Else undefined
   at::Tensor compute;  // leaf that the forward reads: the same storage as master, or the upper half
-  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first.
-                       // Summed over ranks it has the rows of `update`
+  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first
+  std::vector<at::Tensor> grad_parts;  // of each rank, in rank order, the rows of `update`; in place of grad, once it is exchanged
   Decay decay = Decay::Yes;
   Training training = Training::Trained;
   Shard shard{};
@@ -57,6 +57,11 @@ struct Parameter {
 /// Of a tensor with the rows of the parameter those that this process's optimizer moves; a view.
 [[nodiscard]] inline at::Tensor updated_rows(const Parameter& parameter, const at::Tensor& tensor) {
   return shares_update(parameter) ? tensor.narrow(0, parameter.update.begin, parameter.update.count) : tensor;
+}
+
+/// What adds up to the gradient of the rows that this process's optimizer moves; empty: zeros.
+[[nodiscard]] inline std::vector<at::Tensor> gradient_parts(const Parameter& parameter) {
+  return parameter.grad.defined() ? std::vector<at::Tensor>{parameter.grad} : parameter.grad_parts;
 }
 
 using ParameterRefs = std::vector<Parameter*>;

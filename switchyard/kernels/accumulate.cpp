@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -26,16 +25,6 @@ int64_t row_offset(const at::Tensor& tensor, int64_t row) {
     row /= tensor.size(dim);
   }
   return offset;
-}
-
-void check_parts(const std::vector<at::Tensor>& parts) {
-  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "wide_sum: no tensors were given; expected at least one");
-  const at::Tensor& model = parts.front();
-  for (const at::Tensor& part : parts) {
-    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
-                     "wide_sum: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
-                     part.sizes(), "; expected one shape and one type");
-  }
 }
 
 }  // namespace
@@ -71,39 +60,21 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values) {
   });
 }
 
-at::Tensor wide_sum_reference(const std::vector<at::Tensor>& parts) {
-  check_parts(parts);
-  const c10::NoGradGuard no_grad;
-  at::Tensor sum = parts.front().to(wide_type(parts.front().scalar_type()), /*non_blocking=*/false, /*copy=*/true);
-  for (size_t i = 1; i < parts.size(); ++i) sum.add_(parts[i]);
-  return sum;
+void check_parts(const std::vector<at::Tensor>& parts) {
+  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "sum of parts: no tensors were given; expected at least one");
+  const at::Tensor& model = parts.front();
+  for (const at::Tensor& part : parts) {
+    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
+                     "sum of parts: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
+                     part.sizes(), "; expected one shape and one type");
+  }
 }
 
 at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
   check_parts(parts);
-  const at::Tensor& model = parts.front();
-  if (!model.is_cpu()) return wide_sum_reference(parts);
   const c10::NoGradGuard no_grad;
-  std::vector<at::Tensor> addends;
-  for (const at::Tensor& part : parts) addends.push_back(part.contiguous());
-  const KernelScope profiled("sum of parts");
-  at::Tensor sum = at::empty(model.sizes(), model.options().dtype(wide_type(model.scalar_type())));
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, model.scalar_type(), "wide_sum", [&] {
-    using Wide = WideOf<scalar_t>;
-    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
-    Wide* to = sum.mutable_data_ptr<Wide>();
-    // A block at a time: what one part leaves is still in the nearest cache when the next is added.
-    constexpr int64_t kBlock = 2048;
-    at::parallel_for(0, (sum.numel() + kBlock - 1) / kBlock, kNumbersPerTask / kBlock, [&](int64_t first, int64_t last) {
-      for (int64_t begin = first * kBlock; begin < std::min(last * kBlock, sum.numel()); begin += kBlock) {
-        const int64_t count = std::min(kBlock, sum.numel() - begin);
-        std::fill_n(to + begin, count, Wide(0));
-        for (const at::Tensor& addend : addends) {
-          ops.add_scaled(to + begin, addend.const_data_ptr<scalar_t>() + begin, Wide(1), count);
-        }
-      }
-    });
-  });
+  at::Tensor sum = parts.front().to(wide_type(parts.front().scalar_type()), /*non_blocking=*/false, /*copy=*/true);
+  for (size_t i = 1; i < parts.size(); ++i) sum.add_(parts[i]);
   return sum;
 }
 

@@ -5,10 +5,13 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <array>
+#include <type_traits>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/halves.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -31,6 +34,58 @@ void for_each_block_of_numbers(int64_t count, const Body& body) {
   });
 }
 
+std::vector<at::Tensor> contiguous(const std::vector<at::Tensor>& parts) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& part : parts) result.push_back(part.contiguous());
+  return result;
+}
+
+/// Blocks of a tensor that is there in one piece.
+template <typename Value>
+class WholeBlocks {
+ public:
+  using Number = Value;
+  explicit WholeBlocks(const at::Tensor& tensor) : data_(tensor.const_data_ptr<Value>()) {}
+  template <typename Body>
+  void with_block(int64_t begin, int64_t /*count*/, const Body& body) const {
+    body(data_ + begin);
+  }
+
+ private:
+  const Value* data_;
+};
+
+/// Blocks of the sum of several tensors, added up when they are asked for.
+template <typename Value>
+class SummedBlocks {
+ public:
+  using Number = WideOf<Value>;
+  explicit SummedBlocks(const std::vector<at::Tensor>& parts) {
+    for (const at::Tensor& part : parts) parts_.push_back(part.const_data_ptr<Value>());
+  }
+  template <typename Body>
+  void with_block(int64_t begin, int64_t count, const Body& body) const {
+    std::array<Number, kNumbersPerBlock> sum;
+    row_ops<Value>().sum_rows(parts_.data(), std::ssize(parts_), begin, sum.data(), count);
+    body(sum.data());
+  }
+
+ private:
+  std::vector<const Value*> parts_;
+};
+
+/// body(blocks) with the blocks of the sum of `parts`, contiguous ones.
+template <typename Body>
+void with_blocks(const std::vector<at::Tensor>& parts, const Body& body) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, parts.front().scalar_type(), "blocks of a gradient", [&] {
+    if (parts.size() == 1) {
+      body(WholeBlocks<scalar_t>(parts.front()));
+    } else {
+      body(SummedBlocks<scalar_t>(parts));
+    }
+  });
+}
+
 void check_adamw(const AdamWTensors& t) {
   const bool in_halves = t.lower.defined();
   const at::ScalarType given = t.weight.scalar_type();
@@ -40,8 +95,10 @@ void check_adamw(const AdamWTensors& t) {
                    ShapeError, "adamw: the lower half of the weights is unlike the upper one of ", t.weight.sizes(),
                    "; expected contiguous Short of that shape");
   const at::ScalarType type = wide_type(given);
-  SWITCHYARD_CHECK(wide_type(t.gradient.scalar_type()) == type && t.gradient.sizes() == t.weight.sizes(), ShapeError,
-                   "adamw: the gradient is ", t.gradient.scalar_type(), " ", t.gradient.sizes(), " for weights of ", type, " ",
+  check_parts(t.gradient_parts);
+  const at::Tensor& gradient = t.gradient_parts.front();
+  SWITCHYARD_CHECK(wide_type(gradient.scalar_type()) == type && gradient.sizes() == t.weight.sizes(), ShapeError,
+                   "adamw: the gradient is ", gradient.scalar_type(), " ", gradient.sizes(), " for weights of ", type, " ",
                    t.weight.sizes());
   for (const at::Tensor* moment : {&t.first, &t.second}) {
     SWITCHYARD_CHECK(wide_type(moment->scalar_type()) == type && moment->scalar_type() == t.first.scalar_type() &&
@@ -65,7 +122,7 @@ void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& fac
   check_adamw(tensors);
   const c10::NoGradGuard no_grad;
   const at::Tensor weight = tensors.lower.defined() ? joined_halves(tensors.weight, tensors.lower) : tensors.weight;
-  const at::Tensor g = tensors.gradient.to(weight.scalar_type()).mul(factors.gradient_scale);
+  const at::Tensor g = wide_sum(tensors.gradient_parts).mul(factors.gradient_scale);
   const at::Tensor first = tensors.first.to(g.scalar_type()).mul(factors.beta1).add_(g, 1.0 - factors.beta1);
   const at::Tensor second = tensors.second.to(g.scalar_type()).mul(factors.beta2).add_(g.square(), 1.0 - factors.beta2);
   const at::Tensor root = second.sqrt().mul(factors.root_scale).add(factors.epsilon);
@@ -80,16 +137,17 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
   check_adamw(tensors);
   if (!tensors.weight.is_cpu()) return adamw_update_reference(tensors, factors);
   const c10::NoGradGuard no_grad;
-  const at::Tensor gradient = tensors.gradient.contiguous();
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, gradient.scalar_type(), "adamw", [&] {
-    using Wide = WideOf<scalar_t>;
-    const AdamWOps<scalar_t>& ops = adamw_ops<scalar_t>();
+  with_blocks(contiguous(tensors.gradient_parts), [&](const auto& gradient) {
+    using Number = typename std::decay_t<decltype(gradient)>::Number;
+    using Wide = WideOf<Number>;
+    const AdamWOps<Number>& ops = adamw_ops<Number>();
     const AdamWNumbers<Wide> numbers = numbers_of<Wide>(factors);
-    const scalar_t* g = gradient.const_data_ptr<scalar_t>();
     // weights_at(number): where the weights from there on lie
     const auto update = [&](const auto& update_block, const auto& weights_at, auto* first, auto* second) {
-      for_each_block_of_numbers(gradient.numel(), [&](int64_t, int64_t at, int64_t count) {
-        update_block(weights_at(at), g + at, first + at, second + at, count, numbers);
+      for_each_block_of_numbers(tensors.weight.numel(), [&](int64_t, int64_t at, int64_t count) {
+        gradient.with_block(at, count, [&](const Number* g) {
+          update_block(weights_at(at), g, first + at, second + at, count, numbers);
+        });
       });
     };
     const auto with_moments = [&](const auto& in_full, const auto& in_half, const auto& weights_at) {
@@ -112,16 +170,20 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
   tensors.weight.unsafeGetTensorImpl()->bump_version();
 }
 
-double sum_of_squares(const at::Tensor& values) {
+double sum_of_squares(const std::vector<at::Tensor>& parts) {
   const KernelScope profiled("sum of squares");
+  check_parts(parts);
   const c10::NoGradGuard no_grad;
-  const at::Tensor all = values.to(at::kCPU).contiguous();
-  std::vector<double> sums(static_cast<size_t>((all.numel() + kNumbersPerBlock - 1) / kNumbersPerBlock));
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, all.scalar_type(), "sum_of_squares", [&] {
-    const RowOps<scalar_t>& ops = row_ops<scalar_t>();
-    const scalar_t* data = all.const_data_ptr<scalar_t>();
-    for_each_block_of_numbers(all.numel(), [&](int64_t block, int64_t at, int64_t count) {
-      sums[static_cast<size_t>(block)] = static_cast<double>(ops.sum_of_squares(data + at, count));
+  std::vector<at::Tensor> here;
+  for (const at::Tensor& part : parts) here.push_back(part.to(at::kCPU));
+  const int64_t numbers = here.front().numel();
+  std::vector<double> sums(static_cast<size_t>((numbers + kNumbersPerBlock - 1) / kNumbersPerBlock));
+  with_blocks(contiguous(here), [&](const auto& values) {
+    using Number = typename std::decay_t<decltype(values)>::Number;
+    for_each_block_of_numbers(numbers, [&](int64_t block, int64_t at, int64_t count) {
+      values.with_block(at, count, [&](const Number* data) {
+        sums[static_cast<size_t>(block)] = static_cast<double>(row_ops<Number>().sum_of_squares(data, count));
+      });
     });
   });
   double sum = 0.0;

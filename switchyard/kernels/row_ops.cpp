@@ -229,6 +229,15 @@ void add_scaled(WideOf<Value>* sum, const Value* row, WideOf<Value> weight, int6
 }
 
 template <typename Value>
+void sum_rows(const Value* const* rows, int64_t num_rows, int64_t begin, WideOf<Value>* sum, int64_t width) {
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    auto numbers = load(rows[0] + begin + i, part);
+    for (int64_t row = 1; row < num_rows; ++row) numbers = hn::Add(numbers, load(rows[row] + begin + i, part));
+    store(numbers, sum + i, part);
+  });
+}
+
+template <typename Value>
 void store_row(const WideOf<Value>* sum, Value* out, int64_t width) {
   for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR { store(load(sum + i, part), out + i, part); });
 }
@@ -247,8 +256,8 @@ template <typename Value>
 constexpr RowOps<Value> kRowOps = {
     &rms_norm<Value>, &rms_norm_backward<Value>, &norm_rotate<Value>,   &norm_rotate_backward<Value>,
     &swiglu<Value>,   &swiglu_backward<Value>,   &softmax<Value>,       &softmax_backward<Value>,
-    &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add<Value>, &add_scaled<Value>, &store_row<Value>,
-    &sum_of_squares<Value>};
+    &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add<Value>, &add_scaled<Value>, &sum_rows<Value>,
+    &store_row<Value>, &sum_of_squares<Value>};
 
 const RowOps<c10::BFloat16>* bfloat16_ops() { return &kRowOps<c10::BFloat16>; }
 const RowOps<float>* float_ops() { return &kRowOps<float>; }

@@ -52,6 +52,8 @@ struct RowOps {
   void (*add)(const Value* a, const Value* b, Value* out, int64_t width);
   /// sum += weight * row
   void (*add_scaled)(Wide* sum, const Value* row, Wide weight, int64_t width);
+  /// sum = ((rows[0] + rows[1]) + ...), each row from its number `begin` on; at least one row
+  void (*sum_rows)(const Value* const* rows, int64_t num_rows, int64_t begin, Wide* sum, int64_t width);
   /// out = sum, rounded
   void (*store)(const Wide* sum, Value* out, int64_t width);
 

@@ -192,6 +192,7 @@ void Decoder::collect_gradients() {
 void Decoder::clear_gradients() {
   for (Parameter* parameter : parameters()) {
     parameter->grad.reset();
+    parameter->grad_parts.clear();
     parameter->compute.mutable_grad().reset();
   }
 }

@@ -37,8 +37,9 @@ double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm)
   double squares_of_parts = 0.0;  // of what ranks hold or sum in parts
   std::string problem;
   for (const Parameter* parameter : parameters) {
-    if (!parameter->grad.defined()) continue;
-    const double squares = sum_of_squares(parameter->grad);
+    const std::vector<at::Tensor> parts = gradient_parts(*parameter);
+    if (parts.empty()) continue;
+    const double squares = sum_of_squares(parts);
     if (!std::isfinite(squares) && problem.empty()) {
       problem = join_text("the gradient of '", parameter->name, "' has norm ", std::sqrt(squares),
                           "; expected a finite number. Lower the learning rate, or look for bad values in the data");
@@ -85,8 +86,9 @@ void AdamW::step(double learning_rate, double gradient_scale) {
       const Parameter& parameter = *group.parameters[i];
       const at::Tensor weights = updated_rows(parameter, upper_or_whole(parameter));
       const at::Tensor lower = is_in_halves(parameter) ? updated_rows(parameter, parameter.lower) : at::Tensor();
-      const at::Tensor gradient = parameter.grad.defined() ? parameter.grad : at::zeros_like(weights);
-      adamw_update({weights.detach(), lower, gradient, group.first[i], group.second[i]}, factors);
+      std::vector<at::Tensor> parts = gradient_parts(parameter);
+      if (parts.empty()) parts.push_back(at::zeros_like(weights));
+      adamw_update({weights.detach(), lower, group.first[i], group.second[i], parts}, factors);
     }
   }
 }

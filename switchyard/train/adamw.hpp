@@ -36,7 +36,7 @@ class AdamW {
   /// parameters are left out. The parameters must outlive the optimizer.
   AdamW(const ParameterRefs& parameters, const OptimizerConfig& config);
 
-  /// One update of every trained master from gradient_scale * Parameter::grad; an undefined gradient counts as zero.
+  /// One update of every trained master from gradient_scale * its gradient (gradient_parts()); none counts as zeros.
   void step(double learning_rate, double gradient_scale = 1.0);
   [[nodiscard]] int64_t steps_done() const { return steps_done_; }
 

@@ -58,7 +58,7 @@ std::span<T> numbers_of(const at::Tensor& tensor) {
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const PartScope part("gradients over ranks");
-  sum_own_rows(parameters, comm);
+  exchange_rows(parameters, comm);
   GradientSums<float> floats(comm);
   GradientSums<double> doubles(comm);
   for (Parameter* parameter : parameters) {

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "switchyard/core/profile_scope.hpp"
-#include "switchyard/kernels/accumulate.hpp"
 
 namespace switchyard {
 namespace {
@@ -59,14 +58,13 @@ class RowsUnderWay {
     up_ = comm.start_all_to_all(bytes_of(to_behind), behind_R, bytes_of(from_before), before_R, CallMode::Blocking);
   }
 
-  /// In rank order.
-  at::Tensor sum() {
+  std::vector<at::Tensor> parts_R() {
     down_.wait();
     up_.wait();
-    std::vector<at::Tensor> parts_R;
-    for (int64_t row = 0; row < received_.size(0); row += count_) parts_R.push_back(received_.narrow(0, row, count_));
-    parts_R.insert(parts_R.begin() + rank_, given_.narrow(0, rank_ * count_, count_));
-    return wide_sum(parts_R);
+    std::vector<at::Tensor> result;
+    for (int64_t row = 0; row < received_.size(0); row += count_) result.push_back(received_.narrow(0, row, count_));
+    result.insert(result.begin() + rank_, given_.narrow(0, rank_ * count_, count_));
+    return result;
   }
 
  private:
@@ -97,21 +95,20 @@ void share_updates(const ParameterRefs& parameters, const Communicator& comm) {
   }
 }
 
-void sum_own_rows(const ParameterRefs& parameters, Communicator& comm) {
+void exchange_rows(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const std::vector<Parameter*> divided = divided_of(parameters);
   if (divided.empty()) return;
   const std::vector<int64_t> wide = in_master_type(divided, comm);
-  // The next tensor travels while this one is added up.
-  const auto start = [&](size_t i) {
-    const Parameter& parameter = *divided[i];
-    return std::make_unique<RowsUnderWay>(parameter, wide[i] > 0 ? master_type(parameter) : parameter.compute.scalar_type(), comm);
-  };
-  std::unique_ptr<RowsUnderWay> under_way = start(0);
+  std::vector<std::unique_ptr<RowsUnderWay>> under_way;
   for (size_t i = 0; i < divided.size(); ++i) {
-    const std::unique_ptr<RowsUnderWay> arriving = std::move(under_way);
-    if (i + 1 < divided.size()) under_way = start(i + 1);
-    divided[i]->grad = arriving->sum();
+    const Parameter& parameter = *divided[i];
+    const at::ScalarType type = wide[i] > 0 ? master_type(parameter) : parameter.compute.scalar_type();
+    under_way.push_back(std::make_unique<RowsUnderWay>(parameter, type, comm));
+  }
+  for (size_t i = 0; i < divided.size(); ++i) {
+    divided[i]->grad_parts = under_way[i]->parts_R();
+    divided[i]->grad.reset();
   }
 }
 

@@ -12,9 +12,9 @@ namespace switchyard {
 /// divide evenly. No messages.
 void share_updates(const ParameterRefs& parameters, const Communicator& comm);
 
-/// Parameter::grad of a divided parameter, in the compute type or the master's, becomes the sum over ranks of this rank's rows, in
-/// rank order, in the master's type. Undefined on one rank: zeros. Collective
-void sum_own_rows(const ParameterRefs& parameters, Communicator& comm);
+/// Parameter::grad of a divided parameter, in the compute type or the master's, becomes Parameter::grad_parts: of this rank's rows
+/// what every rank has, for norm and optimizer to add up. Undefined on one rank: zeros there. Collective
+void exchange_rows(const ParameterRefs& parameters, Communicator& comm);
 
 /// After the optimizer's step: every rank gets the rows of what computes that the others moved. Of masters kept in halves these are the
 /// upper ones; the lower ones stay behind until a checkpoint gathers them. Collective

@@ -7,9 +7,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
 
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/halves.hpp"
 
 namespace switchyard {
@@ -31,12 +33,12 @@ AdamWFactors some_factors() {
 }
 
 AdamWTensors random_tensors(int64_t count, at::ScalarType type, at::ScalarType gradient_type) {
-  return {random_tensor({count}, 1, type), at::Tensor(), random_tensor({count}, 2, gradient_type), random_tensor({count}, 3, type),
-          random_tensor({count}, 4, type).abs()};
+  return {random_tensor({count}, 1, type), at::Tensor(), random_tensor({count}, 3, type), random_tensor({count}, 4, type).abs(),
+          {random_tensor({count}, 2, gradient_type)}};
 }
 
 AdamWTensors copy_of(const AdamWTensors& t) {
-  return {t.weight.clone(), t.lower.defined() ? t.lower.clone() : t.lower, t.gradient.clone(), t.first.clone(), t.second.clone()};
+  return {t.weight.clone(), t.lower.defined() ? t.lower.clone() : t.lower, t.first.clone(), t.second.clone(), t.gradient_parts};
 }
 
 AdamWTensors with_half_moments(AdamWTensors t) {
@@ -55,19 +57,20 @@ AdamWTensors in_halves(AdamWTensors t) {
 
 // In fp32 the fused pass rounds less often than the reference's operations.
 void expect_same_update(const AdamWTensors& given, double tolerance) {
+  const at::Tensor gradient = given.gradient_parts.front().clone();
   const AdamWTensors ours = copy_of(given), theirs = copy_of(given);
   adamw_update(ours, some_factors());
   adamw_update_reference(theirs, some_factors());
   EXPECT_LE(max_difference(ours.weight, theirs.weight), tolerance);
   EXPECT_LE(max_difference(ours.first, theirs.first), tolerance);
   EXPECT_LE(max_difference(ours.second, theirs.second), tolerance);
-  EXPECT_EQ(max_difference(ours.gradient, given.gradient), 0.0);
+  EXPECT_EQ(max_difference(given.gradient_parts.front(), gradient), 0.0);
 }
 
 TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
   // g = 2, m = .5 * 4 + .5 * 2 = 3, v = .75 * 4 + .25 * 4 = 4, w = .5 * 10 - 3 * 3 / (2 * 2 + 2) = 3.5
-  const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::Tensor(), at::tensor({4.0}, at::kDouble),
-                          at::tensor({4.0}, at::kDouble), at::tensor({4.0}, at::kDouble)};
+  const at::Tensor four = at::tensor({4.0}, at::kDouble);
+  const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::Tensor(), four.clone(), four.clone(), {four}};
   adamw_update(
       t, {.gradient_scale = 0.5, .beta1 = 0.5, .beta2 = 0.75, .keep = 0.5, .rate = 3.0, .root_scale = 2.0, .epsilon = 2.0});
   EXPECT_EQ(t.first.item<double>(), 3.0);
@@ -150,12 +153,34 @@ TEST(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
   EXPECT_THROW((void)joined_halves(four, four), ShapeError);
 }
 
+// Of a gradient in parts the sum counts, with the bits it has when it is taken first: three blocks, the last one odd.
+TEST(AdamWUpdate, AddsUpPartsOfTheGradient) {
+  constexpr int64_t kCount = 2 * 4096 + 17;
+  for (const auto& [weights, parts] : {std::pair(at::kFloat, at::kBFloat16), std::pair(at::kFloat, at::kFloat),
+                                       std::pair(at::kDouble, at::kDouble)}) {
+    AdamWTensors given = random_tensors(kCount, weights, parts);
+    for (const int64_t seed : {7, 8}) given.gradient_parts.push_back(random_tensor({kCount}, static_cast<uint64_t>(seed), parts));
+    AdamWTensors summed = copy_of(given);
+    summed.gradient_parts = {wide_sum(given.gradient_parts)};
+    expect_same_update(given, weights == at::kDouble ? 1e-12 : 1e-6);
+    const AdamWTensors ours = copy_of(given);
+    adamw_update(ours, some_factors());
+    adamw_update(summed, some_factors());
+    EXPECT_TRUE(at::equal(ours.weight, summed.weight) && at::equal(ours.first, summed.first) && at::equal(ours.second, summed.second));
+    EXPECT_EQ(sum_of_squares(given.gradient_parts), sum_of_squares(summed.gradient_parts));
+  }
+}
+
 TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16);
   const auto run = [](AdamWTensors t) { adamw_update(t, some_factors()); };
   EXPECT_NO_THROW(run(good));
   AdamWTensors bad = good;
-  bad.gradient = random_tensor({4}, 1, at::kDouble);
+  bad.gradient_parts = {random_tensor({4}, 1, at::kDouble)};
+  EXPECT_THROW(run(bad), ShapeError);
+  bad.gradient_parts = {};
+  EXPECT_THROW(run(bad), ShapeError);
+  bad.gradient_parts = {good.gradient_parts[0], random_tensor({4}, 1, at::kFloat)};  // of another type
   EXPECT_THROW(run(bad), ShapeError);
   bad = good;
   bad.first = random_tensor({3}, 1, at::kFloat);
@@ -178,13 +203,13 @@ TEST(SumOfSquares, OfAnyLengthAndType) {
     for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
       const at::Tensor values = random_tensor({count}, 1, type);
       const double expected = values.to(at::kDouble).square().sum().item<double>();
-      EXPECT_NEAR(sum_of_squares(values), expected, 1e-6 * expected) << count << " " << type;
+      EXPECT_NEAR(sum_of_squares({values}), expected, 1e-6 * expected) << count << " " << type;
     }
   }
   // Added up in fp32 alone, the small squares of all blocks would be lost behind a large one, not only those of its block.
   const at::Tensor values = at::full({1 << 21}, 1.0, at::kFloat);
   values[0] = 8192.0;
-  EXPECT_NEAR(sum_of_squares(values), 8192.0 * 8192.0 + (1 << 21), 4096.0);
+  EXPECT_NEAR(sum_of_squares({values}), 8192.0 * 8192.0 + (1 << 21), 4096.0);
 }
 
 }  // namespace
