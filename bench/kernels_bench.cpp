@@ -1,6 +1,7 @@
 // Each fused operation beside its plain ATen reference, forward and backward, bf16, at the sizes of shape (ii). GFLOP/s and GB/s
 // count what the operation needs at least: products, and each operand read or written once; `of peak` divides the larger of the
 // two shares by what a large product and a large copy reach in the same run. OMP_NUM_THREADS sets the threads.
+#include <ATen/ops/embedding.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
@@ -19,12 +20,16 @@
 #include "switchyard/kernels/adamw.hpp"
 #include "switchyard/kernels/attention.hpp"
 #include "switchyard/kernels/block_attention.hpp"
+#include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/cross_entropy.hpp"
+#include "switchyard/kernels/embedding.hpp"
 #include "switchyard/kernels/experts.hpp"
+#include "switchyard/kernels/halves.hpp"
 #include "switchyard/kernels/memory.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/rope.hpp"
 #include "switchyard/kernels/swiglu.hpp"
+#include "switchyard/kernels/tile_outer.hpp"
 
 namespace {
 
@@ -181,6 +186,64 @@ void add_experts() {
   add("grouped_experts/aten", work, [=] { grouped_experts_reference(hidden, gate_up, down, slots).backward(direction); });
 }
 
+// Tokens to their slots and back, as divided experts send them.
+void add_rows() {
+  const at::Tensor hidden = leaf({kTokens, kWidth}).detach();
+  const ExpertSlots slots = some_slots();
+  const int64_t num_slots = slots.token_A.numel();
+  const at::Tensor rows = leaf({num_slots, kWidth}).detach();
+  const auto numbers = static_cast<double>(num_slots * kWidth);
+  add("gather_rows/ours", {0.0, 4.0 * numbers}, [=] { (void)gather_rows(hidden, slots.token_A); });
+  add("gather_rows/aten", {0.0, 4.0 * numbers}, [=] { (void)hidden.index_select(0, slots.token_A); });
+  const Work work{0.0, 2.0 * (numbers + kTokens * kWidth)};
+  add("combine_rows/ours", work, [=] { (void)combine_rows(rows, slots.weight_A, slots.token_A, kTokens); });
+  add("combine_rows/aten", work, [=] {
+    const at::Tensor sum = at::zeros({kTokens, kWidth}, at::kFloat);
+    (void)sum.index_add_(0, slots.token_A, rows.to(at::kFloat).mul_(slots.weight_A.unsqueeze(1))).to(at::kBFloat16);
+  });
+}
+
+void add_embedding() {
+  const at::Tensor table = leaf({kVocabulary, kWidth}, at::kFloat);
+  at::Tensor ids = at::zeros({kTokens}, at::kLong);
+  for (int64_t i = 0; i < kTokens; ++i) ids.mutable_data_ptr<int64_t>()[i] = i * i % 997;  // some often, most never
+  const at::Tensor direction = at::ones({kTokens, kWidth}, at::kBFloat16);
+  const Work work{0.0, 4.0 * kWidth * (kVocabulary + 2.0 * kTokens)};
+  add("embed/ours", work, [=] { embed(table, ids, at::kBFloat16).backward(direction); });
+  add("embed/aten", work, [=] { at::embedding(table, ids).to(at::kBFloat16).backward(direction); });
+}
+
+// The head's gradient of one chunk of tokens, added to the sum in fp32.
+void add_outer() {
+  constexpr int64_t kChunk = 512;
+  const at::Tensor rows = leaf({kChunk, kWidth}).detach(), values = leaf({kChunk, kVocabulary}).detach();
+  const Work work{2.0 * kChunk * kWidth * kVocabulary, 8.0 * kWidth * kVocabulary + 2.0 * kChunk * (kWidth + kVocabulary)};
+  if (has_tile_outer(rows)) {
+    const at::Tensor sum = make_outer_sum(kWidth, kVocabulary);
+    add("add_tile_outer/ours", work, [=] { add_tile_outer(sum, rows, values, TileSum::Add); });
+  }
+  const at::Tensor sum = at::zeros({kVocabulary, kWidth}, at::kFloat);
+  add("add_tile_outer/aten", work, [=] { (void)sum.add_(at::mm(values.t(), rows)); });
+}
+
+void add_halves() {
+  constexpr int64_t kWeights = 1 << 22;
+  const at::Tensor whole = leaf({kWeights}, at::kFloat).detach();
+  const at::Tensor upper = at::zeros({kWeights}, at::kBFloat16), lower = at::zeros({kWeights}, at::kShort);
+  const Work work{0.0, 8.0 * kWeights};
+  add("split_halves/ours", work, [=] { split_halves(whole, upper, lower); });
+  add("split_halves/aten", work, [=] { split_halves_reference(whole, upper, lower); });
+  add("joined_halves/ours", work, [=] { (void)joined_halves(upper, lower); });
+  add("joined_halves/aten", work, [=] { (void)joined_halves_reference(upper, lower); });
+}
+
+void add_sum_of_squares() {
+  const at::Tensor values = leaf({1 << 22}).detach();
+  const Work work{0.0, 2.0 * static_cast<double>(values.numel())};
+  add("sum_of_squares/ours", work, [=] { (void)sum_of_squares({values}); });
+  add("sum_of_squares/aten", work, [=] { (void)values.to(at::kFloat).square().sum(); });
+}
+
 void add_adamw() {
   constexpr int64_t kWeights = 1 << 22;
   const auto zeros = [](at::ScalarType type) { return at::zeros({kWeights}, type); };
@@ -215,6 +278,11 @@ int main(int count, char** values) {
   add_swiglu();
   add_head();
   add_experts();
+  add_rows();
+  add_embedding();
+  add_outer();
+  add_halves();
+  add_sum_of_squares();
   add_adamw();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
