@@ -1,4 +1,4 @@
-// Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW, weights cast. Prints one JSON line.
+// Whole training steps on random tokens: forward, balancing, backward, clipping, AdamW. Prints one JSON line.
 //   step_bench SHAPES.json NAME [WARM_UP] [STEPS] [sharded] [bfloat16_moments] [float32]
 //   mpirun -n 2 step_bench ...      the rows divided among the ranks, with `sharded` the experts too; rank 0 tells
 // OMP_NUM_THREADS sets the threads. bench/peers/compare.py runs it beside other people's models.

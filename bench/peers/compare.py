@@ -168,8 +168,8 @@ def main():
     date = datetime.date.today().isoformat()
     report = {
         "date": date, "command": "compare.py " + shlex.join(sys.argv[1:]), "commit": commit(), "processor": processor_name(),
-        "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock, "isa": arguments.isa,
-        "shape_name": arguments.shape, "shape": shape, "rounds": arguments.rounds, "steps": arguments.steps,
+        "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock,
+        "isa": arguments.isa, "shape_name": arguments.shape, "shape": shape, "rounds": arguments.rounds, "steps": arguments.steps,
         "step_flops": step_flops, "peak": peak, "table": summarize(results, peak, shape, step_flops), "failed": failed,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
@@ -58,24 +57,6 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values) {
       }
     });
   });
-}
-
-void check_parts(const std::vector<at::Tensor>& parts) {
-  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "sum of parts: no tensors were given; expected at least one");
-  const at::Tensor& model = parts.front();
-  for (const at::Tensor& part : parts) {
-    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
-                     "sum of parts: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
-                     part.sizes(), "; expected one shape and one type");
-  }
-}
-
-at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
-  check_parts(parts);
-  const c10::NoGradGuard no_grad;
-  at::Tensor sum = parts.front().to(wide_type(parts.front().scalar_type()), /*non_blocking=*/false, /*copy=*/true);
-  for (size_t i = 1; i < parts.size(); ++i) sum.add_(parts[i]);
-  return sum;
 }
 
 }  // namespace switchyard

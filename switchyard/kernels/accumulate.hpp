@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <vector>
-
 namespace switchyard {
 
 /// sum += values. Without autograd.
@@ -13,14 +11,5 @@ namespace switchyard {
 /// @param values  bf16, fp32 or double, of the same shape
 /// @throws ShapeError
 void accumulate(const at::Tensor& sum, const at::Tensor& values);
-
-/// ((parts[0] + parts[1]) + ...) in the wide type, by plain ATen operations. Without autograd.
-/// @param parts  at least one, of one shape and one of the types above
-/// @throws ShapeError
-[[nodiscard]] at::Tensor wide_sum(const std::vector<at::Tensor>& parts);
-
-/// What wide_sum() adds up is fit for it.
-/// @throws ShapeError
-void check_parts(const std::vector<at::Tensor>& parts);
 
 }  // namespace switchyard

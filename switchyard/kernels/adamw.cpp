@@ -11,7 +11,6 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
-#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/halves.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -32,6 +31,16 @@ void for_each_block_of_numbers(int64_t count, const Body& body) {
       body(block, begin, std::min(kNumbersPerBlock, count - begin));
     }
   });
+}
+
+void check_parts(const std::vector<at::Tensor>& parts) {
+  SWITCHYARD_CHECK(!parts.empty(), ShapeError, "sum of parts: no tensors were given; expected at least one");
+  const at::Tensor& model = parts.front();
+  for (const at::Tensor& part : parts) {
+    SWITCHYARD_CHECK(part.sizes() == model.sizes() && part.scalar_type() == model.scalar_type(), ShapeError,
+                     "sum of parts: one tensor is ", model.scalar_type(), " ", model.sizes(), ", another ", part.scalar_type(), " ",
+                     part.sizes(), "; expected one shape and one type");
+  }
 }
 
 std::vector<at::Tensor> contiguous(const std::vector<at::Tensor>& parts) {
@@ -117,6 +126,14 @@ AdamWNumbers<Wide> numbers_of(const AdamWFactors& f) {
 }
 
 }  // namespace
+
+at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
+  check_parts(parts);
+  const c10::NoGradGuard no_grad;
+  at::Tensor sum = parts.front().to(wide_type(parts.front().scalar_type()), /*non_blocking=*/false, /*copy=*/true);
+  for (size_t i = 1; i < parts.size(); ++i) sum.add_(parts[i]);
+  return sum;
+}
 
 void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& factors) {
   check_adamw(tensors);

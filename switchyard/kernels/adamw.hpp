@@ -33,9 +33,16 @@ struct AdamWTensors {
 void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors);
 void adamw_update_reference(const AdamWTensors& tensors, const AdamWFactors& factors);
 
+/// ((parts[0] + parts[1]) + ...) in fp32 (double for double), by plain ATen operations: the reference of what the two above and below
+/// add up block by block.
+/// @param parts  at least one, of one shape and one type: bf16, fp32 or double
+/// @throws ShapeError
+[[nodiscard]] at::Tensor wide_sum(const std::vector<at::Tensor>& parts);
+
 /// Sum of all squares of the sum of `parts`, blocks in fp32 (double for double) and their sums in double; the same bits for any
 /// number of threads.
-/// @param parts  at least one, of one shape and one type: bf16, fp32 or double
+/// @param parts  as of wide_sum()
+/// @throws ShapeError
 [[nodiscard]] double sum_of_squares(const std::vector<at::Tensor>& parts);
 
 }  // namespace switchyard

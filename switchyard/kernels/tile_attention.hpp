@@ -1,7 +1,7 @@
 #pragma once
-// Causal attention on processors that multiply bf16 in pairs, as in FlashAttention (arXiv 2205.14135, 2307.08691): of the probabilities only
-// the logarithm of each row's sum is kept, backward computes them again. A block of queries meets all keys before it at once: its
-// scores stay in the second-level cache, so no running maximum is needed.
+// Causal attention on processors that multiply bf16 in pairs, as in FlashAttention (arXiv 2205.14135, 2307.08691): of the
+// probabilities only the logarithm of each row's sum is kept, backward computes them again. A block of queries meets all keys before
+// it at once: its scores stay in the second-level cache, so no running maximum is needed.
 
 #include <ATen/core/Tensor.h>
 

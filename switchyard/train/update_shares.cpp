@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -100,14 +99,14 @@ void exchange_rows(const ParameterRefs& parameters, Communicator& comm) {
   const std::vector<Parameter*> divided = divided_of(parameters);
   if (divided.empty()) return;
   const std::vector<int64_t> wide = in_master_type(divided, comm);
-  std::vector<std::unique_ptr<RowsUnderWay>> under_way;
+  std::vector<RowsUnderWay> under_way;
   for (size_t i = 0; i < divided.size(); ++i) {
     const Parameter& parameter = *divided[i];
     const at::ScalarType type = wide[i] > 0 ? master_type(parameter) : parameter.compute.scalar_type();
-    under_way.push_back(std::make_unique<RowsUnderWay>(parameter, type, comm));
+    under_way.emplace_back(parameter, type, comm);
   }
   for (size_t i = 0; i < divided.size(); ++i) {
-    divided[i]->grad_parts = under_way[i]->parts_R();
+    divided[i]->grad_parts = under_way[i].parts_R();
     divided[i]->grad.reset();
   }
 }

@@ -11,7 +11,6 @@
 
 #include "kernels/check.hpp"
 #include "switchyard/core/error.hpp"
-#include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/halves.hpp"
 
 namespace switchyard {
@@ -196,6 +195,21 @@ TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   bad = good;
   bad.weight = random_tensor({4}, 1, at::kBFloat16);
   EXPECT_THROW(run(bad), ShapeError);
+}
+
+TEST(WideSum, AddsPartsInTheirOrder) {
+  const std::vector<at::Tensor> parts = {random_tensor({41, 501}, 1, at::kBFloat16), random_tensor({41, 501}, 2, at::kBFloat16),
+                                         random_tensor({41, 501}, 3, at::kBFloat16)};
+  const at::Tensor expected = parts[0].to(at::kFloat).add(parts[1].to(at::kFloat)).add(parts[2].to(at::kFloat));
+  EXPECT_EQ(wide_sum(parts).scalar_type(), at::kFloat);
+  EXPECT_EQ(max_difference(wide_sum(parts), expected), 0.0);
+  EXPECT_EQ(max_difference(wide_sum({parts[2]}), parts[2].to(at::kFloat)), 0.0);
+  // 2^24 + 1 + 1: from the left both ones are lost, so the order shows.
+  const auto number = [](double value) { return at::full({1}, value, at::kFloat); };
+  EXPECT_EQ(wide_sum({number(0x1p24), number(1), number(1)}).item<double>(), 0x1p24);
+  EXPECT_EQ(wide_sum({number(1), number(1), number(0x1p24)}).item<double>(), 0x1p24 + 2);
+  EXPECT_THROW((void)wide_sum({}), ShapeError);
+  EXPECT_THROW((void)wide_sum({parts[0], parts[1].to(at::kFloat)}), ShapeError);
 }
 
 TEST(SumOfSquares, OfAnyLengthAndType) {
