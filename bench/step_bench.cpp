@@ -26,6 +26,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/memory.hpp"
+#include "switchyard/model/compute_type.hpp"
 #include "switchyard/model/flops.hpp"
 #include "switchyard/train/adamw.hpp"
 #include "switchyard/train/execution_config.hpp"

@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-enum class ComputeType { Auto, Float32, BFloat16, Float64 };  // Auto: bf16 where the processor has it, else fp32
+enum class ComputeType { Auto, Float32, BFloat16, Float64 };  // Auto: the faster of bf16 and fp32 (compute_type.hpp)
 [[nodiscard]] std::string to_string(const ComputeType& value);
 void parse(std::string_view text, ComputeType& value);
 

@@ -1,7 +1,5 @@
 #include "switchyard/model/decoder.hpp"
 
-#include <ATen/core/ivalue.h>
-#include <ATen/cpu/Utils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/GradMode.h>
@@ -9,7 +7,6 @@
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <unordered_map>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
@@ -195,16 +192,6 @@ void Decoder::clear_gradients() {
     parameter->grad_parts.clear();
     parameter->compute.mutable_grad().reset();
   }
-}
-
-ComputeType resolve_compute_type(ComputeType asked) {
-  if (asked != ComputeType::Auto) return asked;
-  const std::unordered_map<std::string, c10::IValue> has = at::cpu::get_cpu_capabilities();
-  for (const char* feature : {"avx512_bf16", "amx_bf16"}) {
-    const auto found = has.find(feature);  // absent on other architectures
-    if (found != has.end() && found->second.toBool()) return ComputeType::BFloat16;
-  }
-  return ComputeType::Float32;
 }
 
 }  // namespace switchyard

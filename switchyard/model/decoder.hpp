@@ -43,7 +43,7 @@ struct ForwardContext {
 
 class Decoder {
  public:
-  /// Weights are drawn from the streams of `seed`; `compute` must not be Auto (see resolve_compute_type()).
+  /// Weights are drawn from the streams of `seed`; `compute` must not be Auto (compute_type.hpp resolves it).
   /// @param expert_ranks  ranks that divide the experts among them (Parameter::shard): then every forward and backward is
   ///                      collective. Outlives the decoder; null: all experts are here
   /// @throws ConfigError unless the ranks divide the experts
@@ -85,8 +85,5 @@ class Decoder {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Auto becomes BFloat16 where the processor multiplies bf16 natively (AVX512-BF16 or AMX), else Float32.
-[[nodiscard]] ComputeType resolve_compute_type(ComputeType asked);
 
 }  // namespace switchyard

@@ -14,7 +14,7 @@
 namespace switchyard {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kWeightsFile = "model.safetensors";
@@ -22,8 +22,8 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kHeadName = "lm_head.weight";
 constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
 
-Json parse_json_file(const std::filesystem::path& path) {
-  Json json = Json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+OrderedJson parse_json_file(const std::filesystem::path& path) {
+  OrderedJson json = OrderedJson::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
   SWITCHYARD_CHECK(json.is_object(), DataError, path.string(), ": not a JSON object");
   return json;
 }
@@ -31,7 +31,7 @@ Json parse_json_file(const std::filesystem::path& path) {
 // One value of a config.json, with the file and key in the message when it does not fit.
 class Fields {
  public:
-  Fields(Json json, std::string file) : json_(std::move(json)), file_(std::move(file)) {}
+  Fields(OrderedJson json, std::string file) : json_(std::move(json)), file_(std::move(file)) {}
 
   template <typename Value>
   void read(const char* key, Value& value) const {
@@ -39,7 +39,7 @@ class Fields {
     if (found == json_.end() || found->is_null()) return;
     try {
       value = found->get<Value>();
-    } catch (const Json::exception& error) {
+    } catch (const OrderedJson::exception& error) {
       throw DataError(join_text(file_, ": ", key, ": ", error.what()));
     }
   }
@@ -54,13 +54,13 @@ class Fields {
   void refuse_unless(const char* key, const Value& supported) const {
     Value value = supported;
     read(key, value);
-    SWITCHYARD_CHECK(value == supported, DataError, file_, ": ", key, " is ", Json(value).dump(), "; this decoder has only ",
-                     Json(supported).dump());
+    SWITCHYARD_CHECK(value == supported, DataError, file_, ": ", key, " is ", OrderedJson(value).dump(), "; this decoder has only ",
+                     OrderedJson(supported).dump());
   }
 
   [[nodiscard]] Fields child(const char* key) const {
     const auto found = json_.find(key);
-    if (found == json_.end() || found->is_null()) return {Json::object(), file_};
+    if (found == json_.end() || found->is_null()) return {OrderedJson::object(), file_};
     SWITCHYARD_CHECK(found->is_object(), DataError, file_, ": ", key, " is not an object");
     return {*found, join_text(file_, ": ", key)};
   }
@@ -68,12 +68,12 @@ class Fields {
   [[nodiscard]] bool has(const char* key) const { return json_.contains(key); }
 
  private:
-  Json json_;
+  OrderedJson json_;
   std::string file_;
 };
 
-Json config_json(const ModelConfig& config, const HfFacts& facts) {
-  const auto or_null = [](const std::optional<int64_t>& value) { return value ? Json(*value) : Json(nullptr); };
+OrderedJson config_json(const ModelConfig& config, const HfFacts& facts) {
+  const auto or_null = [](const std::optional<int64_t>& value) { return value ? OrderedJson(*value) : OrderedJson(nullptr); };
   std::vector<int64_t> dense_layers = config.dense_layers;
   std::sort(dense_layers.begin(), dense_layers.end());
   return {

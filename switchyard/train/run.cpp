@@ -10,6 +10,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/model/compute_type.hpp"
 #include "switchyard/model/flops.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/evaluate.hpp"

@@ -5,7 +5,7 @@
 
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
-#include "switchyard/model/decoder.hpp"
+#include "switchyard/model/compute_type.hpp"
 
 namespace switchyard {
 namespace {
@@ -71,6 +71,14 @@ TEST(ModelConfig, EnumsReadBackAndNameTheNearest) {
 TEST(ComputeType, AutoIsResolvedAndOthersAreKept) {
   EXPECT_NE(resolve_compute_type(ComputeType::Auto), ComputeType::Auto);
   EXPECT_EQ(resolve_compute_type(ComputeType::Float64), ComputeType::Float64);
+}
+
+TEST(ComputeType, IsTheFasterOneOfTheProcessor) {
+  const auto faster = [](bool amx, bool avx512, bool intel) { return faster_compute_type({amx, avx512, intel}); };
+  EXPECT_EQ(faster(/*amx=*/true, /*avx512=*/true, /*intel=*/true), ComputeType::BFloat16);
+  EXPECT_EQ(faster(/*amx=*/false, /*avx512=*/true, /*intel=*/true), ComputeType::Float32);
+  EXPECT_EQ(faster(/*amx=*/false, /*avx512=*/true, /*intel=*/false), ComputeType::BFloat16);
+  EXPECT_EQ(faster(/*amx=*/false, /*avx512=*/false, /*intel=*/false), ComputeType::Float32);
 }
 
 }  // namespace
