@@ -44,8 +44,8 @@ struct BalanceTerm {
     visit("method", method, "balancing method, one of `switchyard list balancers`");
     visit("scope", scope, "tokens over which statistics are taken, one of `switchyard list scopes`");
     visit("coefficient", coefficient, "lambda, weight of the balancing loss");
-    visit("from_step", from_step, "first step with this loss");
-    visit("to_step", to_step, "first step without it again; 0: to the end");
+    visit("from_step", from_step, "first step with this loss, counted from 0");
+    visit("to_step", to_step, "first step without it again, counted from 0; 0: to the end");
   }
   void validate(const std::string& where) const;
 

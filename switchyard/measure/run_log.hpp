@@ -23,7 +23,7 @@ struct LayerEvaluation {
   LoadMetrics micro_batch;                  // mean over held-out micro-batches of one domain
   LoadMetrics global;                       // from the counts summed over all of them
   std::vector<std::vector<int64_t>> counts_NE;  // requested slots, domain x expert
-  double specialization = 0.0;              // S, corrected by the null; 1 is attainable (testbed_science section B)
+  double specialization = 0.0;              // S, corrected by the null; 1 is attainable (docs/metrics.md)
   double specialization_first_choice = 0.0; // S of the first choice alone
   double information = 0.0;                 // I(D; E) in nats, domains weighing equally
   double information_null = 0.0;            // I0: mean over document permutations
@@ -115,7 +115,7 @@ struct StepRecord {
   std::vector<double> lbl_layers;     // raw LBL per MoE layer at the run's scope, 1 is uniform; empty where there is none
   std::optional<double> lbl;          // their mean
   std::optional<double> z_loss;       // mean over layers, raw
-  std::vector<BalanceTermRecord> balance_terms;  // every loss of the step but the z-loss; absent in logs before version 0.2
+  std::vector<BalanceTermRecord> balance_terms;  // every loss of the step but the z-loss; absent in the earliest logs
   double max_vio_step = 0.0;          // mean over layers, counts of the whole step
   double max_vio_micro_batch = 0.0;   // mean over layers and micro-batches
   double learning_rate = 0.0;

@@ -77,4 +77,16 @@ void sum_gradients(const ParameterRefs& parameters, Communicator& comm) {
   doubles.sum_small();
 }
 
+void add_to_gradient(Parameter& parameter, const at::Tensor& gradient) {
+  const at::NoGradGuard no_grad;
+  if (!parameter.grad_parts.empty()) {
+    // The sum of the parts counts, so one part is enough to add to; in the master's type, for bf16 would lose what is small.
+    const at::Tensor rows = updated_rows(parameter, gradient);
+    for (at::Tensor& part : parameter.grad_parts) part = part.to(master_type(parameter));
+    parameter.grad_parts.front() = parameter.grad_parts.front().add(rows);
+  } else {
+    parameter.grad = parameter.grad.defined() ? parameter.grad.to(master_type(parameter)).add(gradient) : gradient;
+  }
+}
+
 }  // namespace switchyard

@@ -19,4 +19,7 @@ inline constexpr int64_t kMessageNumbers = int64_t{1} << 20;
 /// @throws CommError also where ranks have other parameters
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm);
 
+/// Adds `gradient`, whole and the same on every rank, to what sum_gradients() left, or a backward on one rank. No messages.
+void add_to_gradient(Parameter& parameter, const at::Tensor& gradient);
+
 }  // namespace switchyard

@@ -14,6 +14,7 @@
 #include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/train/gradients.hpp"
 #include "switchyard/train/replay.hpp"
 
 namespace switchyard {
@@ -277,7 +278,7 @@ void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResul
   for (Parameter* weight : model.router_weights()) {
     const ParameterLoss loss = simbal_loss(weight->master);
     const at::Tensor gradient_ED = loss.gradient_ED.mul(share * config.simbal_coefficient);
-    weight->grad = weight->grad.defined() ? weight->grad.add_(gradient_ED) : gradient_ED;
+    add_to_gradient(*weight, gradient_ED);
     result.simbal_L.push_back(loss.value);
     result.balance.weighted_loss += share * config.simbal_coefficient * loss.value;
   }

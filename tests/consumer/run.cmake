@@ -1,4 +1,4 @@
-# cmake -DBUILD=... -DWORK=... -DSOURCE=... -DTORCH_DIR=... -DOPENMP_LIBRARY=... -P run.cmake: installs, configures, builds and runs the consumer.
+# cmake -DBUILD=... -DWORK=... -DSOURCE=... -P run.cmake: installs, configures, builds and runs the consumer.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(code)
@@ -11,7 +11,7 @@ file(REMOVE_RECURSE "${WORK}")
 file(MAKE_DIRECTORY "${WORK}")
 run("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix")
 run("${CMAKE_COMMAND}" -G Ninja -S "${SOURCE}" -B "${WORK}/build" -DCMAKE_BUILD_TYPE=Release
-  "-DCMAKE_PREFIX_PATH=${WORK}/prefix" "-DTorch_DIR=${TORCH_DIR}" "-DOpenMP_gomp_LIBRARY=${OPENMP_LIBRARY}")
+  "-DCMAKE_PREFIX_PATH=${WORK}/prefix")
 run("${CMAKE_COMMAND}" --build "${WORK}/build")
 run("${WORK}/build/consumer")
 message(STATUS "${last_output}")

@@ -173,6 +173,18 @@ TEST_F(SharedUpdateRun, ResumedItHasTheSameBits) {
   }
 }
 
+// SimBal's gradient is whole on every rank and joins those of the backward, of which a rank has its rows only.
+TEST_F(SharedUpdateRun, SimBalJoinsTheGradientsOfADividedRouter) {
+  RunConfig config = this->config();
+  config.model.width = 256;
+  config.model.num_experts = 64;  // 64 * 256 numbers: just divided
+  config.model.expert_width = 4;
+  config.balance.simbal_coefficient = 0.1;
+  start(1, config, "one");
+  start(2, config, "two");
+  expect_near_run("one", "two");
+}
+
 // Checkpoints are whole: what two ranks began, one and four go on with.
 TEST_F(SharedUpdateRun, GoesOnAtAnyNumberOfRanks) {
   for (const int64_t after : {1, 4}) {
