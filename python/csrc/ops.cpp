@@ -3,6 +3,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
@@ -29,6 +30,10 @@ void check_segments(const at::Tensor& segment_T, int64_t num_tokens, int64_t num
     TORCH_CHECK_INDEX(segments[token] < num_segments, "switchyard: token ", token, " is of segment ", segments[token],
                       " of a forward with ", num_segments);
   }
+}
+
+void check_layer(int64_t layer, int64_t num_layers) {
+  TORCH_CHECK_INDEX(layer >= 0 && layer < num_layers, "switchyard: layer ", layer, " of ", num_layers, " MoE layers");
 }
 
 std::vector<int64_t> count_slots(const at::Tensor& ids_TK, const int64_t* segments, int64_t num_segments,
@@ -71,6 +76,7 @@ int64_t add_prob_rows(const at::Tensor& probs_TE, const int64_t* segments, doubl
 
 void record(at::Tensor counts_LSE, at::Tensor prob_sums_LSE, at::Tensor state_LX, const std::optional<at::Tensor>& probs_TE,
             const at::Tensor& ids_TK, const at::Tensor& segment_T, int64_t layer) {
+  check_layer(layer, counts_LSE.size(0));
   const int64_t num_segments = counts_LSE.size(1);
   const int64_t num_experts = counts_LSE.size(2);
   const at::Tensor segments_T = segment_T.contiguous();
@@ -97,6 +103,7 @@ void record(at::Tensor counts_LSE, at::Tensor prob_sums_LSE, at::Tensor state_LX
 }
 
 void record_lse(at::Tensor squared_lse_LS, const at::Tensor& logits_TE, const at::Tensor& segment_T, int64_t layer) {
+  check_layer(layer, squared_lse_LS.size(0));
   const at::Tensor segments_T = segment_T.contiguous();
   check_segments(segments_T, logits_TE.size(0), squared_lse_LS.size(1));
   const at::Tensor lse_T = at::logsumexp(logits_TE.to(at::kDouble), {-1}).contiguous();
@@ -110,6 +117,7 @@ void record_lse(at::Tensor squared_lse_LS, const at::Tensor& logits_TE, const at
 }
 
 void mark(at::Tensor state_LX, int64_t layer, int64_t column) {
+  check_layer(layer, state_LX.size(0));
   ++state_LX.mutable_data_ptr<int64_t>()[layer * kNumStates + column];
 }
 
@@ -125,6 +133,7 @@ void check_filled(double entry, const at::Tensor& scale_1) {
 
 at::Tensor rows_of_tokens(const at::Tensor& /*anchor*/, const at::Tensor& segment_T, const at::Tensor& rows_LPE,
                           const at::Tensor& scale_1, int64_t layer, at::ScalarType type) {
+  check_layer(layer, rows_LPE.size(0));
   const int64_t num_segments = rows_LPE.size(1) - 1;
   const int64_t num_experts = rows_LPE.size(2);
   const at::Tensor segments_T = segment_T.contiguous();
@@ -217,6 +226,8 @@ struct CarryZ : torch::autograd::Function<CarryZ> {
                                       .findSchemaOrThrow("switchyard::z_rows_of_tokens", "")
                                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                                         const at::Tensor&, const at::Tensor&)>();
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "switchyard: the z-loss has no second derivative here; set z_coefficient=0 where backward has create_graph=True");
     const at::Tensor logits_TE = context->get_saved_variables()[0].detach();
     const at::Tensor grad_TE = operation.call(grads[0], logits_TE, saved["segment"].toTensor(), saved["weights"].toTensor(),
                                               saved["scale"].toTensor());

@@ -189,11 +189,12 @@ class BalanceLoss:
     def close_step(self) -> StepReport:
         """Ends the step after its last backward. Collective. The counts become those of the previous step.
 
-        Raises StateError where a forward that ran again counted differently, naming step, micro-batch and layer.
+        Raises StateError, on every rank, where a forward of one could not be balanced or, run again, counted differently;
+        it names step, micro-batch and layer.
         """
         step = self._current_step("close_step()")
         step.close_counting()
-        self._check_recounts(step)
+        self._check_forwards(step)
         report = self._report(step)
         self._step, self.frame = None, None
         self.step_number += 1
@@ -284,14 +285,17 @@ class BalanceLoss:
         kept_LE = self._ema_fractions_LE
         self._ema_fractions_LE = now_LE if kept_LE is None else kept_LE * decay + now_LE * (1.0 - decay)
 
-    def _check_recounts(self, step: Step) -> None:
-        total = self.ranks.sum(step.differences())
-        if int(total) == 0 or self._on_recount == "report":
+    def _check_forwards(self, step: Step) -> None:
+        problems, differences = self.ranks.sum(torch.stack([step.problems(), step.differences()])).tolist()
+        if problems > 0:
+            complaint = step.complaint() or f"step {step.number}: another rank reported a problem; its message tells which"
+        elif differences > 0 and self._on_recount == "error":
+            complaint = step.recount_complaint() or \
+                f"step {step.number}: on another rank a forward that ran again counted differently"
+        else:
             return
-        own = step.recount_complaint()
-        step_number = self.step_number
         self.abandon_step()
-        raise StateError(own or f"step {step_number}: on another rank a forward that ran again counted differently")
+        raise StateError(complaint)
 
     def _report(self, step: Step) -> StepReport:
         config, values_LX = self.config, self.ranks.sum(step.value_sums())

@@ -100,6 +100,20 @@ def _(anchor, logits_TE, segment_T, weights_P, scale_1):
     return torch.empty_like(logits_TE)
 
 
+def _constant(ctx, grad):
+    return None, None, None, None, None, None
+
+
+# Coefficients are constants: nothing flows through them in a second backward.
+_rows_of_tokens.register_autograd(_constant)
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # backward runs with create_graph=True
+        raise RuntimeError("switchyard: the z-loss has no second derivative here; set z_coefficient=0 where backward has "
+                           "create_graph=True")
+
+
 class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx, carrier, probs_TE, segment_T, rows_LPE, scale_1, layer):
@@ -122,6 +136,7 @@ class _CarryZ(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        _refuse_second_derivative()
         logits_TE, segment_T, weights_P, scale_1 = ctx.saved_tensors
         grad_TE = torch.ops.switchyard_composite.z_rows_of_tokens(grad, logits_TE, segment_T, weights_P, scale_1)
         return grad, grad_TE, None, None, None
@@ -151,6 +166,7 @@ class _ThroughZ(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        _refuse_second_derivative()
         logits_TE, segment_T, weights_P, scale_1 = ctx.saved_tensors
         rows = torch.ops.switchyard_composite.z_rows_of_tokens(grad, logits_TE, segment_T, weights_P, scale_1)
         return grad + rows, None, None, None

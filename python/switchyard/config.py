@@ -127,3 +127,7 @@ class BalanceConfig:
                 f"weighting='{self.weighting}' with the contract micro_batches='{self.contract.micro_batches}' needs the "
                 "number of micro-batches and tokens of the step ahead: give them to begin_step(), or use the same word for "
                 "both ('mean' or 'tokens'), which cancel")
+        if self.contract.micro_batches == "mean" and self.contract.ranks == "tokens":
+            raise ConfigError(
+                "the contract micro_batches='mean', ranks='tokens' weighs a rank by its tokens of the whole step, which only a "
+                "plan tells: give begin_step() the valid tokens of the micro-batches")

@@ -75,9 +75,12 @@ class Frame:
     def tokens_S(self) -> Tensor:
         return tokens_of_segments(self.segment_T, self.num_segments)
 
-    def _flat(self, scores: Tensor, layer: int, what: str) -> Tensor:
+    def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.config.num_layers:
             raise ShapeError(f"{self.place}: layer {layer} of {self.config.num_layers} MoE layers")
+
+    def _flat(self, scores: Tensor, layer: int, what: str) -> Tensor:
+        self._check_layer(layer)
         if scores.shape[-1] != self.config.num_experts or scores.numel() != self.segment_T.shape[0] * self.config.num_experts:
             raise ShapeError(f"{self.place}, layer {layer}: {what} are {list(scores.shape)}; expected "
                              f"[{self.segment_T.shape[0]}, {self.config.num_experts}], tokens of the forward and experts")
@@ -113,6 +116,7 @@ class Frame:
 
         @param probs  [..., E]; without them the loss acts but has no value
         """
+        self._check_layer(layer)
         if ids.dim() < 2 or ids.numel() != self.segment_T.shape[0] * ids.shape[-1] or ids.is_floating_point():
             raise ShapeError(f"{self.place}, layer {layer}: choices are {ids.dtype} {list(ids.shape)}; expected int64 "
                              f"[{self.segment_T.shape[0]}, K], one row per token of the forward")

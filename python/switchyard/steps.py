@@ -61,12 +61,30 @@ class Step(abc.ABC):
         self.closed.append(micro_batch)
         self._close(micro_batch, frame)
 
-    def _raise_problems(self, frame: Optional[Frame], problems: Tensor) -> None:
-        """Every rank raises where one has a problem: the others would wait for it for ever. CPU only; elsewhere at the end."""
+    def _problems_of(self, micro_batch: int) -> Tensor:
+        """How much of a forward on this rank has something that complaint_of() would tell, int64 []. Does not wait."""
+        return self.frames[micro_batch].problems()
+
+    def complaint_of(self, micro_batch: int) -> str:
+        """What is wrong with a forward of this rank, or nothing. Waits for the device."""
+        return self.frames[micro_batch].complaint()
+
+    def problems(self) -> Tensor:
+        """Of all forwards of this rank so far, int64 []."""
+        zero = torch.zeros((), dtype=torch.int64, device=self.device)
+        return sum((self._problems_of(micro_batch) for micro_batch in self.frames), zero)
+
+    def complaint(self) -> str:
+        return next(filter(None, map(self.complaint_of, sorted(self.frames))), "")
+
+    def _raise_problems(self, micro_batch: int, problems: Tensor) -> None:
+        """Every rank raises where one has a problem: the others would wait for it for ever. CPU only, for looking would wait
+        for another device; close_step() looks there."""
         if self.device.type != "cpu" or int(problems) == 0:
             return
-        raise StateError((frame.complaint() if frame else "") or
-                         f"step {self.number}: another rank reported a problem in this micro-batch; its message tells which")
+        own = self.complaint_of(micro_batch) if micro_batch in self.frames else ""
+        raise StateError(own or f"step {self.number}: another rank reported a problem in this micro-batch; its message tells "
+                         "which")
 
     def _earlier(self) -> Tensor:
         """f from earlier steps, or zeros: no loss yet."""
@@ -92,6 +110,10 @@ class Step(abc.ABC):
     def _value_weight(self, micro_batch: int) -> float:
         """Weight of a micro-batch in the step's value, its coefficients already holding what the plan knows."""
 
+    @abc.abstractmethod
+    def _token_weight(self, micro_batch: int) -> float:
+        """Weight of each of its tokens in the step's z-loss."""
+
     def differences(self) -> Tensor:
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         return sum((frame.differences().sum() for frame in self.frames.values()), zero)
@@ -108,11 +130,10 @@ class Step(abc.ABC):
     def value_sums(self) -> Tensor:
         """This rank's part of the values, [L, 2]: LBL, squared logsumexp per token."""
         values_LX = torch.zeros(self.config.num_layers, 2, dtype=wide_type(self.device), device=self.device)
-        tokens = max(self.step_tokens(), 1)
         for micro_batch, frame in self.frames.items():
             if frame.unit_LSE is not None:
                 values_LX[:, 0] += self._value_weight(micro_batch) * (frame.unit_LSE * frame.prob_sums_LSE).sum((1, 2))
-            values_LX[:, 1] += frame.squared_lse_LS.sum(1) / tokens
+            values_LX[:, 1] += self._token_weight(micro_batch) * frame.squared_lse_LS.sum(1)
         return values_LX
 
     def micro_batch_counts(self) -> Tensor:
@@ -170,23 +191,26 @@ class PlannedStep(Step):
         return self._make_frame(ops, micro_batch, segment_T, planned)
 
     def _close(self, micro_batch: int, frame: Frame) -> None:
-        problems = frame.problems()
-        if self.device.type == "cpu":  # elsewhere looking would wait for the device
-            found, planned = frame.tokens_S().tolist(), list(self.plan.segments(self.ranks.rank, micro_batch))
-            if found != planned:
-                problems = problems + 1
-                self._token_complaint = (f"{frame.place}: the segments hold {found} valid tokens; begin_step() was told of "
-                                         f"{planned}")
         self._unfilled.append(micro_batch)
-        self._add_up(micro_batch, frame, problems)
+        self._add_up(micro_batch, frame, self._problems_of(micro_batch))
 
-    _token_complaint = ""
+    def _problems_of(self, micro_batch: int) -> Tensor:
+        planned_S = torch.tensor(self.plan.segments(self.ranks.rank, micro_batch), dtype=torch.int64, device=self.device)
+        return super()._problems_of(micro_batch) + (self.frames[micro_batch].tokens_S() != planned_S).sum()
+
+    def complaint_of(self, micro_batch: int) -> str:
+        frame, planned = self.frames[micro_batch], list(self.plan.segments(self.ranks.rank, micro_batch))
+        found = frame.tokens_S().tolist()
+        if found != planned:
+            return f"{frame.place}: the segments hold {found} valid tokens; begin_step() was told of {planned}"
+        return super().complaint_of(micro_batch)
 
     def _add_up(self, micro_batch: int, frame: Optional[Frame], problems: Tensor) -> None:
         """Takes part in the sum of a micro-batch over ranks, also where this rank has none."""
         self._num_closed = micro_batch + 1
         if not self._shared:
-            self._check(frame, problems)
+            if self.ranks.size == 1:  # several ranks tell each other in close_step()
+                self._raise_problems(micro_batch, problems)
             self._fill_known()
             return
         groups = [index for index, group in enumerate(self._grouping.groups) if micro_batch in group.micro_batches]
@@ -201,11 +225,6 @@ class PlannedStep(Step):
         self._pending.append(_Pending(micro_batch, groups, numbers, self.ranks.start_sum(numbers)))
         self._fill_known()
 
-    def _check(self, frame: Optional[Frame], problems: Tensor) -> None:
-        if self._token_complaint:
-            raise UsageError(self._token_complaint)
-        self._raise_problems(frame, problems)
-
     def _settle(self) -> None:
         """Waits for the sums under way."""
         for pending in self._pending:
@@ -216,7 +235,7 @@ class PlannedStep(Step):
                 self._group_counts[index] = self._group_counts.get(index, 0) + counts_LE
         done, self._pending = self._pending, []
         for pending in done:
-            self._check(self.frames.get(pending.micro_batch), pending.numbers[-1])
+            self._raise_problems(pending.micro_batch, pending.numbers[-1])
 
     def _fill_known(self) -> None:
         def is_known(micro_batch: int) -> bool:
@@ -274,6 +293,9 @@ class PlannedStep(Step):
     def _value_weight(self, micro_batch: int) -> float:
         return 1.0
 
+    def _token_weight(self, micro_batch: int) -> float:
+        return 1.0 / max(self.plan.step_tokens, 1)
+
 
 class OpenStep(Step):
     """Nothing is known ahead; each forward's sum over ranks carries its tokens. The number of micro-batches cancels."""
@@ -299,7 +321,7 @@ class OpenStep(Step):
         tokens_S = frame.tokens_S()
         own = torch.stack([tokens_S.sum(), (tokens_S > 0).sum(), (tokens_S.sum() > 0).long(), frame.problems()])
         sums = self.ranks.sum(torch.cat([counts_LE.flatten(), own]))
-        self._raise_problems(frame, sums[-1])
+        self._raise_problems(micro_batch, sums[-1])
         tokens, segments, ranks = sums[-4:-1].to(wide_type(self.device)).clamp_min(1).unbind()
         all_counts_LE = sums[:-4].reshape(counts_LE.shape)
         self._counts_LE += all_counts_LE
@@ -338,6 +360,9 @@ class OpenStep(Step):
         if self.config.weighting == "mean":
             return 1.0 / len(self.frames)
         return float(self._tokens_of[micro_batch]) / max(self.step_tokens(), 1)
+
+    def _token_weight(self, micro_batch: int) -> float:
+        return self._value_weight(micro_batch) / max(float(self._tokens_of[micro_batch]), 1.0)
 
     def step_counts(self) -> Tensor:
         return self._counts_LE

@@ -41,6 +41,8 @@ def test_a_scope_that_cannot_be_seen(scope):
         make_loss(scope, ("mean", "mean"), weighting="mean").begin_step()
     with pytest.raises(ConfigError, match="needs the number of micro-batches"):
         make_loss("prefix", ("sum", "mean")).begin_step()
+    with pytest.raises(ConfigError, match="weighs a rank by its tokens of the whole step"):
+        make_loss("prefix", ("mean", "tokens"), weighting="mean").begin_step()
 
 
 @pytest.mark.parametrize("ops", ["compiled", "composite"])
@@ -144,6 +146,44 @@ def test_asked_for_but_unable_to_act(broken, message, plan):
     assert message in found[1] and "step 0, micro-batch 0, rank 1" in found[1]
 
 
+@pytest.mark.parametrize("scope", ["micro_batch", "sequence", "previous_step"])
+def test_a_problem_where_nothing_is_added_up(scope):
+    """No sum over ranks on the way: the ranks tell each other when the step ends."""
+    weights, batch = make_weights(), batch_of(4, 2)
+    found = [None, None]
+
+    def work(rank, ranks):
+        loss = make_loss(scope, ("mean", "mean"), ranks)
+        loss.begin_step([batch.tokens])
+        loss.begin_forward(batch.segments, num_segments=2)
+        (skip_through if rank == 1 else whole)(loss, weights, batch.x)
+        loss.close_forward()
+        try:
+            loss.close_step()
+        except StateError as error:
+            found[rank] = str(error)
+
+    run_ranks(2, work)
+    assert "another rank reported a problem" in found[0]
+    assert "the router's probabilities did not go through" in found[1]
+
+
+@pytest.mark.parametrize("broken, message", [(skip_through, "did not go through"), (skip_record, "no choices were recorded"),
+                                             (not_finite, "the probabilities of 6 tokens")])
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_device_that_nobody_waits_for_is_looked_at_in_the_end(broken, message, plan, monkeypatch):
+    weights, batch = make_weights(), batch_of(4, 2)
+    monkeypatch.setattr(switchyard.steps.Step, "_raise_problems", lambda *_: None)  # as on another device than the CPU
+    loss = make_loss("ranks", ("mean", "mean"), weighting="mean")
+    loss.begin_step([batch.tokens] if plan else None)
+    loss.begin_forward(batch.segments, num_segments=2)
+    broken(loss, weights, batch.x)
+    loss.close_forward()
+    with pytest.raises(StateError, match=message):
+        loss.close_step()
+    assert not loss.in_step
+
+
 @pytest.mark.parametrize("change", [{"num_experts": E + 1}, {"coefficient": 0.1}, {"plan": None}], ids=str)
 def test_ranks_that_differ(change):
     """A named error on every rank, no hang."""
@@ -176,6 +216,9 @@ def test_shapes():
         loss.through(0, torch.rand(3, E))
     with pytest.raises(ShapeError, match="layer 2 of 2 MoE layers"):
         loss.through(L, torch.rand(num_tokens, E))
+    for layer in (-1, L):
+        with pytest.raises(ShapeError, match=f"layer {layer} of 2 MoE layers"):
+            loss.record(layer, torch.zeros(num_tokens, 2, dtype=torch.int64))
     with pytest.raises(ShapeError, match="choices are torch.float32"):
         loss.record(0, torch.rand(num_tokens, 2))
     with pytest.raises(IndexError, match="chose expert 9 of 6"):
@@ -188,7 +231,7 @@ def test_tokens_that_differ_from_the_plan():
     weights, batch = make_weights(), batch_of(4, 2)
     loss = make_loss("prefix")
     loss.begin_step([[4, 3]])
-    with pytest.raises(UsageError, match=r"hold \[4, 2\] valid tokens; begin_step\(\) was told of \[4, 3\]"):
+    with pytest.raises(StateError, match=r"hold \[4, 2\] valid tokens; begin_step\(\) was told of \[4, 3\]"):
         forward(loss, weights, batch, 0)
 
 

@@ -157,6 +157,29 @@ def test_the_loss_scale_reaches_the_balancing_gradient():
     assert largest_difference([g * 2 for g in found[0]], plain) < 1e-14
 
 
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+def test_a_second_backward(ops):
+    """The coefficients are constants, so a gradient penalty sees the identity; the z-loss refuses, for it would be left out."""
+    weights, (batch,) = make_weights(), batches_of([4, 2])
+    penalties = {}
+    for coefficient, z_coefficient in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.3)):
+        loss = make_loss("micro_batch", ops=ops, coefficient=coefficient, z_coefficient=z_coefficient)
+        loss.begin_step([batch.tokens])
+        loss.begin_forward(batch.segments, num_segments=batch.num_segments)
+        main = model(weights, batch.x, loss.through, loss.through_logits, loss.record)
+        loss.close_forward()
+        if z_coefficient > 0.0:
+            with pytest.raises(RuntimeError, match="z-loss has no second derivative"):
+                torch.autograd.grad(main, weights[0], create_graph=True)
+            continue
+        gradient, = torch.autograd.grad(main, weights[0], create_graph=True)
+        direction = torch.ones_like(gradient)  # linear in the gradient: a constant part of it does not matter
+        penalties[coefficient] = torch.autograd.grad((gradient * direction).sum(), weights[0])[0]
+    assert penalties[0.0].abs().max() > 0
+    # The balancing gradient flows through the softmax, whose own second derivative it reaches.
+    assert torch.isfinite(penalties[0.7]).all() and not torch.equal(penalties[0.7], penalties[0.0])
+
+
 def test_padding_changes_nothing():
     """B9. Also where the padding holds values that are not finite."""
     weights = make_weights()

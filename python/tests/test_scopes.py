@@ -74,6 +74,21 @@ def test_without_a_plan(scope, word):
     check(weights, step, scope, grads, reports, weighting=word, z_coefficient=0.3)
 
 
+def test_values_without_a_plan_weigh_micro_batches_as_the_caller_does():
+    """Uneven micro-batches: under "mean" each counts alike in LBL and z-loss, as in the gradients."""
+    rng = torch.Generator().manual_seed(6)
+    weights, batches = make_weights(), [make_batch(rng, [9, 3]), make_batch(rng, [2])]
+
+    def report(*some):
+        loss = make_loss("micro_batch", ("mean", "mean"), weighting="mean", z_coefficient=0.3)
+        return one_step(loss, weights, some, plan=False)[1]
+
+    both, each = report(*batches), [report(batch) for batch in batches]
+    for name in ("lbl_L", "z_loss_L"):
+        means = [sum(values) / 2 for values in zip(*(getattr(one, name) for one in each))]
+        assert getattr(both, name) == pytest.approx(means, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("scope", ["previous_step", "ema(0.75)"])
 def test_scopes_of_earlier_steps(scope):
     weights, loss = make_weights(), make_loss(scope)
