@@ -367,6 +367,8 @@ BalanceValues StepBalance::values() const {
 
 void StepBalance::finish(BalanceState& state) const {
   const at::Tensor counts_LE = step_counts_LE();
+  // What a layer that ran again in backward found.
+  if (impl_->many_ranks()) throw_if_any(impl_->ranks.comm, impl_->problem);
   // A step of padding says nothing about the experts; what is known from before stays.
   if (impl_->step_tokens() == 0) return;
   keep_counts(counts_LE, ema_decay(impl_->config), state);

@@ -20,8 +20,9 @@
 // resume(saved), then the forwards that are left, and again those whose backward is still to come.
 //
 // A backward that reaches an unfilled coefficient is a StateError, never a silent zero. With several ranks the constructor,
-// resume(), close_forward(), await_forward() and close_counting() are collective: all ranks call them in the same order. A problem of one
-// rank (its input) is kept until the next of them and is then a CommError with its text on every rank.
+// resume(), close_forward(), await_forward(), close_counting() and finish() are collective: all ranks call them in the same order. A
+// problem of one rank (its input, a forward that ran again and counted differently) is kept until the next of them and is then a
+// CommError with its text on every rank.
 
 #include <ATen/core/Tensor.h>
 
@@ -123,6 +124,7 @@ class StepBalance {
   [[nodiscard]] at::Tensor step_counts_LE() const;
   [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;
   [[nodiscard]] BalanceValues values() const;
+  /// After the last backward. `state` is unchanged where it throws.
   void finish(BalanceState& state) const;
 
   /// The coefficients of a forward, [G, E] double, as backward will add them; for tests and the conformance suite.

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -185,6 +186,39 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
       } catch (const CommError& error) {
         EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: the loss of step"));
       }
+    });
+  }
+}
+
+// Counting is closed when the second forward of a pre-pass, or of recomputed layers, chooses otherwise: no message is left but the last.
+TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
+  for (const StepOptions& order : step_orders()) {
+    if (order.exact == ExactOrder::Retain) continue;
+    run_ranks(2, [&](Communicator& comm) {
+      const std::vector<Batch> batches = share_of_rank(make_micro_batches(1), comm.rank(), 2);
+      Decoder model(tiny_model(), ComputeType::Float64, 3, kRankSeed);
+      const auto turn_router = [&](const at::Tensor&) {
+        for (Parameter* parameter : model.router_weights()) {  // through the pointer: autograd would refuse a changed weight
+          auto* const numbers = parameter->master.mutable_data_ptr<double>();
+          std::reverse(numbers, numbers + parameter->master.numel());
+        }
+      };
+      StepOptions options = order;
+      options.before_forward = [&](RoutingPhase phase, int64_t forward) {
+        if (comm.rank() == 0 || phase != RoutingPhase::Train) return;
+        if (order.exact == ExactOrder::Prepass && forward == 0) turn_router({});
+        // Recomputed layers run in backward: turn when the gradient reaches the head.
+        if (order.exact == ExactOrder::Recompute && forward == 0) model.parameters().back()->compute.register_hook(turn_router);
+      };
+      BalanceState state;
+      const BalanceRanks ranks{comm};
+      try {
+        (void)run_step(model, ranked_balance("optimizer_batch"), state, batches, options, kRankSeed, kRankStep, &ranks);
+        ADD_FAILURE() << "no error on rank " << comm.rank();
+      } catch (const CommError& error) {
+        EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: step 4, forward 0, layer"));
+      }
+      EXPECT_FALSE(state.previous_counts_LE.defined());
     });
   }
 }
