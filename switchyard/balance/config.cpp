@@ -124,6 +124,15 @@ void SelectionConfig::validate(const std::string& where) const {
   check_weight(prefix, "rate", rate);
   SWITCHYARD_CHECK(decay >= 0.0 && decay < 1.0, ConfigError, prefix, "decay = ", decay,
                    "; expected a number in [0, 1)");
+  // What a rule does not read would be believed to act.
+  const bool by_bias = rule == SelectionRule::Bias || rule == SelectionRule::BiasCentered;
+  const bool by_quantile = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
+  SWITCHYARD_CHECK(!by_bias || rate > 0.0, ConfigError, prefix, "rate = 0 with rule ", to_string(rule),
+                   ", which would then do nothing; expected a number above 0, or rule = \"none\"");
+  SWITCHYARD_CHECK(!by_bias || decay == 0.0, ConfigError, prefix, "decay = ", decay, ", which the rule ", to_string(rule),
+                   " does not have; leave it out (rate says how far a step moves)");
+  SWITCHYARD_CHECK(!by_quantile || rate == SelectionConfig().rate, ConfigError, prefix, "rate = ", rate, ", which the rule ",
+                   to_string(rule), " does not have; leave it out (decay says how much of the old threshold is kept)");
 }
 
 void BalanceConfig::validate(const std::string& where) const {

@@ -43,7 +43,8 @@ class Machine {
 
   /// Ranks whose header has not come.
   [[nodiscard]] std::vector<int64_t> missing() const;
-  /// Withdraws what can be withdrawn, so that MPI does not write to the caller's memory any more.
+  /// Withdraws what can be withdrawn. What was matched already may still arrive: after an error that breaks the group the memory
+  /// given to it must stay until the program ends, as it should (comm/communicator.hpp).
   void cancel();
 
  private:

@@ -56,7 +56,7 @@ at::Tensor causal_attention_reference(const AttentionHeads& heads) {
   const at::Tensor flat_query = query.reshape({batch * kv_heads, positions * group, width});
   const at::Tensor key = heads.key_BJSW.reshape({batch * kv_heads, positions, width});
   const at::Tensor value = heads.value_BJSW.reshape({batch * kv_heads, positions, width});
-  const at::Tensor future_SS = at::ones({positions, positions}, at::TensorOptions(at::kBool)).triu(1);
+  const at::Tensor future_SS = at::ones({positions, positions}, query.options().dtype(at::kBool).requires_grad(false)).triu(1);
   const at::Tensor future =
       future_SS.unsqueeze(1).expand({positions, group, positions}).reshape({positions * group, positions});
   const at::Tensor scores = at::bmm(flat_query, key.transpose(1, 2)).to(wide);

@@ -154,10 +154,11 @@ struct RotationHolder : torch::CustomClassHolder {
 };
 
 struct SplitFunction : torch::autograd::Function<SplitFunction> {
-  static variable_list forward(AutogradContext* context, const at::Tensor& qkv_TC, const at::Tensor& query_weight_W,
-                               const at::Tensor& key_weight_W, const Rotation& rotation) {
+  static variable_list forward(AutogradContext* context, const at::Tensor& qkv_TC, const at::Tensor& given_query_weight_W,
+                               const at::Tensor& given_key_weight_W, const Rotation& rotation) {
     const KernelScope profiled("split, norm, rotate");
     const at::Tensor qkv = qkv_TC.contiguous();
+    const at::Tensor query_weight_W = given_query_weight_W.contiguous(), key_weight_W = given_key_weight_W.contiguous();
     const auto [batch, positions, kv_heads, group, width] = rotation.shape;
     at::Tensor query = at::empty({batch, kv_heads, positions, group, width}, qkv.options());
     at::Tensor key = at::empty({batch, kv_heads, positions, width}, qkv.options());

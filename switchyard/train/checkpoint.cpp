@@ -33,6 +33,7 @@ constexpr const char* kBalance = "balance.safetensors";
 constexpr const char* kPreviousCounts = "previous_counts_LE";
 constexpr const char* kEmaFractions = "ema_fractions_LE";
 constexpr const char* kSelectionOffsets = "selection_offsets_LE";
+constexpr const char* kAutoType = "\"auto\"";  // as flatten() writes it
 
 std::string folder_name(int64_t step) {
   std::ostringstream name;
@@ -85,7 +86,8 @@ void write_state(const fs::path& path, const CheckpointInfo& info, const AdamW& 
                        {"optimizer_steps", optimizer.steps_done()},
                        {"batcher", {{"step", state.batcher.step}, {"drawn", state.batcher.drawn_N}}},
                        {"domains", info.domains},
-                       {"data_hash", info.data_hash}};
+                       {"data_hash", info.data_hash},
+                       {"compute_type", info.compute_type}};
   write_file_atomically(path, object.dump(2) + "\n");
 }
 
@@ -109,16 +111,20 @@ void remove_checkpoint(const fs::path& checkpoint) {
   fs::remove_all(trash, error);
 }
 
-void remove_old_checkpoints(const fs::path& run_folder, int64_t keep_last) {
-  const std::vector<fs::path> all = list_checkpoints(run_folder);
+/// Those of later steps than the newest were passed over as damaged: they take no place of a good one.
+void remove_old_checkpoints(const fs::path& run_folder, const fs::path& newest, int64_t keep_last) {
+  std::vector<fs::path> all = list_checkpoints(run_folder);
+  std::erase_if(all, [&](const fs::path& checkpoint) { return checkpoint.filename() > newest.filename(); });
   for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) remove_checkpoint(all[i]);
 }
 
 void check_file(const fs::path& path, const json& expected) {
-  SWITCHYARD_CHECK(fs::exists(path), DataError, path.string(), " is missing");
+  std::error_code error;
+  const uintmax_t found = fs::file_size(path, error);
+  SWITCHYARD_CHECK(error != std::errc::no_such_file_or_directory, DataError, path.string(), " is missing");
+  SWITCHYARD_CHECK(!error, DataError, path.string(), " cannot be read: ", error.message());
   const auto bytes = expected.at("bytes").get<uintmax_t>();
-  SWITCHYARD_CHECK(fs::file_size(path) == bytes, DataError, path.string(), " is damaged: it has ", fs::file_size(path),
-                   " bytes, its manifest says ", bytes);
+  SWITCHYARD_CHECK(found == bytes, DataError, path.string(), " is damaged: it has ", found, " bytes, its manifest says ", bytes);
   SWITCHYARD_CHECK(sha256_file(path) == expected.at("sha256").get<std::string>(), DataError, path.string(),
                    " is damaged: its SHA-256 is not the one in its manifest");
 }
@@ -161,9 +167,13 @@ BalanceState load_balance(const fs::path& path) {
 std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
   std::vector<fs::path> found;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run_folder / kFolder, error)) {
-    if (entry.is_directory() && entry.path().filename().string().starts_with(kPrefix)) found.push_back(entry.path());
+  fs::directory_iterator entry(run_folder / kFolder, error);
+  if (error == std::errc::no_such_file_or_directory) return found;
+  // A folder that cannot be read is not an empty one: the run would start anew.
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    if (entry->path().filename().string().starts_with(kPrefix) && entry->is_directory(error)) found.push_back(entry->path());
   }
+  SWITCHYARD_CHECK(!error, DataError, "cannot read the checkpoints in ", (run_folder / kFolder).string(), ": ", error.message());
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -192,7 +202,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
   write_file_atomically(folder.path() / kConfig, to_toml(info.config));
   write_manifest(folder.path(), state.step);
   folder.commit();
-  remove_old_checkpoints(run_folder, info.config.checkpoint.keep_last);
+  remove_old_checkpoints(run_folder, target, info.config.checkpoint.keep_last);
   return target;
 }
 
@@ -212,6 +222,7 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
     const json state = parse_json(checkpoint / kState);
     info.domains = state.at("domains").get<std::vector<std::string>>();
     info.data_hash = state.at("data_hash").get<std::string>();
+    info.compute_type = state.value("compute_type", "");
     return info;
   } catch (const json::exception& error) {
     throw DataError(join_text((checkpoint / kManifest).string(), " is damaged: ", error.what()));
@@ -258,7 +269,9 @@ std::vector<ConfigDifference> check_resume_config(const RunConfig& saved, const 
   std::vector<ConfigDifference> allowed;
   std::string refused;
   for (const ConfigDifference& difference : compare(saved, given)) {
-    if (may_change_on_resume(difference.key)) {
+    // What auto stands for is compared with the checkpoint's compute type.
+    const bool of_auto = difference.key == "execution.dtype" && (difference.before == kAutoType || difference.after == kAutoType);
+    if (may_change_on_resume(difference.key) || of_auto) {
       allowed.push_back(difference);
     } else {
       refused += join_text("\n  ", difference.key, " was ", difference.before, ", now ", difference.after);

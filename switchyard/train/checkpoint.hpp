@@ -32,13 +32,15 @@ struct CheckpointInfo {
   RunConfig config;                  // resolved
   std::vector<std::string> domains;  // in the order of their labels
   std::string data_hash;             // SHA-256 of the data set's manifest
+  std::string compute_type;          // bfloat16, float32, float64; empty in early checkpoints
 };
 
 /// Checkpoints of a run, oldest first; empty where there is none. Only names are looked at.
+/// @throws DataError where the folder cannot be read
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
 
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
-/// but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
+/// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
 /// number of ranks.
 /// @return empty on the other ranks
 /// @throws DataError (disk full, no right): the checkpoints that were there are untouched

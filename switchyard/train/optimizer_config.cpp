@@ -14,6 +14,8 @@ const std::array<std::string, 2> kMomentNames = {"full", "bfloat16"};
 // stop to follow the gradients, above all downwards.
 constexpr double kLargestRoundedBeta = 1.0 - 4.0 / 256.0;
 
+constexpr double kLeastEpsilon = 1e-20;
+
 }  // namespace
 
 std::string to_string(const ScheduleKind& value) { return kScheduleNames.at(static_cast<size_t>(value)); }
@@ -35,7 +37,7 @@ void OptimizerConfig::validate(const std::string& where) const {
   check(follows, "moments", to_string(moments),
         join_text("full for beta1 ", beta1, " and beta2 ", beta2, ": above ", kLargestRoundedBeta,
                   " the changes of a moment are lost in rounding"));
-  check(epsilon > 0.0, "epsilon", epsilon, "a number above 0");
+  check(epsilon >= kLeastEpsilon, "epsilon", epsilon, "1e-20 or more: the optimizer computes in fp32");
   check(weight_decay >= 0.0, "weight_decay", weight_decay, "0 or more");
   check(clip_norm >= 0.0, "clip_norm", clip_norm, "0 (no clipping) or more");
   check(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more");

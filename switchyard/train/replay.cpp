@@ -11,9 +11,11 @@
 namespace switchyard {
 
 int64_t count_other_choices(const Routing& routing, const at::Tensor& ids_TK) {
-  if (!routing.probs_TE.defined()) return 0;
+  // Routers choose by logits where they have them: probabilities may tie where those do not.
+  const at::Tensor& scores_TE = routing.logits_TE.defined() ? routing.logits_TE : routing.probs_TE;
+  if (!scores_TE.defined()) return 0;
   const at::NoGradGuard no_grad;
-  const at::Tensor own_TK = std::get<1>(at::topk(routing.probs_TE.detach(), ids_TK.size(1), /*dim=*/1));
+  const at::Tensor own_TK = std::get<1>(at::topk(scores_TE.detach(), ids_TK.size(1), /*dim=*/1));
   const at::Tensor own_sorted_TK = std::get<0>(at::sort(own_TK, /*dim=*/1));
   const at::Tensor used_sorted_TK = std::get<0>(at::sort(ids_TK, /*dim=*/1));
   const at::Tensor valid_T = ids_TK.select(1, 0).ge(0);

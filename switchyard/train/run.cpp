@@ -55,7 +55,7 @@ class TrainingRun {
         compute_(resolve_compute_type(config.execution.dtype)),
         model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed(), expert_ranks()),
         optimizer_(parameters_of_rank(), config.optimizer), heldout_(load_heldout(dataset_, config)),
-        info_{config, batcher_.domains(), dataset_.hash()} {
+        info_{config, batcher_.domains(), dataset_.hash(), to_string(compute_)} {
     state_.batcher = batcher_.state();
   }
 
@@ -73,8 +73,13 @@ class TrainingRun {
     state_.ranks = ranks_.size();
     ranks_.together([&] {
       if (folder_ == nullptr) return;
-      folder_->write_config_file(config_);
-      recorder_.emplace(*folder_, config_, progress);
+      recorder_.emplace(*folder_, config_, progress);  // a folder with a configuration is kept, so that comes last
+      try {
+        folder_->write_config_file(config_);
+      } catch (const Error& error) {
+        recorder_->failed(error.what());
+        throw;
+      }
     });
   }
 
@@ -91,6 +96,8 @@ class TrainingRun {
   RunResult train() {
     if (recorder_) recorder_->start(start_record(), state_.step);
     add_standing_notices();
+    // Its process may have been killed between checkpoint and evaluation.
+    if (state_.step > 0 && is_due(config_.evaluation.every) && !at_end()) evaluate_once();
     while (!at_end() && !stopped()) {
       start_profile();
       train_step();
@@ -141,6 +148,7 @@ class TrainingRun {
                        state_.step, " steps; give at least as many");
       batcher_.restore(state_.batcher);
     });
+    ranks_before_ = state_.ranks;
     const ScopeKind kind = config_.balance.scope.kind;
     if (state_.ranks != ranks_.size() && (kind == ScopeKind::Ranks || kind == ScopeKind::Prefix)) {
       pending_notices_.push_back(join_text("balance.scope = ", to_string(config_.balance.scope), " counts over ",
@@ -164,6 +172,10 @@ class TrainingRun {
     SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
                      " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
                      "--set data.path=FOLDER, or start a new run");
+    const std::string& before_type = found.info.compute_type;
+    SWITCHYARD_CHECK(before_type.empty() || before_type == info_.compute_type, ConfigError, "this run computes in ", before_type,
+                     ", and execution.dtype = ", to_string(config_.execution.dtype), " is ", info_.compute_type,
+                     " on this processor; give --set execution.dtype=", before_type);
     return found.path.string();
   }
 
@@ -184,8 +196,10 @@ class TrainingRun {
   void add_standing_notices() {
     for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
-    if (ranks_.size() > 1) {
-      notice(join_text("trained on ", ranks_.size(), " ranks, experts ", to_string(config_.execution.experts)));
+    if (ranks_.size() > 1 || ranks_before_ > 1) {
+      notice(join_text("trained on ", ranks_.size(), ranks_.size() == 1 ? " rank" : " ranks", ", experts ",
+                       to_string(config_.execution.experts),
+                       ranks_before_ == ranks_.size() ? "" : join_text(", before on ", ranks_before_)));
     }
     if (state_.step > 0) return;
     if (config_.execution.dtype == ComputeType::Auto) {
@@ -278,12 +292,18 @@ class TrainingRun {
 
   void evaluate_once() {
     // A killed run may have been evaluated at this step already; the first rank has the log.
-    const bool known = recorder_ && recorder_->last_evaluation() && recorder_->last_evaluation()->step == state_.step;
+    const bool known = recorder_ && recorder_->last_evaluation() && is_asked_for(*recorder_->last_evaluation());
     if (ranks_.sum(known ? 1 : 0) > 0) return;
     const Selection selection{state_.balance.selection_offsets_LE, selection_score(config_.balance.selection.rule)};
     const std::optional<EvaluationRecord> record =
         evaluate(model_, heldout_, {selection, config_.evaluation.permutations, seed(), state_.step}, ranks_);
     if (recorder_) recorder_->evaluation(record.value());
+  }
+
+  /// Whether it is of this step and over as much as is asked for now.
+  [[nodiscard]] bool is_asked_for(const EvaluationRecord& record) const {
+    return record.step == state_.step && record.sequences == heldout_.sequences &&
+           record.permutations == config_.evaluation.permutations;
   }
 
   RunResult finish(EndReason reason) {
@@ -315,6 +335,7 @@ class TrainingRun {
   std::optional<StepRecord> last_step_;
   std::vector<std::string> pending_notices_;
   int64_t last_saved_ = -1;
+  int64_t ranks_before_ = ranks_.size();  // of the process that wrote the checkpoint
   double train_seconds_ = 0.0;
   std::optional<RunRecorder> recorder_;  // first rank only
   std::optional<StepProfiler> profiler_;

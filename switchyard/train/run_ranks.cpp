@@ -31,6 +31,9 @@ void RunRanks::together(const std::function<void()>& part) {
   } catch (const SharedError&) {
     if (is_first() && error != nullptr) std::rethrow_exception(error);
     throw;
+  } catch (const CommError&) {
+    if (error != nullptr) std::rethrow_exception(error);  // why this rank could not go on says more than who did not come
+    throw;
   }
 }
 

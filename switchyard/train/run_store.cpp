@@ -70,6 +70,18 @@ class Statement {
   sqlite3_stmt* statement_ = nullptr;
 };
 
+// SQLite does not wait, whatever its time-out, for another process that makes a new file write ahead at the same moment.
+void write_ahead(sqlite3* database, const std::string& path) {
+  constexpr int kPause = 5;
+  for (int waited = 0;; waited += kPause) {
+    const int result = sqlite3_exec(database, "PRAGMA journal_mode = WAL", nullptr, nullptr, nullptr);
+    if (result == SQLITE_OK) return;
+    SWITCHYARD_CHECK(result == SQLITE_BUSY && waited < kBusyMilliseconds, DataError, "run store ", path, ": ",
+                     sqlite3_errmsg(database));
+    sqlite3_sleep(kPause);
+  }
+}
+
 }  // namespace
 
 struct RunStore::Impl {
@@ -90,7 +102,7 @@ RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<I
   SWITCHYARD_CHECK(result == SQLITE_OK, DataError, "cannot open the run store ", impl_->path, ": ",
                    impl_->database != nullptr ? sqlite3_errmsg(impl_->database) : sqlite3_errstr(result));
   sqlite3_busy_timeout(impl_->database, kBusyMilliseconds);
-  impl_->run("PRAGMA journal_mode = WAL");
+  write_ahead(impl_->database, impl_->path);
   impl_->run(kCreate);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -10,24 +11,49 @@
 namespace switchyard {
 namespace {
 
-/// An all-to-all in which only the first rank receives.
-at::Tensor gather_rows(const at::Tensor& own, const OwnRows& rows, Communicator& comm) {
+/// An all-to-all in which only the first rank receives. The ranks give equally many rows.
+/// @return rank after rank; undefined on the others
+at::Tensor rows_to_first(const at::Tensor& own, Communicator& comm) {
   const at::Tensor sent = own.contiguous();
   std::vector<int64_t> to_R(static_cast<size_t>(comm.size()), 0);
   std::vector<int64_t> from_R = to_R;
   const auto bytes = static_cast<int64_t>(sent.nbytes());
   to_R[0] = bytes;
-  std::vector<int64_t> sizes = own.sizes().vec();
-  sizes[0] = 0;
+  at::Tensor received;
+  std::span<std::byte> receive;
   if (comm.rank() == 0) {
-    sizes[0] = rows.whole;
-    from_R.assign(from_R.size(), bytes);  // the ranks hold equally many rows
+    std::vector<int64_t> sizes = own.sizes().vec();
+    sizes[0] *= comm.size();
+    received = at::empty(sizes, own.options());
+    receive = {static_cast<std::byte*>(received.mutable_data_ptr()), received.nbytes()};
+    from_R.assign(from_R.size(), bytes);
   }
-  at::Tensor whole = at::empty(sizes, own.options());
-  const std::span<const std::byte> send(static_cast<const std::byte*>(sent.const_data_ptr()), sent.nbytes());
-  const std::span<std::byte> receive(static_cast<std::byte*>(whole.mutable_data_ptr()), whole.nbytes());
-  comm.all_to_all(send, to_R, receive, from_R);
-  return comm.rank() == 0 ? whole : own;
+  comm.all_to_all(std::span(static_cast<const std::byte*>(sent.const_data_ptr()), sent.nbytes()), to_R, receive, from_R);
+  return received;
+}
+
+at::Tensor gather_rows(const at::Tensor& own, const OwnRows& rows, Communicator& comm, int64_t most_bytes) {
+  const int64_t row_bytes = std::max<int64_t>(static_cast<int64_t>(own.nbytes()) / rows.count, 1);
+  const int64_t piece = std::max<int64_t>(most_bytes / (row_bytes * comm.size()), 1);
+  if (piece >= rows.count) {
+    const at::Tensor whole = rows_to_first(own, comm);
+    return whole.defined() ? whole : own;
+  }
+  at::Tensor whole;
+  for (int64_t begin = 0; begin < rows.count; begin += piece) {
+    const int64_t some = std::min(piece, rows.count - begin);
+    const at::Tensor received = rows_to_first(own.narrow(0, begin, some), comm);
+    if (!received.defined()) continue;
+    if (!whole.defined()) {
+      std::vector<int64_t> sizes = own.sizes().vec();
+      sizes[0] = rows.whole;
+      whole = at::empty(sizes, own.options());
+    }
+    for (int64_t rank = 0; rank < comm.size(); ++rank) {
+      whole.narrow(0, rank * rows.count + begin, some).copy_(received.narrow(0, rank * some, some));
+    }
+  }
+  return whole.defined() ? whole : own;
 }
 
 // Of the parameter and its moments.
@@ -55,11 +81,11 @@ OwnRowsByName kept_rows(const ParameterRefs& parameters) {
   return rows;
 }
 
-TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm) {
+TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm, int64_t most_bytes) {
   TensorMap whole;
   for (const auto& [name, tensor] : own) {
     const auto found = rows.find(name);
-    whole[name] = found == rows.end() || comm == nullptr ? tensor : gather_rows(tensor, found->second, *comm);
+    whole[name] = found == rows.end() || comm == nullptr ? tensor : gather_rows(tensor, found->second, *comm, most_bytes);
   }
   return whole;
 }

@@ -27,7 +27,9 @@ using OwnRowsByName = std::map<std::string, OwnRows>;
 
 /// Tensors in `own` that are divided become whole on the first rank, rank after rank; elsewhere they stay parts. The rest is
 /// handed through. Collective where any is divided.
-[[nodiscard]] TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm);
+/// @param most_bytes  that the first rank takes at a time; MPI's messages end at 2 GiB
+[[nodiscard]] TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm,
+                                     int64_t most_bytes = int64_t{1} << 30);
 
 /// This rank's parts of whole tensors. No messages.
 /// @throws DataError naming a tensor that has another number of rows

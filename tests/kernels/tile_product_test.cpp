@@ -142,9 +142,12 @@ TEST(TileOuter, SumsChunksToTheSameBitsOnAnyNumberOfThreads) {
     return sum;
   };
   const at::Tensor expected = at::mm(rows.to(at::kDouble).t(), values.to(at::kDouble)).mul(2.0);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(3);
   const at::Tensor together = sum_twice();
-  at::Tensor alone;
-  at::parallel_for(0, 1, 1, [&](int64_t, int64_t) { alone = sum_twice(); });
+  at::set_num_threads(1);
+  const at::Tensor alone = sum_twice();
+  at::set_num_threads(threads);
   EXPECT_TRUE(together.to(at::kDouble).equal(expected));
   EXPECT_TRUE(alone.equal(together));
   EXPECT_TRUE(scaled_transpose(together, 0.25).equal(expected.mul(0.25).t().to(at::kBFloat16)));

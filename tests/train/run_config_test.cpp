@@ -66,6 +66,12 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[model.router]\nname = 'frozen_random'"), testing::HasSubstr("the router frozen_random takes no balancing"));
   EXPECT_EQ(error_of("[model.router]\nname = 'frozen_random'\n[balance]\ncoefficient = 0.0"), "no error");
   EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected 0 or more"));
+  EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
+  EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"), testing::HasSubstr("would never act"));
+  EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 0.0"), testing::HasSubstr("would then do nothing"));
+  EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\ndecay = 0.5"), testing::HasSubstr("does not have"));
+  EXPECT_THAT(error_of("[balance.selection]\nrule = 'quantile'\nrate = 0.5"), testing::HasSubstr("does not have"));
+  EXPECT_THAT(error_of("[optimizer]\nepsilon = 1e-46"), testing::HasSubstr("optimizer.epsilon is 1e-46; expected 1e-20 or more"));
   EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <thread>
 
 #include "switchyard/core/error.hpp"
@@ -66,6 +67,27 @@ TEST(RunStore, TwoWritersLoseNothing) {
   write("y");
   other.join();
   EXPECT_EQ(RunStore(path).rows().size(), 2U * kRows);
+}
+
+// Jobs of a testbed begin together, and the store is new.
+TEST(RunStore, ManyMayBeTheFirstToOpenIt) {
+  for (int round = 0; round < 150; ++round) {
+    const test::ScratchFolder folder;
+    const auto path = folder.path() / kRunStoreName;
+    std::array<std::string, 3> errors;
+    std::vector<std::thread> openers;
+    for (std::string& error : errors) {
+      openers.emplace_back([&path, &error] {
+        try {
+          RunStore store(path);
+        } catch (const Error& caught) {
+          error = caught.what();
+        }
+      });
+    }
+    for (std::thread& opener : openers) opener.join();
+    for (const std::string& error : errors) ASSERT_EQ(error, "") << "round " << round;
+  }
 }
 
 TEST(RunStore, NamesAFileThatIsNoStore) {

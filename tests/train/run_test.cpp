@@ -10,6 +10,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/model/compute_type.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/run_store.hpp"
 #include "tests/scratch_folder.hpp"
@@ -206,6 +207,30 @@ TEST_F(RunTest, ResumesAfterACrashBeforeTheFirstCheckpoint) {
   EXPECT_THAT(notices("crashed"), testing::Contains(testing::HasSubstr("starts from step 0 again")));
 }
 
+TEST_F(RunTest, ACrashBetweenCheckpointAndEvaluationLosesNoEvaluation) {
+  RunConfig run = config();
+  run.evaluation.every = 3;
+  start(run, "whole");
+  class ThrowAtCheckpoint : public ProgressSink {
+    void on_checkpoint(const fs::path&) override { throw std::runtime_error("power cut"); }
+  } progress;
+  EXPECT_THROW((void)run_training(run, {folder("crashed"), Resume::No, nullptr, "test"}, progress), std::runtime_error);
+  EXPECT_EQ(log("crashed").evaluations.size(), 0U);
+  resume(run, "crashed");
+  expect_same_run("whole", "crashed");
+  ASSERT_EQ(log("crashed").evaluations.size(), log("whole").evaluations.size());
+  EXPECT_EQ(log("crashed").evaluations.front().step, 3);
+}
+
+TEST_F(RunTest, ADoneRunIsEvaluatedAgainWhereMoreIsAskedFor) {
+  RunConfig run = config();
+  start(run, "a");
+  run.evaluation.sequences_per_domain = 6;
+  resume(run, "a");
+  ASSERT_EQ(log("a").evaluations.size(), 2U);
+  EXPECT_GT(log("a").evaluations.back().sequences, log("a").evaluations.front().sequences);
+}
+
 TEST_F(RunTest, ResumingADoneRunChangesNothing) {
   const RunConfig run = config();
   start(run, "a");
@@ -238,6 +263,56 @@ TEST_F(RunTest, DamagedCheckpointFallsBackToTheOneBeforeWithANotice) {
   EXPECT_THAT(notices("a"), testing::Contains(testing::AllOf(testing::HasSubstr("step-00000004 was passed over"),
                                                              testing::HasSubstr("model.safetensors is damaged"))));
   expect_same_run("whole", "a");
+}
+
+// A damaged one of a later step takes no place among the newest, or the only good one would be removed.
+TEST_F(RunTest, ADamagedLaterCheckpointDoesNotCostTheGoodOne) {
+  RunConfig run = config();
+  run.checkpoint.every = 2;
+  start_and_stop(run, "a", 4);
+  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  run.checkpoint.keep_last = 1;
+  StopAfter progress(3);
+  (void)run_training(run, {folder("a"), Resume::Yes, &progress.stop, "test"}, progress);
+  resume(run, "a");
+  EXPECT_EQ(log("a").steps.size(), 6U);
+  EXPECT_THAT(notices("a"), testing::Not(testing::Contains(testing::HasSubstr("step 0 again"))));
+}
+
+TEST_F(RunTest, CheckpointsThatCannotBeReadAreNotNone) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  fs::rename(folder("a") / "checkpoints", folder("a") / "moved");
+  std::ofstream(folder("a") / "checkpoints") << "a file\n";
+  try {
+    resume(run, "a");
+    FAIL() << "began anew";
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("cannot read the checkpoints in"));
+  }
+  EXPECT_EQ(log("a").steps.size(), 4U);
+}
+
+// auto may be another type on another processor.
+TEST_F(RunTest, AutoGoesOnInTheTypeItHad) {
+  RunConfig run = config();
+  run.execution.dtype = ComputeType::Auto;
+  const ComputeType here = resolve_compute_type(ComputeType::Auto);
+  start_and_stop(run, "a", 4);
+  const fs::path checkpoint = list_checkpoints(folder("a")).back();
+  const CheckpointInfo info = verify_checkpoint(checkpoint);
+  EXPECT_EQ(info.compute_type, to_string(here));
+  RunConfig same = run;
+  same.execution.dtype = here;
+  RunConfig other = run;
+  other.execution.dtype = here == ComputeType::Float32 ? ComputeType::BFloat16 : ComputeType::Float32;
+  try {
+    resume(other, "a");
+    FAIL() << "resumed in another type";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("give --set execution.dtype=" + to_string(here)));
+  }
+  EXPECT_EQ(resume(same, "a").step, 6);
 }
 
 TEST_F(RunTest, RefusesWhenEveryCheckpointIsDamaged) {

@@ -68,9 +68,12 @@ TEST(Shards, GoWholeAndComeBack) {
     const TensorMap own = take_own({{"a", whole}, {"b", whole}}, rows);
     EXPECT_EQ(own.at("a").size(0), 2);
     EXPECT_TRUE(own.at("b").equal(whole));
-    const TensorMap again = gather_whole(own, rows, &comm);
-    if (comm.rank() == 0) {
-      EXPECT_TRUE(again.at("a").equal(whole));
+    constexpr int64_t kOneRowEach = 4 * 3 * 8;  // as if messages could be no longer
+    for (const int64_t most_bytes : {int64_t{1} << 30, kOneRowEach}) {
+      const TensorMap again = gather_whole(own, rows, &comm, most_bytes);
+      if (comm.rank() == 0) {
+        EXPECT_TRUE(again.at("a").equal(whole));
+      }
     }
     EXPECT_THROW((void)take_own({{"a", whole.narrow(0, 0, 7)}}, rows), DataError);
   });
