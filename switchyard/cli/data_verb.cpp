@@ -115,6 +115,7 @@ int build(const BuildArguments& arguments, Session& session) {
 
 int show(const std::string& folder, OutputFormat format, Session& session) {
   const Dataset dataset{fs::path(folder)};
+  dataset.check_files();
   if (format == OutputFormat::Json) {
     session.out << manifest_to_json(dataset.manifest());
   } else {

@@ -42,6 +42,7 @@ int export_model(const ExportArguments& arguments, Session& session) {
   const Dataset dataset(arguments.data.empty() ? fs::path(info.config.data.path) : fs::path(arguments.data), ShardCheck::Structure);
   SWITCHYARD_CHECK(dataset.hash() == info.data_hash, DataError, "the data set ", dataset.folder().string(),
                    " is not the one this checkpoint was trained on; give that one with --data DIR");
+  dataset.check_files();
   HfFacts facts;
   facts.eos_id = dataset.end_of_document();
   StagedFolder staged(arguments.folder);

@@ -79,7 +79,9 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const T
     session.err << "The other runs are kept. Repeat the same command to run what is missing in " << folder.string() << "\n";
   } else if (interrupted) {
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted; go on with: switchyard testbed "
-                << arguments.config << " --out " << folder.string() << "\n";
+                << arguments.config << " --out " << folder.string();
+    for (const std::string& change : arguments.overrides) session.err << " --set '" << change << "'";
+    session.err << "\n";
   }
 }
 

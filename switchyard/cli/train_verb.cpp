@@ -131,7 +131,7 @@ class JsonSink : public ProgressSink {
     write({{"kind", "profile"}, {"folder", folder.string()}, {"summary", Json::parse(to_json(report))}});
   }
 
-  void write(const Json& object) { out_ << object.dump() << std::endl; }
+  void write(const Json& object) { out_ << object.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl; }
 
  private:
   std::ostream& out_;

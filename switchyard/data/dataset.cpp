@@ -51,6 +51,17 @@ Dataset::Dataset(const fs::path& folder, ShardCheck check) : folder_(folder) {
   SWITCHYARD_CHECK(!shards_.empty(), DataError, path.string(), " lists no domain; build the data set again");
 }
 
+void Dataset::check_files() const {
+  const auto check = [this](const fs::path& file, const std::string& expected) {
+    SWITCHYARD_CHECK(sha256_file(file) == expected, DataError, file.string(), " is not the file that this data set was built with: ",
+                     "its SHA-256 is not the one in ", (folder_ / "manifest.json").string(), "; build the data set again");
+  };
+  check(tokenizer_path(), manifest_.tokenizer_sha256);
+  for (const DomainRecord& domain : manifest_.domains) {
+    for (const SplitRecord* split : {&domain.train, &domain.heldout}) check(folder_ / split->file, split->sha256);
+  }
+}
+
 std::vector<std::string> Dataset::domain_names() const {
   std::vector<std::string> names;
   for (const DomainRecord& domain : manifest_.domains) names.push_back(domain.name);

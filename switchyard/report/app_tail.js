@@ -17,7 +17,8 @@
     const node = document.querySelector(".group[data-group='" + index + "']");
     const find = (name) => node.querySelector("[data-chart='" + name + "']");
     Object.assign(group, { index, draws: [], hidden: new Set() });
-    group.maxLoad = Math.max(1, ...measured(group).flatMap((run) => run.evaluation.layers.flatMap((layer) => layer.load)));
+    const loads = measured(group).flatMap((run) => run.evaluation.layers.flatMap((layer) => layer.load));
+    group.maxLoad = loads.reduce((most, load) => Math.max(most, load), 1);  // too many for arguments of one call
     setUpKeys(group, node);
     setUpScatter(group, find("balance"), "maxVio", "MaxVio, global");
     setUpScatter(group, find("loss"), "loss", "held-out loss");

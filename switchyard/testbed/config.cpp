@@ -31,7 +31,8 @@ void check_arm(const ArmConfig& arm, const std::string& where) {
                    "; it names folders: expected letters, digits, '_', '-' and '.'");
   check_seeds(arm.seeds, where + ".seeds");
   for (const std::string& change : arm.overrides) {
-    const std::string key = change.substr(0, change.find('='));
+    std::string key = change.substr(0, change.find('='));
+    std::erase_if(key, [](unsigned char letter) { return std::isspace(letter) != 0; });
     SWITCHYARD_CHECK(key != "seed" && key != "name" && key != "arm", ConfigError, where, ".overrides: '", key,
                      "' is set by the testbed; for other seeds set seeds of the arm");
   }
@@ -81,6 +82,19 @@ RunConfig arm_config(const TestbedConfig& config, const ArmConfig& arm) {
   }
 }
 
+// Its own resolved file has them with their defaults.
+void check_run_table(const ConfigNode& node) {
+  if (!node.has("run")) return;
+  const ConfigNode run = node.child("run");
+  int64_t seed = RunConfig().seed;
+  if (run.has("seed")) run.get("seed", seed);
+  SWITCHYARD_CHECK(seed == RunConfig().seed, ConfigError, run.where("seed"), " is ", seed,
+                   ", but the testbed sets the seed of each run; give seeds = [", seed, "] beside name, or --set seeds=[", seed, "]");
+  std::string arm;
+  if (run.has("arm")) run.get("arm", arm);
+  SWITCHYARD_CHECK(arm.empty(), ConfigError, run.where("arm"), " is '", arm, "', but arms are named in [[arms]]");
+}
+
 }  // namespace
 
 void TestbedConfig::validate(const std::string& where) const {
@@ -103,6 +117,7 @@ void TestbedConfig::validate(const std::string& where) const {
 
 TestbedConfig read_testbed_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
   const ConfigNode node = parse_config_file(path, overrides);
+  check_run_table(node);
   TestbedConfig config;
   if (node.has("base")) {
     node.get("base", config.base);

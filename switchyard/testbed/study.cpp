@@ -71,21 +71,19 @@ Json arm_json(const ArmConfig& arm, const ArmRow& row) {
           {"loss", summary_json(row.loss)}};
 }
 
-bool is_balanced(const RunConfig& config) { return config.balance.method != "none" && config.balance.coefficient > 0.0; }
-
 std::string coefficient_note(const std::vector<PlannedRun>& runs) {
   std::set<double> above;
   for (const PlannedRun& run : runs) {
-    if (is_balanced(run.config) && run.config.balance.coefficient > kPaperCoefficient) {
-      above.insert(run.config.balance.coefficient);
+    for (const BalanceTerm& term : all_terms(run.config.balance)) {
+      if (term.method == "lbl" && term.coefficient > kPaperCoefficient) above.insert(term.coefficient);
     }
   }
   if (above.empty()) return "";
   std::vector<std::string> values;
   for (const double value : above) values.push_back(join_text(value));
   return join_text("The balancing coefficient (lambda ", comma_list(values), ") is above the ", kPaperCoefficient,
-                   " of the paper (arXiv 2501.11873) because training is short (", runs.front().config.steps,
-                   " steps): a smaller one would not reach balance, and arms are only comparable at similar MaxVio.");
+                   " of the paper (arXiv 2501.11873), whose models train for longer: in a short run a small one does not reach "
+                   "balance, and arms are only comparable at similar MaxVio.");
 }
 
 std::string composition_note(const std::vector<PlannedRun>& runs) {
@@ -151,7 +149,7 @@ std::string study_json(const TestbedConfig& config, const std::vector<PlannedRun
   }
   json["claims"] = Json::array();
   for (const ClaimResult& claim : study.claims) json["claims"].push_back(claim_json(claim));
-  return json.dump(2) + "\n";
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace switchyard

@@ -1,6 +1,7 @@
 """The whole line on a corpus that the test makes: data, train, kill and resume, testbed, report, export."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -57,6 +58,21 @@ def test_data_can_be_shown(data):
     manifest = json.loads(run("data", "show", data, "--json").stdout)
     assert [domain["name"] for domain in manifest["domains"]] == ["digits", "greek", "letters"]
     assert manifest["vocab_size"] == 400
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "greek.train.tokens"])
+def test_a_file_of_other_data_is_named(work, data, file):
+    """Whole in itself, but not the one of the manifest."""
+    other = work / f"other-{file}"
+    shutil.copytree(data, other)
+    if file == "tokenizer.model":
+        (other / file).write_bytes((data / file).read_bytes() + b"\n")
+    else:
+        manifest = json.loads((other / "manifest.json").read_text())
+        split = next(domain["train"] for domain in manifest["domains"] if domain["train"]["file"] == file)
+        split["sha256"] = split["sha256"][::-1]
+        (other / "manifest.json").write_text(json.dumps(manifest))
+    assert f"{file} is not the file that this data set was built with" in run("data", "show", other, code=1).stderr
 
 
 def test_equal_text_gives_equal_data(work, data):

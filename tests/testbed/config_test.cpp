@@ -93,6 +93,12 @@ TEST(TestbedConfig, ReadsABaseUnderTheRunTable) {
   EXPECT_EQ(config.run.balance.coefficient, 0.75);
   EXPECT_THAT([&] { (void)read_testbed_config(scratch.path() / "testbed.toml", {"base=none.toml"}); },
               ThrowsMessage<ConfigError>(HasSubstr("no file")));
+  EXPECT_THAT([&] { (void)read_testbed_config(scratch.path() / "testbed.toml", {"run.seed=7"}); },
+              ThrowsMessage<ConfigError>(HasSubstr("run.seed is 7, but the testbed sets the seed of each run")));
+  EXPECT_THAT([&] { (void)read_testbed_config(scratch.path() / "testbed.toml", {"run.arm=b"}); },
+              ThrowsMessage<ConfigError>(HasSubstr("arms are named in [[arms]]")));
+  std::ofstream(scratch.path() / "resolved.toml") << to_toml(config);
+  EXPECT_EQ(read_testbed_config(scratch.path() / "resolved.toml").run, config.run);
 }
 
 TEST(TestbedConfig, NamesTheArmWhoseOverrideIsWrong) {
@@ -107,6 +113,7 @@ TEST(TestbedConfig, RefusesWhatCannotBeRun) {
   EXPECT_THAT(read_error("seeds = [0]\n"), HasSubstr("no arms"));
   EXPECT_THAT(read_error("seeds = []\n[[arms]]\nname = \"a\"\n"), HasSubstr("seeds = []"));
   EXPECT_THAT(read_error("seeds = [2, 2]\n[[arms]]\nname = \"a\"\n"), HasSubstr("given twice"));
+  EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\noverrides = [\"seed = 3\"]\n"), HasSubstr("'seed' is set by the testbed"));
   EXPECT_THAT(read_error("seeds = [-1]\n[[arms]]\nname = \"a\"\n"), HasSubstr("negative"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\n[[arms]]\nname = \"a\"\n"), HasSubstr("second arm named 'a'"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"../a\"\n"), HasSubstr("names folders"));
