@@ -65,37 +65,64 @@ struct ArmDraft {
   std::size_t rank = 0;  // place in the options
 };
 
-std::vector<ArmDraft> draft_arms(const std::vector<StudyRun>& runs, const ReportOptions& options) {
-  std::map<std::string, std::set<decltype(setting_key(StartRecord{}))>> settings_of_name;
-  std::map<decltype(setting_key(StartRecord{})), std::map<int64_t, int>> seeds_of_setting;
-  for (const StudyRun& run : runs) {
+/// Runs that share an arm's name, and what tells their settings apart.
+struct NamedRuns {
+  std::set<decltype(setting_key(StartRecord{}))> starts;
+  std::vector<const Settings*> settings;
+  std::vector<std::string> keys;  // at which their configurations differ, beside what `starts` holds
+
+  [[nodiscard]] std::string label(const StudyRun& run) const {
     const StartRecord& start = run.input.log.start;
-    settings_of_name[start.arm].insert(setting_key(start));
-    ++seeds_of_setting[setting_key(start)][start.seed];
+    std::vector<std::string> parts;
+    if (starts.size() > 1) parts.push_back(join_text(start.router, ", ", start.scope, ", ", start.method, " ", start.coefficient));
+    for (const std::string& key : keys) parts.push_back(join_text(key, " = ", value_of(run.settings, key)));
+    return parts.empty() ? start.arm : join_text(start.arm, " (", comma_list(parts), ")");
+  }
+};
+
+std::map<std::string, NamedRuns> runs_by_name(const std::vector<StudyRun>& runs) {
+  const std::set<std::string> in_starts = {"model.router.name", "balance.scope", "balance.method", "balance.coefficient"};
+  std::map<std::string, NamedRuns> by_name;
+  for (const StudyRun& run : runs) {
+    NamedRuns& named = by_name[run.input.log.start.arm];
+    named.starts.insert(setting_key(run.input.log.start));
+    named.settings.push_back(&run.settings);
+  }
+  for (auto& [name, named] : by_name) {
+    named.keys = differing_keys(named.settings);
+    std::erase_if(named.keys, [&](const std::string& key) { return in_starts.contains(key); });
+  }
+  return by_name;
+}
+
+ArmDraft draft_arm(const StartRecord& start, const std::string& label, const ReportOptions& options) {
+  const ArmInfo* info = find_info(options, start.arm);
+  ArmDraft draft;
+  draft.name = start.arm;
+  draft.arm.label = label;
+  draft.arm.kind = info != nullptr && info->kind ? *info->kind : infer_arm_kind(start.router);
+  draft.arm.description = info != nullptr ? info->description : "";
+  draft.rank = info != nullptr ? static_cast<std::size_t>(info - options.arms.data()) : options.arms.size();
+  return draft;
+}
+
+std::vector<ArmDraft> draft_arms(const std::vector<StudyRun>& runs, const ReportOptions& options) {
+  const std::map<std::string, NamedRuns> by_name = runs_by_name(runs);
+  std::vector<std::string> labels;
+  std::map<std::string, std::map<int64_t, int>> seeds_of_label;
+  for (const StudyRun& run : runs) {
+    labels.push_back(by_name.at(run.input.log.start.arm).label(run));
+    ++seeds_of_label[labels.back()][run.input.log.start.seed];
   }
   std::vector<ArmDraft> drafts;
   std::map<std::string, std::size_t> draft_of_label;
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    const StartRecord& start = runs[i].input.log.start;
-    const auto& seeds = seeds_of_setting[setting_key(start)];
-    std::string label = start.arm;
-    if (settings_of_name[start.arm].size() > 1) {
-      label = join_text(start.arm, " (", start.router, ", ", start.scope, ", ", start.method, " ", start.coefficient, ")");
-    }
-    if (std::any_of(seeds.begin(), seeds.end(), [](const auto& seed) { return seed.second > 1; })) {
+    std::string label = labels[i];
+    if (std::ranges::any_of(seeds_of_label[label], [](const auto& seed) { return seed.second > 1; })) {
       label = join_text(label, " [", runs[i].input.name, "]");
     }
     const auto [place, is_new] = draft_of_label.try_emplace(label, drafts.size());
-    if (is_new) {
-      const ArmInfo* info = find_info(options, start.arm);
-      ArmDraft draft;
-      draft.name = start.arm;
-      draft.arm.label = label;
-      draft.arm.kind = info != nullptr && info->kind ? *info->kind : infer_arm_kind(start.router);
-      draft.arm.description = info != nullptr ? info->description : "";
-      draft.rank = info != nullptr ? static_cast<std::size_t>(info - options.arms.data()) : options.arms.size();
-      drafts.push_back(draft);
-    }
+    if (is_new) drafts.push_back(draft_arm(runs[i].input.log.start, label, options));
     drafts[place->second].arm.runs.push_back(i);
   }
   std::stable_sort(drafts.begin(), drafts.end(), [](const ArmDraft& a, const ArmDraft& b) {
@@ -126,6 +153,21 @@ void warn_if_different(StudyGroup& group, const std::string& what, Value (*value
   std::string list;
   for (const Value& value : values) list += (list.empty() ? "" : ", ") + join_text(value);
   group.warnings.push_back(join_text("The runs differ in ", what, ": ", list, "."));
+}
+
+/// What else than the router decides data order and initial weights of a seed.
+void check_beginning(StudyGroup& group) {
+  std::vector<const Settings*> settings;
+  for (const StudyRun& run : group.runs) settings.push_back(&run.settings);
+  for (const std::string& key : differing_keys(settings)) {
+    if (!key.starts_with("data.") && (!key.starts_with("model.") || key.starts_with("model.router."))) continue;
+    group.same_beginning = false;
+    std::set<std::string> values;
+    for (const StudyRun& run : group.runs) values.insert(value_of(run.settings, key));
+    const std::vector<std::string> list(values.begin(), values.end());
+    group.warnings.push_back(
+        join_text("The runs differ in ", key, ": ", comma_list(list), ". So one seed is not one beginning for all of them."));
+  }
 }
 
 void add_warnings(StudyGroup& group) {
@@ -174,6 +216,7 @@ void finish_group(StudyGroup& group, const ReportOptions& options) {
   }
   group.baseline = choose_baseline(group, options.baseline);
   add_warnings(group);
+  check_beginning(group);
 }
 
 }  // namespace
@@ -209,7 +252,8 @@ std::vector<StudyGroup> make_groups(const std::vector<RunInput>& runs, const Rep
     arms.insert(run.log.start.arm);
     const auto [place, is_new] = group_of.try_emplace(group_key(run.log.start), groups.size());
     if (is_new) groups.emplace_back();
-    groups[place->second].runs.push_back({.input = run, .state = state_of(run.log)});
+    groups[place->second].runs.push_back(
+        {.input = run, .settings = read_settings(run.config_toml), .state = state_of(run.log)});
   }
   const std::vector<std::string> known(arms.begin(), arms.end());
   SWITCHYARD_CHECK(options.baseline.empty() || arms.contains(options.baseline), UsageError,

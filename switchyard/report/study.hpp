@@ -8,6 +8,7 @@
 
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/report/report.hpp"
+#include "switchyard/report/settings.hpp"
 
 namespace switchyard {
 
@@ -21,6 +22,7 @@ enum class RunState {
 
 struct StudyRun {
   RunInput input;
+  Settings settings;    // of its configuration
   std::size_t arm = 0;  // index into StudyGroup::arms
   RunState state = RunState::Open;
 
@@ -52,6 +54,7 @@ struct StudyGroup {
   std::vector<StudyArm> arms;  // trained ones, floors, ceilings; within these as listed in the options, then as met
   std::vector<StudyRun> runs;
   std::size_t baseline = 0;    // arm that differences are taken against
+  bool same_beginning = true;  // one seed means the same data order and, where weights are common, the same initial ones
   std::vector<std::string> warnings;  // why numbers of this group may not compare
 };
 

@@ -55,14 +55,10 @@ std::string cell(const PairedDifference& difference, int decimals) {
 }
 
 std::string arm_heading(const StudyGroup& group, const StudyArm& arm, const ArmStyle& style) {
-  const StartRecord& start = group.runs[arm.runs.front()].input.log.start;
+  const StudyRun& run = group.runs[arm.runs.front()];
+  const StartRecord& start = run.input.log.start;
   std::string below = arm.description.empty() ? "" : "<small>" + html_escape(arm.description) + "</small>";
-  below += join_text("<small>", html_escape(start.router), "; ");
-  if (start.scope == "none") {
-    below += "no balancing</small>";
-  } else {
-    below += join_text(html_escape(start.method), " ", start.coefficient, " over ", html_escape(start.scope), "</small>");
-  }
+  below += join_text("<small>", html_escape(start.router), "; ", html_escape(balancing_text(start, run.settings)), "</small>");
   if (arm.is_partial) below += "<small class=\"flag\">unfinished: not a result</small>";
   return join_text("<th scope=\"row\">", marker_svg(style), html_escape(arm.label), below, "</th>");
 }
@@ -190,8 +186,8 @@ std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& s
   const std::string name = html_escape(baseline.label);
   if (body.empty()) return join_text("<p class=\"empty\">No other finished arm shares a seed with ", name, ".</p>\n");
   return table("Paired differences",
-               join_text("Each arm minus <b>", name, "</b> on the same seed (same data order, same initial weights), mean over the seeds "
-                         "that both have; ", held_out_text(group), ", mean of layers. Brackets: 95 % t-interval of the mean "
+               join_text("Each arm minus <b>", name, "</b> on the same seed", group.same_beginning ? " (same data order, same initial weights)" : "",
+                         ", mean over the seeds that both have; ", held_out_text(group), ", mean of layers. Brackets: 95 % t-interval of the mean "
                          "difference; one that holds 0 shows no difference, and one from two seeds is wide."),
                "<th scope=\"col\">Arm</th><th scope=\"col\">Shared seeds</th>" + metric_headings(metrics), "<tbody>" + body + "</tbody>");
 }

@@ -83,6 +83,47 @@ TEST(MakeGroups, SplitsAnArmWhoseSettingsDiffer) {
   EXPECT_THAT(labels(group), ElementsAre("x (top_k, optimizer_batch, lbl 0.1)", "x (top_k, optimizer_batch, lbl 0.2)"));
 }
 
+// What the start record does not hold is in the configuration.
+TEST(MakeGroups, SplitsAnArmWhoseConfigurationsDiffer) {
+  RunInput first = small_run("x", 0), second = small_run("x", 1), third = small_run("x", 2);
+  first.config_toml += "\n[optimizer]\nlearning_rate = 0.001\n[execution]\nthreads = 1\n";
+  second.config_toml += "\n[optimizer]\nlearning_rate = 0.004\n[execution]\nthreads = 2\n";
+  third.config_toml += "\n[optimizer]\nlearning_rate = 0.004\n[execution]\nthreads = 2\n";
+  const StudyGroup group = make_groups({first, second, third}, {})[0];
+  EXPECT_THAT(labels(group), ElementsAre("x (optimizer.learning_rate = 0.001)", "x (optimizer.learning_rate = 0.004)"));
+  EXPECT_THAT(group.arms[1].runs, ElementsAre(1, 2));
+  EXPECT_TRUE(group.same_beginning);
+  third.config_toml += "[[balance.terms]]\nscope = \"micro_batch\"\n";
+  EXPECT_EQ(make_groups({first, second, third}, {})[0].arms.size(), 3U);
+  third.config_toml = "# config.toml is missing in the run folder\n";  // says nothing
+  EXPECT_EQ(make_groups({second, third}, {})[0].arms.size(), 1U);
+}
+
+TEST(MakeGroups, SaysWhereOneSeedIsNotOneBeginning) {
+  RunInput x = small_run("x", 0), y = small_run("y", 0);
+  x.config_toml += "\n[data]\npath = \"a\"\nmicro_batches = 8\n";
+  y.config_toml += "\n[data]\npath = \"b\"\nmicro_batches = 16\n";
+  const StudyGroup group = make_groups({x, y}, {})[0];
+  EXPECT_FALSE(group.same_beginning);
+  EXPECT_THAT(group.warnings, ElementsAre(HasSubstr("The runs differ in data.micro_batches: 16, 8.")));
+}
+
+TEST(Settings, PutsAllBalancingInWords) {
+  StartRecord start;
+  start.scope = "none";
+  EXPECT_EQ(balancing_text(start, {}), "no balancing");
+  const Settings all = read_settings(
+      "[balance]\nto_step = 100\nz_coefficient = 0.001 \nsimbal_coefficient = 0.0\n# a = comment\n"
+      "[[balance.terms]]\nmethod = \"lbl\"\nscope = \"prefix\"\ncoefficient = 0.5\nfrom_step = 100\n"
+      "[[balance.terms]]\nmethod = \"variance\"\nscope = \"ranks\"\ncoefficient = 2\n[balance.selection]\nrule = \"bias\"\n");
+  EXPECT_EQ(balancing_text(start, all),
+            "lbl 0.5 over prefix after step 100; variance 2 over ranks; z-loss 0.001; choice by bias");
+  start.scope = "micro_batch";
+  start.method = "lbl";
+  start.coefficient = 0.1;
+  EXPECT_THAT(balancing_text(start, all), ::testing::StartsWith("lbl 0.1 over micro_batch up to step 100; lbl 0.5"));
+}
+
 TEST(MakeGroups, SplitsAnArmWithOneSeedTwice) {
   RunInput again = small_run("x", 0);
   again.name = "second";

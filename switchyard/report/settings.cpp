@@ -1,0 +1,118 @@
+#include "switchyard/report/settings.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <set>
+
+#include "switchyard/core/text.hpp"
+#include "switchyard/core/error.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr std::string_view kTerms = "balance.terms[";
+
+std::string_view without_blanks(std::string_view text) {
+  const size_t first = text.find_first_not_of(" \t\r");
+  return first == std::string_view::npos ? "" : text.substr(first, text.find_last_not_of(" \t\r") + 1 - first);
+}
+
+std::string unquoted(const std::string& value) {
+  return value.size() >= 2 && value.front() == '"' && value.back() == '"' ? value.substr(1, value.size() - 2) : value;
+}
+
+std::string text_of(const Settings& settings, const std::string& key) {
+  const auto found = settings.find(key);
+  return found == settings.end() ? "" : unquoted(found->second);
+}
+
+/// 0 where it is missing or no number.
+double number_of(const Settings& settings, const std::string& key) {
+  const std::string text = text_of(settings, key);
+  double number = 0.0;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  return number;
+}
+
+/// Steps of a loss as a log counts them.
+std::string when(const Settings& settings, const std::string& prefix) {
+  const double from = number_of(settings, prefix + "from_step"), to = number_of(settings, prefix + "to_step");
+  std::string text;
+  if (from > 0.0) text += join_text(" after step ", from);
+  if (to > 0.0) text += join_text(" up to step ", to);
+  return text;
+}
+
+}  // namespace
+
+Settings read_settings(std::string_view config_toml) {
+  Settings settings;
+  std::map<std::string, int> tables;
+  std::string prefix;
+  while (!config_toml.empty()) {
+    const size_t end = std::min(config_toml.find('\n'), config_toml.size());
+    const std::string_view line = without_blanks(config_toml.substr(0, end));
+    config_toml.remove_prefix(std::min(end + 1, config_toml.size()));
+    if (line.starts_with("[[") && line.ends_with("]]")) {
+      const std::string name(line.substr(2, line.size() - 4));
+      prefix = join_text(name, "[", tables[name]++, "].");
+    } else if (line.starts_with('[') && line.ends_with(']')) {
+      prefix = std::string(line.substr(1, line.size() - 2)) + ".";
+    } else if (const size_t equals = line.find('='); equals != std::string_view::npos && !line.starts_with('#')) {
+      settings[prefix + std::string(without_blanks(line.substr(0, equals)))] = without_blanks(line.substr(equals + 1));
+    }
+  }
+  return settings;
+}
+
+bool decides_training(std::string_view key) {
+  constexpr std::array<std::string_view, 4> kNames = {"name", "arm", "seed", "data.path"};
+  constexpr std::array<std::string_view, 3> kSections = {"checkpoint.", "evaluation.", "execution."};
+  return std::ranges::find(kNames, key) == kNames.end() &&
+         std::ranges::none_of(kSections, [key](std::string_view section) { return key.starts_with(section); });
+}
+
+std::vector<std::string> differing_keys(const std::vector<const Settings*>& runs) {
+  std::map<std::string, std::set<std::string>> values;
+  for (const Settings* run : runs) {
+    for (const auto& [key, value] : *run) values[key].insert(value);
+  }
+  std::vector<std::string> keys;
+  for (auto& [key, found] : values) {
+    const bool is_everywhere = std::ranges::all_of(runs, [&key](const Settings* run) { return run->contains(key); });
+    const bool of_few = key.starts_with(kTerms) && !is_everywhere;
+    if (decides_training(key) && (found.size() > 1 || of_few)) keys.push_back(key);
+  }
+  return keys;
+}
+
+std::string value_of(const Settings& settings, const std::string& key) {
+  const std::string text = text_of(settings, key);
+  return text.empty() ? "-" : text;
+}
+
+std::string balancing_text(const StartRecord& start, const Settings& settings) {
+  std::vector<std::string> parts;
+  if (start.scope != "none") {
+    parts.push_back(join_text(start.method, " ", start.coefficient, " over ", start.scope, when(settings, "balance.")));
+  }
+  for (int64_t term = 0;; ++term) {
+    const std::string prefix = join_text(kTerms, term, "].");
+    if (!settings.contains(prefix + "method")) break;
+    parts.push_back(join_text(text_of(settings, prefix + "method"), " ", number_of(settings, prefix + "coefficient"), " over ",
+                              text_of(settings, prefix + "scope"), when(settings, prefix)));
+  }
+  constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {
+      {{"balance.z_coefficient", "z-loss "}, {"balance.simbal_coefficient", "SimBal "}, {"balance.orthogonality_coefficient", "orthogonality "}}};
+  for (const auto& [key, name] : kOthers) {
+    if (number_of(settings, key) != 0.0) parts.push_back(join_text(name, number_of(settings, key)));
+  }
+  const std::string rule = text_of(settings, "balance.selection.rule");
+  if (!rule.empty() && rule != "none") parts.push_back("choice by " + rule);
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : "; ") + part;
+  return text.empty() ? "no balancing" : text;
+}
+
+}  // namespace switchyard
