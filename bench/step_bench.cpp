@@ -115,8 +115,14 @@ struct Options {
 
 Options read_options(int count, char** values) {
   Options options;
-  if (count > 3) options.warm_up = std::atoll(values[3]);
-  if (count > 4) options.steps = std::atoll(values[4]);
+  const auto number = [&](int place) {
+    const std::string text = values[place];
+    SWITCHYARD_CHECK(!text.empty() && text.find_first_not_of("0123456789") == std::string::npos, UsageError, "'", text,
+                     "' stands where the number of steps is expected: SHAPES.json NAME WARM_UP STEPS, words after these");
+    return static_cast<int64_t>(std::stoll(text));
+  };
+  if (count > 3) options.warm_up = number(3);
+  if (count > 4) options.steps = number(4);
   for (int i = 5; i < count; ++i) {
     const std::string_view word = values[i];
     if (word == "sharded") {
