@@ -130,4 +130,4 @@ class BalanceConfig:
         if self.contract.micro_batches == "mean" and self.contract.ranks == "tokens":
             raise ConfigError(
                 "the contract micro_batches='mean', ranks='tokens' weighs a rank by its tokens of the whole step, which only a "
-                "plan tells: give begin_step() the valid tokens of the micro-batches")
+                "plan tells: give begin_step() the valid tokens of the micro-batches, or attach() to the Trainer")

@@ -173,6 +173,7 @@ class PlannedStep(Step):
         self._pending: list[_Pending] = []
         self._num_closed = 0  # micro-batches, also those that this rank does not have
         self._unfilled: list[int] = []
+        self._planned_S = [torch.tensor(list(tokens), dtype=torch.int64, device=device) for tokens in plan.tokens[ranks.rank]]
 
     def _own_groups(self, micro_batch: int) -> list[int]:
         return list(self._grouping.group_of[self.ranks.rank][micro_batch])
@@ -195,8 +196,8 @@ class PlannedStep(Step):
         self._add_up(micro_batch, frame, self._problems_of(micro_batch))
 
     def _problems_of(self, micro_batch: int) -> Tensor:
-        planned_S = torch.tensor(self.plan.segments(self.ranks.rank, micro_batch), dtype=torch.int64, device=self.device)
-        return super()._problems_of(micro_batch) + (self.frames[micro_batch].tokens_S() != planned_S).sum()
+        differing_S = self.frames[micro_batch].tokens_S() != self._planned_S[micro_batch]
+        return super()._problems_of(micro_batch) + differing_S.sum()
 
     def complaint_of(self, micro_batch: int) -> str:
         frame, planned = self.frames[micro_batch], list(self.plan.segments(self.ranks.rank, micro_batch))

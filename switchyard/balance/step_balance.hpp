@@ -20,9 +20,9 @@
 // resume(saved), then the forwards that are left, and again those whose backward is still to come.
 //
 // A backward that reaches an unfilled coefficient is a StateError, never a silent zero. With several ranks the constructor,
-// resume(), close_forward(), await_forward(), close_counting() and finish() are collective: all ranks call them in the same order. A
-// problem of one rank (its input, a forward that ran again and counted differently) is kept until the next of them and is then a
-// CommError with its text on every rank.
+// resume(), close_forward(), await_forward(), close_counting() and finish() are collective: all ranks call them in the same
+// order. A problem of one rank (its input, a forward that ran again and counted differently) is kept until the next of them and
+// is then a CommError with its text on every rank.
 
 #include <ATen/core/Tensor.h>
 

@@ -50,6 +50,12 @@ class ScreenSink : public TestbedSink {
   StatusLine status_;
 };
 
+std::string quoted_for_shell(const std::string& text) {
+  std::string quoted = "'";
+  for (const char letter : text) quoted += letter == '\'' ? std::string("'\\''") : std::string(1, letter);
+  return quoted + "'";
+}
+
 std::string skipped_text(const std::vector<RunProgress>& runs) {
   const auto skipped = std::count_if(runs.begin(), runs.end(), [](const RunProgress& run) {
     return run.status == RunStatus::Skipped;
@@ -80,7 +86,7 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const T
   } else if (interrupted) {
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted; go on with: switchyard testbed "
                 << arguments.config << " --out " << folder.string();
-    for (const std::string& change : arguments.overrides) session.err << " --set '" << change << "'";
+    for (const std::string& change : arguments.overrides) session.err << " --set " << quoted_for_shell(change);
     session.err << "\n";
   }
 }

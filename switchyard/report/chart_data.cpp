@@ -75,7 +75,10 @@ json curve_json(const ThinCurve& curve) {
 
 json history_json(const StudyRun& run, bool has_domains) {
   json history = json::array();
-  for (const EvaluationRecord& evaluation : run.input.log.evaluations) {
+  const std::vector<EvaluationRecord>& all = run.input.log.evaluations;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const EvaluationRecord& evaluation = all[i];
+    if (i + 1 < all.size() && all[i + 1].step == evaluation.step) continue;  // was repeated over more text
     history.push_back({{"step", evaluation.step},
                        {"specialization", has_domains ? json(round_to(evaluation.specialization, kDigits)) : json()},
                        {"maxVio", round_to(evaluation.global.max_vio, kDigits)},

@@ -5,7 +5,6 @@
 #include <charconv>
 #include <set>
 
-#include "switchyard/core/text.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -28,19 +27,20 @@ std::string text_of(const Settings& settings, const std::string& key) {
 }
 
 /// 0 where it is missing or no number.
-double number_of(const Settings& settings, const std::string& key) {
+template <typename Number = double>
+Number number_of(const Settings& settings, const std::string& key) {
   const std::string text = text_of(settings, key);
-  double number = 0.0;
+  Number number{};
   std::from_chars(text.data(), text.data() + text.size(), number);
   return number;
 }
 
 /// Steps of a loss as a log counts them.
 std::string when(const Settings& settings, const std::string& prefix) {
-  const double from = number_of(settings, prefix + "from_step"), to = number_of(settings, prefix + "to_step");
+  const auto from = number_of<int64_t>(settings, prefix + "from_step"), to = number_of<int64_t>(settings, prefix + "to_step");
   std::string text;
-  if (from > 0.0) text += join_text(" after step ", from);
-  if (to > 0.0) text += join_text(" up to step ", to);
+  if (from > 0) text += join_text(" after step ", from);
+  if (to > 0) text += join_text(" up to step ", to);
   return text;
 }
 
@@ -80,8 +80,9 @@ std::vector<std::string> differing_keys(const std::vector<const Settings*>& runs
   }
   std::vector<std::string> keys;
   for (auto& [key, found] : values) {
-    const bool is_everywhere = std::ranges::all_of(runs, [&key](const Settings* run) { return run->contains(key); });
-    const bool of_few = key.starts_with(kTerms) && !is_everywhere;
+    const bool of_few = key.starts_with(kTerms) && std::ranges::any_of(runs, [&key](const Settings* run) {
+      return run->contains("balance.method") && !run->contains(key);
+    });
     if (decides_training(key) && (found.size() > 1 || of_few)) keys.push_back(key);
   }
   return keys;
@@ -103,8 +104,9 @@ std::string balancing_text(const StartRecord& start, const Settings& settings) {
     parts.push_back(join_text(text_of(settings, prefix + "method"), " ", number_of(settings, prefix + "coefficient"), " over ",
                               text_of(settings, prefix + "scope"), when(settings, prefix)));
   }
-  constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {
-      {{"balance.z_coefficient", "z-loss "}, {"balance.simbal_coefficient", "SimBal "}, {"balance.orthogonality_coefficient", "orthogonality "}}};
+  constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {{{"balance.z_coefficient", "z-loss "},
+                                                                           {"balance.simbal_coefficient", "SimBal "},
+                                                                           {"balance.orthogonality_coefficient", "orthogonality "}}};
   for (const auto& [key, name] : kOthers) {
     if (number_of(settings, key) != 0.0) parts.push_back(join_text(name, number_of(settings, key)));
   }

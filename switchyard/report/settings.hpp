@@ -1,5 +1,6 @@
 #pragma once
-// What runs were trained with, read from their resolved configurations line by line: the report knows no key but those it puts in words.
+// What runs were trained with, read from their resolved configurations line by line: the report knows no key but those that it
+// puts in words.
 
 #include <map>
 #include <string>

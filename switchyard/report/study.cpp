@@ -74,8 +74,12 @@ struct NamedRuns {
   [[nodiscard]] std::string label(const StudyRun& run) const {
     const StartRecord& start = run.input.log.start;
     std::vector<std::string> parts;
+    const bool terms = std::ranges::any_of(keys, [](const std::string& key) { return key.starts_with("balance.terms["); });
     if (starts.size() > 1) parts.push_back(join_text(start.router, ", ", start.scope, ", ", start.method, " ", start.coefficient));
-    for (const std::string& key : keys) parts.push_back(join_text(key, " = ", value_of(run.settings, key)));
+    if (terms) parts.push_back(balancing_text(start, run.settings));
+    for (const std::string& key : keys) {
+      if (!key.starts_with("balance.terms[")) parts.push_back(join_text(key, " = ", value_of(run.settings, key)));
+    }
     return parts.empty() ? start.arm : join_text(start.arm, " (", comma_list(parts), ")");
   }
 };

@@ -186,9 +186,11 @@ std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& s
   const std::string name = html_escape(baseline.label);
   if (body.empty()) return join_text("<p class=\"empty\">No other finished arm shares a seed with ", name, ".</p>\n");
   return table("Paired differences",
-               join_text("Each arm minus <b>", name, "</b> on the same seed", group.same_beginning ? " (same data order, same initial weights)" : "",
-                         ", mean over the seeds that both have; ", held_out_text(group), ", mean of layers. Brackets: 95 % t-interval of the mean "
-                         "difference; one that holds 0 shows no difference, and one from two seeds is wide."),
+               join_text("Each arm minus <b>", name, "</b> on the same seed",
+                         group.same_beginning ? " (same data order, same initial weights)" : "",
+                         ", mean over the seeds that both have; ", held_out_text(group),
+                         ", mean of layers. Brackets: 95 % t-interval of the mean difference; one that holds 0 shows no difference, "
+                         "and one from two seeds is wide."),
                "<th scope=\"col\">Arm</th><th scope=\"col\">Shared seeds</th>" + metric_headings(metrics), "<tbody>" + body + "</tbody>");
 }
 

@@ -89,7 +89,8 @@ void check_run_table(const ConfigNode& node) {
   int64_t seed = RunConfig().seed;
   if (run.has("seed")) run.get("seed", seed);
   SWITCHYARD_CHECK(seed == RunConfig().seed, ConfigError, run.where("seed"), " is ", seed,
-                   ", but the testbed sets the seed of each run; give seeds = [", seed, "] beside name, or --set seeds=[", seed, "]");
+                   ", but the testbed sets the seed of each run; give seeds = [", seed, "] beside name, or --set seeds=[", seed,
+                   "]");
   std::string arm;
   if (run.has("arm")) run.get("arm", arm);
   SWITCHYARD_CHECK(arm.empty(), ConfigError, run.where("arm"), " is '", arm, "', but arms are named in [[arms]]");

@@ -33,7 +33,6 @@ constexpr const char* kBalance = "balance.safetensors";
 constexpr const char* kPreviousCounts = "previous_counts_LE";
 constexpr const char* kEmaFractions = "ema_fractions_LE";
 constexpr const char* kSelectionOffsets = "selection_offsets_LE";
-constexpr const char* kAutoType = "\"auto\"";  // as flatten() writes it
 
 std::string folder_name(int64_t step) {
   std::ostringstream name;
@@ -86,8 +85,7 @@ void write_state(const fs::path& path, const CheckpointInfo& info, const AdamW& 
                        {"optimizer_steps", optimizer.steps_done()},
                        {"batcher", {{"step", state.batcher.step}, {"drawn", state.batcher.drawn_N}}},
                        {"domains", info.domains},
-                       {"data_hash", info.data_hash},
-                       {"compute_type", info.compute_type}};
+                       {"data_hash", info.data_hash}};
   write_file_atomically(path, object.dump(2) + "\n");
 }
 
@@ -170,8 +168,9 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
   fs::directory_iterator entry(run_folder / kFolder, error);
   if (error == std::errc::no_such_file_or_directory) return found;
   // A folder that cannot be read is not an empty one: the run would start anew.
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+  while (!error && entry != fs::directory_iterator()) {
     if (entry->path().filename().string().starts_with(kPrefix) && entry->is_directory(error)) found.push_back(entry->path());
+    if (!error) entry.increment(error);
   }
   SWITCHYARD_CHECK(!error, DataError, "cannot read the checkpoints in ", (run_folder / kFolder).string(), ": ", error.message());
   std::sort(found.begin(), found.end());
@@ -222,7 +221,6 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
     const json state = parse_json(checkpoint / kState);
     info.domains = state.at("domains").get<std::vector<std::string>>();
     info.data_hash = state.at("data_hash").get<std::string>();
-    info.compute_type = state.value("compute_type", "");
     return info;
   } catch (const json::exception& error) {
     throw DataError(join_text((checkpoint / kManifest).string(), " is damaged: ", error.what()));
@@ -269,9 +267,7 @@ std::vector<ConfigDifference> check_resume_config(const RunConfig& saved, const 
   std::vector<ConfigDifference> allowed;
   std::string refused;
   for (const ConfigDifference& difference : compare(saved, given)) {
-    // What auto stands for is compared with the checkpoint's compute type.
-    const bool of_auto = difference.key == "execution.dtype" && (difference.before == kAutoType || difference.after == kAutoType);
-    if (may_change_on_resume(difference.key) || of_auto) {
+    if (may_change_on_resume(difference.key)) {
       allowed.push_back(difference);
     } else {
       refused += join_text("\n  ", difference.key, " was ", difference.before, ", now ", difference.after);

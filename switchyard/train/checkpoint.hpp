@@ -32,7 +32,6 @@ struct CheckpointInfo {
   RunConfig config;                  // resolved
   std::vector<std::string> domains;  // in the order of their labels
   std::string data_hash;             // SHA-256 of the data set's manifest
-  std::string compute_type;          // bfloat16, float32, float64; empty in early checkpoints
 };
 
 /// Checkpoints of a run, oldest first; empty where there is none. Only names are looked at.

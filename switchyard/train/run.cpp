@@ -49,17 +49,17 @@ void check_fits(const RunConfig& config, const Dataset& dataset) {
 /// Everything a run holds while it runs, on one of its ranks. Made without messages; the rest is collective.
 class TrainingRun {
  public:
-  TrainingRun(const RunConfig& config, const RunOptions& options, RunFolder* folder, RunRanks& ranks)
+  TrainingRun(const RunConfig& config, ComputeType compute, const RunOptions& options, RunFolder* folder, RunRanks& ranks)
       : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(config.data.path),
         batcher_((check_fits(config, dataset_), dataset_), config.data.batcher, seed()),
-        compute_(resolve_compute_type(config.execution.dtype)),
+        compute_(compute),
         model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed(), expert_ranks()),
         optimizer_(parameters_of_rank(), config.optimizer), heldout_(load_heldout(dataset_, config)),
-        info_{config, batcher_.domains(), dataset_.hash(), to_string(compute_)} {
+        info_{config, batcher_.domains(), dataset_.hash()} {
     state_.batcher = batcher_.state();
   }
 
-  /// What cannot be started or resumed leaves no trace: folder and store are written only at the end of this.
+  /// What cannot be started or resumed leaves no folder: it and the store are written only at the end of this.
   void prepare(ProgressSink& progress) {
     ranks_.require_same("configuration", to_toml(config_));
     ranks_.require_same("data set", dataset_.hash());
@@ -76,7 +76,7 @@ class TrainingRun {
       recorder_.emplace(*folder_, config_, progress);  // a folder with a configuration is kept, so that comes last
       try {
         folder_->write_config_file(config_);
-      } catch (const Error& error) {
+      } catch (const std::exception& error) {
         recorder_->failed(error.what());
         throw;
       }
@@ -172,10 +172,6 @@ class TrainingRun {
     SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
                      " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
                      "--set data.path=FOLDER, or start a new run");
-    const std::string& before_type = found.info.compute_type;
-    SWITCHYARD_CHECK(before_type.empty() || before_type == info_.compute_type, ConfigError, "this run computes in ", before_type,
-                     ", and execution.dtype = ", to_string(config_.execution.dtype), " is ", info_.compute_type,
-                     " on this processor; give --set execution.dtype=", before_type);
     return found.path.string();
   }
 
@@ -201,10 +197,12 @@ class TrainingRun {
                        to_string(config_.execution.experts),
                        ranks_before_ == ranks_.size() ? "" : join_text(", before on ", ranks_before_)));
     }
-    if (state_.step > 0) return;
-    if (config_.execution.dtype == ComputeType::Auto) {
-      notice(join_text("execution.dtype = auto: this processor computes in ", to_string(compute_)));
+    const bool is_faster = compute_ == resolve_compute_type(ComputeType::Auto);
+    if (config_.execution.dtype == ComputeType::Auto && (state_.step == 0 || !is_faster)) {
+      notice(join_text("execution.dtype = auto: this run computes in ", to_string(compute_),
+                       is_faster ? ", the faster type of this processor" : ", as it began, which is not the faster type here"));
     }
+    if (state_.step > 0) return;
     if (heldout_.sequences < kSequencesRule) {
       notice(join_text("evaluation runs over ", heldout_.sequences, " held-out sequences; below ", kSequencesRule,
                        " its error is near the difference between seeds"));
@@ -348,6 +346,20 @@ void check_ranks(const RunConfig& config, int64_t num_ranks) {
                    " ranks cannot share evenly; expected a multiple of ", num_ranks);
 }
 
+/// auto goes on in the type that the run began in: another processor may be faster in another one. Collective
+ComputeType compute_type_of(const RunConfig& config, const RunOptions& options, RunRanks& ranks) {
+  std::string before;
+  ranks.together([&] {
+    const std::filesystem::path log = options.folder / "log.jsonl";
+    const bool resumed = ranks.is_first() && options.resume == Resume::Yes && std::filesystem::exists(log);
+    if (resumed && config.execution.dtype == ComputeType::Auto) before = read_run_log(log).start.compute_type;
+  });
+  before = ranks.from_first(before);
+  ComputeType type = config.execution.dtype;
+  if (!before.empty()) parse(before, type);
+  return resolve_compute_type(type);
+}
+
 }  // namespace
 
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress) {
@@ -360,8 +372,9 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
     check_ranks(resolved, ranks.size());
     if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
     if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
-    run = std::make_unique<TrainingRun>(resolved, options, folder.get(), ranks);
   });
+  const ComputeType compute = compute_type_of(resolved, options, ranks);
+  ranks.together([&] { run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks); });
   run->prepare(progress);
   return run->run();
 }

@@ -62,7 +62,8 @@ void RunConfig::validate(const std::string& where) const {
   check(steps >= 1, "steps", steps, "1 or more");
   for (const BalanceTerm& term : all_terms(balance)) {
     check(term.from_step < steps, "balance.from_step", term.from_step,
-          join_text("a step below steps = ", steps, ": the loss '", term.method, "' over ", to_string(term.scope), " would never act"));
+          join_text("a step below steps = ", steps, ": the loss '", term.method, "' over ", to_string(term.scope),
+                    " would never act"));
   }
   const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
   check(!acts_on_router(balance) || takes_it, "balance.coefficient", balance.coefficient,

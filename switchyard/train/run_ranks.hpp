@@ -27,7 +27,7 @@ class RunRanks {
 
   /// Runs `part` on every rank, then lets all know how it went. `part` must not be collective. Collective.
   /// @throws what `part` threw, on the first rank; SharedError with the texts of all on the others, and where only another rank
-  ///         than the first failed
+  ///         than the first failed. Where the ranks cannot tell each other (CommError), each throws what its own part threw
   void together(const std::function<void()>& part);
 
   /// The sum over ranks. Collective.

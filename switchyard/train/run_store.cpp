@@ -72,13 +72,13 @@ class Statement {
 
 // SQLite does not wait, whatever its time-out, for another process that makes a new file write ahead at the same moment.
 void write_ahead(sqlite3* database, const std::string& path) {
-  constexpr int kPause = 5;
-  for (int waited = 0;; waited += kPause) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyMilliseconds);
+  while (true) {
     const int result = sqlite3_exec(database, "PRAGMA journal_mode = WAL", nullptr, nullptr, nullptr);
     if (result == SQLITE_OK) return;
-    SWITCHYARD_CHECK(result == SQLITE_BUSY && waited < kBusyMilliseconds, DataError, "run store ", path, ": ",
+    SWITCHYARD_CHECK(result == SQLITE_BUSY && std::chrono::steady_clock::now() < end, DataError, "run store ", path, ": ",
                      sqlite3_errmsg(database));
-    sqlite3_sleep(kPause);
+    sqlite3_sleep(/*ms=*/5);
   }
 }
 

@@ -68,6 +68,7 @@ TEST(CausalAttention, IsCloseInBfloat16) {
 
 TEST(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
   const std::vector<at::Tensor> in = random_heads({2, 2, 130, 2, 32}, at::kBFloat16);
+  if (!has_tile_attention({in[0], in[1], in[2]})) return;  // ATen's products are not asked for equal bits
   const int threads = at::get_num_threads();
   at::set_num_threads(3);
   const at::Tensor together = causal_attention({in[0], in[1], in[2]});

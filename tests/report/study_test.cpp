@@ -93,9 +93,14 @@ TEST(MakeGroups, SplitsAnArmWhoseConfigurationsDiffer) {
   EXPECT_THAT(labels(group), ElementsAre("x (optimizer.learning_rate = 0.001)", "x (optimizer.learning_rate = 0.004)"));
   EXPECT_THAT(group.arms[1].runs, ElementsAre(1, 2));
   EXPECT_TRUE(group.same_beginning);
-  third.config_toml += "[[balance.terms]]\nscope = \"micro_batch\"\n";
-  EXPECT_EQ(make_groups({first, second, third}, {})[0].arms.size(), 3U);
+  for (RunInput* run : {&first, &second, &third}) run->config_toml += "[balance]\nmethod = \"lbl\"\n";
+  third.config_toml += "[[balance.terms]]\nmethod = \"lbl\"\nscope = \"micro_batch\"\ncoefficient = 0.01\n";
+  const StudyGroup terms = make_groups({first, second, third}, {})[0];
+  ASSERT_EQ(terms.arms.size(), 3U);
+  EXPECT_THAT(terms.arms[2].label, HasSubstr("lbl 0.1 over optimizer_batch; lbl 0.01 over micro_batch"));
   third.config_toml = "# config.toml is missing in the run folder\n";  // says nothing
+  EXPECT_EQ(make_groups({second, third}, {})[0].arms.size(), 1U);
+  second.config_toml += "[[balance.terms]]\nmethod = \"lbl\"\n";
   EXPECT_EQ(make_groups({second, third}, {})[0].arms.size(), 1U);
 }
 

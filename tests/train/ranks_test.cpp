@@ -190,7 +190,8 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
   }
 }
 
-// Counting is closed when the second forward of a pre-pass, or of recomputed layers, chooses otherwise: no message is left but the last.
+// Counting is closed when the second forward of a pre-pass, or of recomputed layers, chooses otherwise: no message is left but
+// the last.
 TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
   for (const StepOptions& order : step_orders()) {
     if (order.exact == ExactOrder::Retain) continue;
