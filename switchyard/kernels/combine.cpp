@@ -4,9 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
@@ -49,15 +49,18 @@ void combine(const Value* rows, const Wide* weights, const TokenSlots& slots, Va
   constexpr int64_t kTokensPerTask = 64;
   at::parallel_for(0, num_tokens, kTokensPerTask, [&](int64_t first, int64_t last) {
     const RowOps<Value>& ops = row_ops<Value>();
-    std::vector<Wide> sum(static_cast<size_t>(width));
+    std::vector<const Value*> rows_K;
+    std::vector<Wide> weights_K;
     for (int64_t token = first; token < last; ++token) {
-      std::fill(sum.begin(), sum.end(), Wide(0));
+      rows_K.clear();
+      weights_K.clear();
       const auto t = static_cast<size_t>(token);
       for (int64_t i = slots.begin[t]; i < slots.begin[t + 1]; ++i) {
         const int64_t slot = slots.slot[static_cast<size_t>(i)];
-        ops.add_scaled(sum.data(), rows + slot * width, weights ? weights[slot] : Wide(1), width);
+        rows_K.push_back(rows + slot * width);
+        weights_K.push_back(weights ? weights[slot] : Wide(1));
       }
-      ops.store(sum.data(), out + token * width, width);
+      ops.weighted_sum(rows_K.data(), weights_K.data(), std::ssize(rows_K), out + token * width, width);
     }
   });
 }

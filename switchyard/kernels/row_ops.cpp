@@ -243,6 +243,17 @@ void store_row(const WideOf<Value>* sum, Value* out, int64_t width) {
 }
 
 template <typename Value>
+void weighted_sum(const Value* const* rows, const WideOf<Value>* weights, int64_t num_rows, Value* out, int64_t width) {
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    auto sum = hn::Zero(Tag<Value>());
+    for (int64_t row = 0; row < num_rows; ++row) {
+      sum = hn::MulAdd(load(rows[row] + i, part), hn::Set(Tag<Value>(), weights[row]), sum);
+    }
+    store(sum, out + i, part);
+  });
+}
+
+template <typename Value>
 WideOf<Value> sum_of_squares(const Value* row, int64_t width) {
   auto sum = hn::Zero(Tag<Value>());
   for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
@@ -257,7 +268,7 @@ constexpr RowOps<Value> kRowOps = {
     &rms_norm<Value>, &rms_norm_backward<Value>, &norm_rotate<Value>,   &norm_rotate_backward<Value>,
     &swiglu<Value>,   &swiglu_backward<Value>,   &softmax<Value>,       &softmax_backward<Value>,
     &cross_entropy<Value>, &cross_entropy_gradient<Value>, &add<Value>, &add_scaled<Value>, &sum_rows<Value>,
-    &store_row<Value>, &sum_of_squares<Value>};
+    &store_row<Value>, &weighted_sum<Value>, &sum_of_squares<Value>};
 
 const RowOps<c10::BFloat16>* bfloat16_ops() { return &kRowOps<c10::BFloat16>; }
 const RowOps<float>* float_ops() { return &kRowOps<float>; }

@@ -56,6 +56,8 @@ struct RowOps {
   void (*sum_rows)(const Value* const* rows, int64_t num_rows, int64_t begin, Wide* sum, int64_t width);
   /// out = sum, rounded
   void (*store)(const Wide* sum, Value* out, int64_t width);
+  /// out = ((weights[0] rows[0] + weights[1] rows[1]) + ...), rounded; zeros for no rows
+  void (*weighted_sum)(const Value* const* rows, const Wide* weights, int64_t num_rows, Value* out, int64_t width);
 
   Wide (*sum_of_squares)(const Value* row, int64_t width);
 };

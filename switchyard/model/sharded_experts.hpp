@@ -1,6 +1,6 @@
 #pragma once
-// Experts divided over ranks: token rows travel to the rank that holds their expert, are computed there, and travel back.
-// T tokens, D width, E experts over all ranks, F expert width, A slots (of this rank's tokens, or those received), R ranks.
+// Experts divided over ranks: a token's row travels once to each rank that holds some of its experts; their weighted sum travels back.
+// T tokens, D width, E experts over all ranks, F expert width, A slots (of this rank's tokens, or of its experts), R ranks.
 
 #include <ATen/core/Tensor.h>
 
@@ -11,7 +11,8 @@ namespace switchyard {
 
 /// What grouped_experts() computes, where rank r holds experts [r E/R, (r + 1) E/R) and every rank has tokens of its own.
 /// Differentiable in the same arguments; the gradient of this rank's weights is complete: it holds the tokens of all ranks.
-/// Collective, forward and backward: an all-gather of E counts, then all-to-all exchanges of rows and combine weights. Every rank
+/// Sums are those of grouped_experts() taken in parts, one a rank, each rounded to the type of the rows.
+/// Collective, forward and backward: an all-gather of counts, then all-to-all exchanges of rows and combine weights. Every rank
 /// must run both, in the same order; a rank without tokens takes part with none.
 /// @param hidden_TD    of this rank
 /// @param gate_up_EFD  [E / R, 2F, D], this rank's

@@ -10,6 +10,7 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
 
 #include "switchyard/comm/threads.hpp"
 #include "switchyard/core/error.hpp"
@@ -138,6 +139,56 @@ void check_experts_in_bfloat16(Communicator& comm) {
 
 TEST(ShardedExperts, AreNearInBfloat16) {
   for (const int64_t num_ranks : {1, 2, 4}) run_ranks(num_ranks, check_experts_in_bfloat16);
+}
+
+struct DoneWork final : Work {
+  bool ready() override { return true; }
+  void wait() override {}
+};
+
+/// Hands collectives on and counts the bytes that leave this rank in exchanges.
+class CountingCommunicator final : public Communicator {
+ public:
+  explicit CountingCommunicator(Communicator& inner) : inner_(inner) {}
+  [[nodiscard]] int64_t rank() const override { return inner_.rank(); }
+  [[nodiscard]] int64_t size() const override { return inner_.size(); }
+  int64_t bytes_sent = 0;
+
+ protected:
+  [[nodiscard]] std::unique_ptr<Work> start(Call call) override {
+    if (call.header.operation == Operation::AllGather) {
+      inner_.all_gather(call.send, call.receive);
+      return std::make_unique<DoneWork>();
+    }
+    for (int64_t peer = 0; peer < size(); ++peer) {
+      if (peer != rank()) bytes_sent += call.header.send_bytes_R[static_cast<size_t>(peer)];
+    }
+    inner_.all_to_all(call.send, call.header.send_bytes_R, call.receive, call.header.receive_bytes_R);
+    return std::make_unique<DoneWork>();
+  }
+  [[nodiscard]] std::unique_ptr<Communicator> make_part(const std::vector<int64_t>&, int64_t) override { return nullptr; }
+
+ private:
+  Communicator& inner_;
+};
+
+TEST(ShardedExperts, SendATokenOnceToARankThatHoldsSeveralOfItsExperts) {
+  run_ranks(2, [](Communicator& comm) {
+    constexpr int64_t kTokens = 3;
+    const int64_t others_first = 4 * (1 - comm.rank());
+    at::Tensor ids_TK = at::empty({kTokens, 2}, at::kLong);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      ids_TK[t][0] = others_first + t % 2;
+      ids_TK[t][1] = others_first + 3;
+    }
+    const Routing routing = routing_from_top_k(ids_TK, normal("weights", {kTokens, 2}), kExperts);
+    CountingCommunicator counting(comm);
+    (void)sharded_experts(normal("hidden", {kTokens, kWidth}), normal("gate_up", {4, 2 * kExpertWidth, kWidth}),
+                          normal("down", {4, kWidth, kExpertWidth}), {routing.token_A, routing.weight_A, routing.offsets_E}, counting);
+    constexpr int64_t kRows = kTokens * kWidth * 8;    // double
+    constexpr int64_t kNotes = 2 * kTokens * (8 + 8);  // of each slot its token's row and its weight
+    EXPECT_EQ(counting.bytes_sent, kRows + kNotes + kRows);
+  });
 }
 
 TEST(ShardedExperts, RefuseOffsetsOfAnotherNumberOfExperts) {
