@@ -367,12 +367,8 @@ BalanceValues StepBalance::values() const {
 
 void StepBalance::finish(BalanceState& state) const {
   const at::Tensor counts_LE = step_counts_LE();
-  if (impl_->many_ranks()) {
-    // What a layer that ran again in backward found. One small message where there is nothing to tell.
-    int64_t problems = impl_->problem.empty() ? 0 : 1;
-    impl_->ranks.comm.all_reduce_sum(std::span(&problems, 1));
-    if (problems > 0) throw_if_any(impl_->ranks.comm, impl_->problem);
-  }
+  // What a layer that ran again in backward found.
+  if (impl_->many_ranks()) throw_if_any(impl_->ranks.comm, impl_->problem);
   // A step of padding says nothing about the experts; what is known from before stays.
   if (impl_->step_tokens() == 0) return;
   keep_counts(counts_LE, ema_decay(impl_->config), state);

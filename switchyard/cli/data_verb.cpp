@@ -164,7 +164,7 @@ void add_show_verb(CLI::App& data, Action& chosen) {
     OutputFormat format = OutputFormat::Text;
   };
   auto arguments = std::make_shared<ShowArguments>();
-  CLI::App* verb = data.add_subcommand("show", "What a data set holds; checks every file against the manifest");
+  CLI::App* verb = data.add_subcommand("show", "What a data set holds; compares tokenizer.model and every shard with the manifest");
   verb->add_option("folder", arguments->folder, "data set")->required()->type_name("DIR");
   add_json_flag(*verb, arguments->format, "the manifest: packages, licences, hashes, counts");
   verb->footer("Example:\n  switchyard data show data/mix8");

@@ -23,6 +23,7 @@ std::string where(const Communicator& comm) {
 std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text) {
   const std::vector<int64_t> lengths_R = all_values(comm, std::ssize(text));
   const auto longest = static_cast<size_t>(std::ranges::max(lengths_R));
+  if (longest == 0) return std::vector<std::string>(lengths_R.size());
   std::string padded(text);
   padded.resize(longest);
   std::string all_R(longest * lengths_R.size(), '\0');

@@ -26,7 +26,7 @@ class Dataset {
   /// @throws DataError when the folder is no data set, or a file is missing, damaged or does not fit the manifest
   explicit Dataset(const std::filesystem::path& folder, ShardCheck check = ShardCheck::Tokens);
 
-  /// Compares the SHA-256 of the tokenizer and of every shard with the manifest (a second per 500 MB).
+  /// Compares the SHA-256 of tokenizer.model and of every shard with the manifest (a second per 500 MB).
   /// @throws DataError naming the file that is missing or another one
   void check_files() const;
 

@@ -35,7 +35,6 @@ struct TokenExchange : torch::CustomClassHolder {
   at::Tensor token_Y;                               // this rank's token of each visit it makes, by rank
   at::Tensor visit_A, weight_A;                     // of each slot here: the row of its token among those that came, its weight
   at::Tensor by_expert_A;                           // of the slots as they come, (rank, expert): in the order (expert, rank)
-  at::Tensor by_rank_A;                             // the inverse
   std::vector<int64_t> offsets;                     // E / R + 1, of the slots in the order (expert, rank)
 };
 using Exchange = c10::intrusive_ptr<TokenExchange>;
@@ -73,7 +72,7 @@ std::vector<int64_t> plan_visits(TokenExchange& exchange, const at::Tensor& toke
   return visit_A;
 }
 
-// Fills in by_expert_A, by_rank_A and offsets. @param counts_RE  what each rank has on each of this rank's experts
+// Fills in by_expert_A and offsets. @param counts_RE  what each rank has on each of this rank's experts
 void plan_order(TokenExchange& exchange, const std::vector<std::vector<int64_t>>& counts_RE) {
   std::vector<int64_t> next_R;  // the first slot of each rank that was not met
   int64_t received = 0;
@@ -81,19 +80,15 @@ void plan_order(TokenExchange& exchange, const std::vector<std::vector<int64_t>>
     next_R.push_back(received);
     received += slots;
   }
-  std::vector<int64_t> by_expert_A, by_rank_A(static_cast<size_t>(received));
+  std::vector<int64_t> by_expert_A;
   exchange.offsets.push_back(0);
   for (size_t expert = 0; expert < counts_RE.front().size(); ++expert) {
     for (size_t rank = 0; rank < counts_RE.size(); ++rank) {
-      for (int64_t i = 0; i < counts_RE[rank][expert]; ++i) {
-        by_rank_A[static_cast<size_t>(next_R[rank])] = std::ssize(by_expert_A);
-        by_expert_A.push_back(next_R[rank]++);
-      }
+      for (int64_t i = 0; i < counts_RE[rank][expert]; ++i) by_expert_A.push_back(next_R[rank]++);
     }
     exchange.offsets.push_back(std::ssize(by_expert_A));
   }
   exchange.by_expert_A = tensor_of(by_expert_A);
-  exchange.by_rank_A = tensor_of(by_rank_A);
 }
 
 struct SlotNote {
@@ -150,7 +145,6 @@ Exchange make_exchange(const ExpertSlots& slots, int64_t num_tokens, Communicato
     exchange->visits_from_R.push_back(from_rank[static_cast<ptrdiff_t>(num_experts) + comm.rank()]);
   }
   plan_order(*exchange, counts_RE);
-
   fetch_slots(*exchange, sent_visit_A, slots.weight_A);
   return exchange;
 }
@@ -208,8 +202,8 @@ struct ShardedExpertsFunction : torch::autograd::Function<ShardedExpertsFunction
     const at::Tensor d_out_YD = tokens_to_owners(gradients[0], *exchange);
     const ExpertRowsGradients result = expert_rows_backward(came_YD, gate_up_EFD, down_EDF, exchange->visit_A, exchange->weight_A,
                                                             exchange->offsets, gate_up, d_out_YD);
-    const at::Tensor d_weight_A = travel(result.weight_A.index_select(0, exchange->by_rank_A), exchange->slots_from_R,
-                                         exchange->slots_to_R, exchange->comm);
+    const at::Tensor as_they_came_A = at::empty_like(result.weight_A).index_copy_(0, exchange->by_expert_A, result.weight_A);
+    const at::Tensor d_weight_A = travel(as_they_came_A, exchange->slots_from_R, exchange->slots_to_R, exchange->comm);
     const at::Tensor d_hidden_TD =
         sums_from_owners(result.rows_AD, at::Tensor(), context->saved_data["tokens"].toInt(), *exchange);
     return {d_hidden_TD, result.gate_up_EFD, result.down_EDF, d_weight_A, at::Tensor()};

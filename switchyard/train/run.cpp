@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -149,10 +150,19 @@ class TrainingRun {
       batcher_.restore(state_.batcher);
     });
     ranks_before_ = state_.ranks;
-    const ScopeKind kind = config_.balance.scope.kind;
-    if (state_.ranks != ranks_.size() && (kind == ScopeKind::Ranks || kind == ScopeKind::Prefix)) {
-      pending_notices_.push_back(join_text("balance.scope = ", to_string(config_.balance.scope), " counts over ",
-                                           ranks_.size(), " ranks from here on; before it were ", state_.ranks));
+    if (state_.ranks != ranks_.size()) tell_of_scopes_over_ranks();
+  }
+
+  void tell_of_scopes_over_ranks() {
+    std::set<std::string> scopes;
+    for (const BalanceTerm& term : all_terms(config_.balance)) {
+      const bool over_ranks = term.scope.kind == ScopeKind::Ranks || term.scope.kind == ScopeKind::Prefix;
+      const bool is_over = term.to_step != 0 && term.to_step <= state_.step;
+      if (over_ranks && term.method != "none" && term.coefficient > 0.0 && !is_over) scopes.insert(to_string(term.scope));
+    }
+    for (const std::string& scope : scopes) {
+      pending_notices_.push_back(join_text("the balancing scope ", scope, " counts over ", ranks_.size(),
+                                           ranks_.size() == 1 ? " rank" : " ranks", " from here on, before over ", state_.ranks));
     }
   }
 
@@ -347,12 +357,12 @@ void check_ranks(const RunConfig& config, int64_t num_ranks) {
 }
 
 /// auto goes on in the type that the run began in: another processor may be faster in another one. Collective
-ComputeType compute_type_of(const RunConfig& config, const RunOptions& options, RunRanks& ranks) {
+/// @param folder  null on all ranks but the first
+ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, RunRanks& ranks) {
   std::string before;
   ranks.together([&] {
-    const std::filesystem::path log = options.folder / "log.jsonl";
-    const bool resumed = ranks.is_first() && options.resume == Resume::Yes && std::filesystem::exists(log);
-    if (resumed && config.execution.dtype == ComputeType::Auto) before = read_run_log(log).start.compute_type;
+    if (folder == nullptr || config.execution.dtype != ComputeType::Auto || !std::filesystem::exists(folder->log_path())) return;
+    before = read_run_log(folder->log_path()).start.compute_type;
   });
   before = ranks.from_first(before);
   ComputeType type = config.execution.dtype;
@@ -373,7 +383,7 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
     if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
     if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
   });
-  const ComputeType compute = compute_type_of(resolved, options, ranks);
+  const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
   ranks.together([&] { run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks); });
   run->prepare(progress);
   return run->run();
