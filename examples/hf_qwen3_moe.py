@@ -185,15 +185,41 @@ def parse_arguments(words):
     parser.add_argument("--out", type=pathlib.Path, required=True, help="run folder to make")
     parser.add_argument("--scope", default="optimizer_batch", help=", ".join(switchyard.SCOPES))
     parser.add_argument("--coefficient", type=float, default=0.1)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--micro-batches", type=int, default=8)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--experts", type=int, default=16)
-    parser.add_argument("--heldout", type=int, default=64, help="held-out sequences of each domain")
+    parser.add_argument("--steps", type=positive, default=300)
+    parser.add_argument("--length", type=positive, default=256, help="tokens of a sequence")
+    parser.add_argument("--micro-batches", type=positive, default=8)
+    parser.add_argument("--width", type=positive, default=128, help="a multiple of 8")
+    parser.add_argument("--layers", type=positive, default=4)
+    parser.add_argument("--experts", type=positive, default=16)
+    parser.add_argument("--heldout", type=positive, default=64, help="held-out sequences of each domain")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    try:
+        check_options(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return options
+
+
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected 1 or more")
+    return int(text)
+
+
+def check_options(options):
+    """What would fail later, before a folder is made."""
+    switchyard.Scope.parse(options.scope)
+    if not 0.0 <= options.coefficient < math.inf:
+        raise ValueError(f"--coefficient {options.coefficient}; expected a finite number, 0 or more")
+    if options.width % 8:  # four heads, and each turns pairs
+        raise ValueError(f"--width {options.width}; expected a multiple of 8")
+    if options.out.exists():
+        raise ValueError(f"--out {options.out} is there already; give the name of a new folder")
+    if not (options.data / "manifest.json").exists():
+        raise ValueError(f"--data {options.data} is no data set; switchyard data build makes one, see the top of this file")
+    domains = json.loads((options.data / "manifest.json").read_bytes())["domains"]
+    metrics.check_sizes(len(domains), options.experts, 2)
 
 
 def make_model(options, vocab_size):
@@ -221,7 +247,6 @@ def main(words=None):
     options = parse_arguments(words)
     manifest_text = (options.data / "manifest.json").read_bytes()
     manifest = json.loads(manifest_text)
-    metrics.check_sizes(len(manifest["domains"]), options.experts, 2)
     model = make_model(options, manifest["vocab_size"])
     log = RunLog(options.out)
     (options.out / "config.toml").write_text("".join(

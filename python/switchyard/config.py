@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import re
 from typing import Literal
 
@@ -25,6 +26,11 @@ Weighting = Literal["tokens", "mean"]
 LayerReduction = Literal["mean", "sum"]
 
 
+def _is_number(value: object, kind: type) -> bool:
+    """True and False are numbers to Python, and a slip here."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scope:
     """Over which tokens experts are counted. `kind` is the spelling in SCOPES without its parameter."""
@@ -36,6 +42,8 @@ class Scope:
     @staticmethod
     def parse(text: str) -> Scope:
         """Raises ConfigError that lists the scopes and the nearest one."""
+        if not isinstance(text, str):
+            raise ConfigError(f"scope={text!r}; expected one of the texts {', '.join(SCOPES)}")
         match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
         name, argument = match.groups() if match else (text, None)
         spellings = {spelling.split("(")[0]: spelling for spelling in SCOPES}
@@ -102,12 +110,17 @@ class BalanceConfig:
     contract: Contract
 
     def __post_init__(self) -> None:
-        if self.num_experts < 1 or self.num_layers < 1:
-            raise ConfigError(f"{self.num_layers} MoE layers of {self.num_experts} experts; expected at least 1 of each")
+        for name in ("num_experts", "num_layers"):
+            value = getattr(self, name)
+            if not _is_number(value, numbers.Integral) or value < 1:
+                raise ConfigError(f"{name}={value!r}; expected a whole number, 1 or more")
         for name in ("coefficient", "z_coefficient"):
             value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise ConfigError(f"{name}={value}; expected a finite number, 0 or more")
+            if not _is_number(value, numbers.Real) or not 0.0 <= value < float("inf"):
+                raise ConfigError(f"{name}={value!r}; expected a finite number, 0 or more")
+        if not isinstance(self.contract, Contract):
+            raise ConfigError(f"contract={self.contract!r}; expected a Contract such as "
+                              "Contract(micro_batches='mean', ranks='mean')")
         if self.weighting not in ("tokens", "mean"):
             raise ConfigError(f"weighting='{self.weighting}'; expected 'tokens' or 'mean'")
         if self.layers not in ("mean", "sum"):

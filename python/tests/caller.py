@@ -8,8 +8,8 @@ import switchyard
 
 
 def make_loss(scope, contract=("sum", "sum"), ranks=None, **settings):
-    settings = {"coefficient": 0.7, **settings}
-    loss = switchyard.BalanceLoss(num_experts=E, num_layers=L, scope=scope, contract=switchyard.Contract(*contract), **settings)
+    settings = {"num_experts": E, "num_layers": L, "coefficient": 0.7, **settings}
+    loss = switchyard.BalanceLoss(scope=scope, contract=switchyard.Contract(*contract), **settings)
     if ranks is not None:
         loss.ranks = ranks
     return loss

@@ -17,6 +17,7 @@ def batch_of(*lengths):
 @pytest.mark.parametrize("scope, message", [
     ("optimizer_bach", r"did you mean 'optimizer_batch'\?"), ("sequences", r"expected sequences\(n\)"),
     ("sequences(0)", "at least 1"), ("ema(1.5)", "0 < decay < 1"), ("ranks(2)", "takes no parameter"), ("", "known: sequence"),
+    (7, "scope=7; expected one of"),
 ])
 def test_unknown_scopes(scope, message):
     with pytest.raises(ConfigError, match=message):
@@ -25,14 +26,18 @@ def test_unknown_scopes(scope, message):
 
 @pytest.mark.parametrize("changes, message", [
     ({"coefficient": -1.0}, "coefficient=-1.0"), ({"coefficient": float("nan")}, "finite"),
-    ({"weighting": "x"}, "weighting='x'"), ({"layers": "x"}, "layers='x'"), ({"on_recount": "x"}, "on_recount='x'"),
-    ({"ops": "x"}, "ops='x'"),
+    ({"coefficient": True}, "coefficient=True"), ({"coefficient": "0.1"}, "coefficient='0.1'"),
+    ({"num_layers": "1"}, "num_layers='1'"), ({"num_experts": 4.5}, "num_experts=4.5; expected a whole number"),
+    ({"num_experts": 0}, "num_experts=0"), ({"weighting": "x"}, "weighting='x'"),
+    ({"layers": "x"}, "layers='x'"), ({"on_recount": "x"}, "on_recount='x'"), ({"ops": "x"}, "ops='x'"),
 ])
 def test_settings(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_loss("prefix", **changes)
     with pytest.raises(ConfigError, match="micro_batches='average'"):
         Contract("average", "mean")
+    with pytest.raises(ConfigError, match="contract='mean'; expected a Contract"):
+        switchyard.BalanceLoss(num_experts=E, num_layers=L, scope="prefix", coefficient=0.1, contract="mean")
 
 
 @pytest.mark.parametrize("scope", ["optimizer_batch", "sequences(2)"])

@@ -65,7 +65,7 @@ FACTORS = {  # by what the flaw multiplies the loss, given ranks and micro-batch
 }
 
 
-def make_loss(scope, flaw=None, averaging="mean"):
+def make_loss(scope, flaw=None, averaging="mean", dtype=torch.double):
     def end_step(memory):
         if flaw != "buffer not emptied":
             memory.clear() if flaw != "first denominator" else [memory.pop(key) for key in list(memory) if key != "tokens"]
@@ -79,13 +79,13 @@ def make_loss(scope, flaw=None, averaging="mean"):
             raise ValueError("router logits are missing: pass output_router_logits=True")
         groups = groups_of(batch, scope, flaw)
         valid = groups >= 0
-        total = torch.zeros((), dtype=torch.double)
+        total = torch.zeros((), dtype=dtype)
         tokens = memory.setdefault("tokens", batch.step_tokens) if flaw == "first denominator" else batch.step_tokens
         pooled = sum(counts_of(batch, layer, groups, flaw) for layer in range(len(batch.logits)))
         for layer, logits in enumerate(batch.logits):
             counts = pooled if flaw == "layers pooled" else counts_of(batch, layer, groups, flaw)
             fractions = fractions_of(batch, group, memory, layer, counts, scope, flaw)
-            scores = scores_of(batch, logits, flaw)
+            scores = scores_of(batch, logits.to(dtype), flaw)
             scores = scores.detach() if flaw == "no gradient" else scores
             per_token = (fractions[groups[valid]] * scores[valid]).sum(-1)
             if flaw == "mean length":
@@ -96,6 +96,7 @@ def make_loss(scope, flaw=None, averaging="mean"):
         factor *= FACTORS.get(flaw, lambda ranks, micro_batches: 1)(group.world_size, batch.num_micro_batches)
         value = total * factor / max(tokens, 1) / len(batch.logits)
         value = value.clamp_min(1.0) if flaw == "never below one" else value
+        value = 2 * value - value.detach() if flaw == "twice the gradient" else value
         return (1.0 if flaw == "coefficient unused" else batch.coefficient) * value
 
     return loss
@@ -109,6 +110,7 @@ FLAWS = [
     ("times micro-batches", "B4", "accumulation", "micro_batch"),
     ("no gradient", "B5", "coefficient", "micro_batch"),
     ("coefficient unused", "B5", "coefficient", "prefix"),
+    ("twice the gradient", "B5", "coefficient", "micro_batch"),
     ("times ranks", "B6", "enters-once", "micro_batch"),
     ("counts each run", "B7", "recompute", "prefix"),
     ("largest scores", "B8", "used-choices", "micro_batch"),

@@ -43,6 +43,12 @@ def test_a_right_loss_holds(scope, averaging):
     assert all(finding.message for finding in findings.values() if finding.verdict == DOES_NOT_APPLY)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_right_loss_in_fp32_holds(scope):
+    assert {name: finding.message for name, finding in verdicts(make_loss(scope, dtype=torch.float32)).items()
+            if finding.verdict == FAILS} == {}
+
+
 @pytest.mark.parametrize("flaw,id_,check,scope", FLAWS)
 def test_a_flaw_is_caught_by_the_check_meant_for_it(flaw, id_, check, scope):
     finding = run_check(make_loss(scope, flaw), CHECK[check])

@@ -53,6 +53,18 @@ def test_it_trains_and_ends_in_a_report(scope, data, tmp_path):
     assert scope in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("words,message", [
+    (["--scope", "optimizer_bach"], "did you mean 'optimizer_batch'?"), (["--data", "nowhere"], "nowhere is no data set"),
+    (["--width", 12], "a multiple of 8"), (["--steps", 0], "expected 1 or more"), (["--experts", 3], "2 domains, 3 experts"),
+    (["--coefficient", "nan"], "expected a finite number"), (["--out", "."], "is there already"),
+])
+def test_wrong_use_is_named_and_leaves_nothing(words, message, data, tmp_path):
+    command = [sys.executable, ROOT / "examples/hf_qwen3_moe.py", "--data", data, "--out", tmp_path / "run", *words]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_metrics_are_those_of_the_program(data, tmp_path):
     """From the counts of a run of the program, every number that follows from counts by domain."""
     (tmp_path / "run.toml").write_text(f'''

@@ -30,8 +30,8 @@ def function_of(target):
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        fail(f"cannot import {module_name}: {error}")
+    except Exception as error:  # also a mistake in the user's file
+        fail(f"cannot import {module_name}: {type(error).__name__}: {error}")
     function = getattr(module, name, None)
     if not callable(function):
         known = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")))
@@ -54,8 +54,9 @@ def main():
     parser.add_argument("functions", nargs="*", metavar="package.module:function")
     parser.add_argument("--shipped", action="store_true", help="the shipped adapters too")
     parser.add_argument("--only", help="one invariant: B1 to B28")
-    parser.add_argument("--json", action="store_true", help="an array of objects: function, id, check, verdict, message")
-    parser.add_argument("--markdown", action="store_true", help="a table in Markdown")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="an array of objects: function, id, check, verdict, message")
+    form.add_argument("--markdown", action="store_true", help="a table in Markdown")
     parser.add_argument("--write-page", type=pathlib.Path, metavar="PAGE", help="write the tables of docs/conform.md")
     parser.add_argument("--program", type=pathlib.Path, help="with --write-page: the switchyard program, for our own table")
     options = parser.parse_args()
@@ -80,4 +81,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
