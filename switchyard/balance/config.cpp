@@ -74,13 +74,19 @@ double ema_decay(const BalanceConfig& config) {
   return 0.0;
 }
 
-bool acts_on_router(const BalanceConfig& config) {
-  const std::vector<BalanceTerm> terms = all_terms(config);
-  const bool loss = std::any_of(terms.begin(), terms.end(), [](const BalanceTerm& term) {
-    return term.method != "none" && term.coefficient != 0.0;
-  });
-  return loss || config.z_coefficient != 0.0 || config.simbal_coefficient != 0.0 ||
-         config.selection.rule != SelectionRule::None;
+std::vector<std::string> keys_acting_on_router(const BalanceConfig& config) {
+  std::vector<std::string> keys;
+  const auto add_if = [&keys](bool acts, std::string key) {
+    if (acts) keys.push_back("balance." + std::move(key));
+  };
+  add_if(config.method != "none" && config.coefficient != 0.0, "coefficient");
+  for (size_t i = 0; i < config.terms.size(); ++i) {
+    add_if(config.terms[i].method != "none" && config.terms[i].coefficient != 0.0, join_text("terms[", i, "].coefficient"));
+  }
+  add_if(config.z_coefficient != 0.0, "z_coefficient");
+  add_if(config.simbal_coefficient != 0.0, "simbal_coefficient");
+  add_if(config.selection.rule != SelectionRule::None, "selection.rule");
+  return keys;
 }
 
 BalanceConfig without_loss(const BalanceConfig& config) {

@@ -113,8 +113,9 @@ struct BalanceConfig {
 /// Decay of the exponential mean that a term asks for; 0 if none does.
 [[nodiscard]] double ema_decay(const BalanceConfig& config);
 
-/// Whether anything acts on the router's choices: a loss with a weight above 0, or a selection rule.
-[[nodiscard]] bool acts_on_router(const BalanceConfig& config);
+/// What acts on the router's choices: the keys of losses with a weight above 0, and of a selection rule, such as
+/// "balance.z_coefficient".
+[[nodiscard]] std::vector<std::string> keys_acting_on_router(const BalanceConfig& config);
 
 /// The same without any gradient or offset, for routers that take no balancing (RouterEntry::balancing). What can be measured
 /// is still measured.

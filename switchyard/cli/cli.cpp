@@ -130,6 +130,10 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
     const std::vector<std::string> words = with_command_apart(arguments);
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // CLI11 takes them from the back
   } catch (const CLI::CallForHelp&) {
+    const std::vector<std::string> verbs = verb_names(app);
+    if (!arguments.front().starts_with("-") && std::ranges::find(verbs, arguments.front()) == verbs.end()) {
+      return report_error(session, unknown_name("verb", arguments.front(), verbs), kExitWrongUse);
+    }
     session.out << app.help();  // that of the deepest verb given
     return kExitDone;
   } catch (const CLI::ParseError& error) {

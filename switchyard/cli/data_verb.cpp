@@ -142,7 +142,7 @@ void add_build_verb(CLI::App& data, Action& chosen) {
   verb->add_option("--out", arguments->out, "folder to write; default data/<preset>")->type_name("DIR");
   verb->add_option("--from", arguments->from, "your own text: a folder with one folder of UTF-8 files per domain")->type_name("DIR");
   verb->add_option("--cap", arguments->cap_megabytes, "text of a domain; default 8 for packages, 0 for no limit")
-      ->check(CLI::Validator(CLI::NonNegativeNumber).description(""))
+      ->check(CLI::Validator([](const std::string& text) { return text.starts_with("-") ? text + "; expected 0 or more" : ""; }, ""))
       ->type_name("MB");
   verb->add_option("--vocab-size", arguments->vocab_size, "pieces of the tokenizer, 300 to 65536")
       ->check(CLI::Validator(CLI::Range(300, 65536)).description(""))

@@ -21,6 +21,9 @@ namespace {
 
 constexpr int kNotStarted = 127;                    // what a shell gives for a program that is not there
 constexpr std::chrono::milliseconds kLookAgain{50};  // a signal ends the wait at once
+constexpr std::chrono::seconds kTellAgain{1};
+
+using Clock = std::chrono::steady_clock;
 
 struct LaunchArguments {
   int64_t num_ranks = 0;
@@ -49,14 +52,15 @@ pid_t start_mpirun(std::vector<std::string> command) {
   _exit(kNotStarted);
 }
 
-/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end.
+/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end; again and again,
+/// for mpirun hands on nothing until it has started them.
 int wait_for_ranks(pid_t mpirun, const Session& session) {
-  bool told = false;
+  Clock::time_point told{};
   int status = 0;
   while (waitpid(mpirun, &status, WNOHANG) == 0) {
-    if (session.stop->load() && !told) {
+    if (session.stop->load() && Clock::now() - told > kTellAgain) {
       kill(mpirun, SIGUSR1);
-      told = true;
+      told = Clock::now();
     }
     poll(nullptr, 0, static_cast<int>(kLookAgain.count()));
   }
@@ -66,12 +70,18 @@ int wait_for_ranks(pid_t mpirun, const Session& session) {
 int launch(const LaunchArguments& arguments, Session& session) {
   SWITCHYARD_CHECK(!started_by_mpi(), UsageError, "launch was itself started by mpirun or srun; give those the command: mpirun -n ",
                    arguments.num_ranks, " switchyard train ...");
+  SWITCHYARD_CHECK(arguments.command.front() == "train", UsageError, "launch runs train on ranks, it was given '",
+                   arguments.command.front(), "'; give: switchyard launch -n ", arguments.num_ranks,
+                   " -- train CONFIG, and run other verbs without launch");
   std::vector<std::string> program = {session.program};
   program.insert(program.end(), arguments.command.begin(), arguments.command.end());
   const int code = wait_for_ranks(start_mpirun(mpirun_command(arguments.num_ranks, arguments.num_threads, program)), session);
   SWITCHYARD_CHECK(code != kNotStarted, DataError,
                    "mpirun cannot be started; install Open MPI (Debian: openmpi-bin), or train without launch");
   if (code == kExitDone || code == kExitFailed || code == kExitWrongUse) return code;
+  // Ranks that are asked before they listen are ended by the asking.
+  SWITCHYARD_CHECK(!session.stop->load(), DataError, "stopped before the ranks could save; a run that was saved earlier can be resumed: ",
+                   "switchyard launch -n ", arguments.num_ranks, " -- train --resume RUN");
   throw DataError(join_text("a rank was ended", code > 128 ? join_text(" by signal ", code - 128) : "",
                             " (mpirun's exit code is ", code, "), and mpirun ended the others; what was saved can be resumed: ",
                             "switchyard launch -n ", arguments.num_ranks, " -- train --resume RUN"));
@@ -96,11 +106,11 @@ std::vector<std::string> with_command_apart(std::vector<std::string> arguments) 
 void add_launch_verb(CLI::App& app, Action& chosen) {
   auto arguments = std::make_shared<LaunchArguments>();
   CLI::App* verb = app.add_subcommand(
-      "launch", "Runs a verb on several ranks of this machine, through Open MPI's mpirun.\n"
+      "launch", "Runs train on several ranks of this machine, through Open MPI's mpirun.\n"
                 "Ctrl-C lets all ranks finish the step and save. When a rank dies, the others are ended.");
   verb->add_option("-n,--ranks", arguments->num_ranks, "ranks; they share the step's micro-batches")->required();
   verb->add_option("--threads", arguments->num_threads, "threads of each rank; default the cores divided by the ranks");
-  verb->add_option("command", arguments->command, "a verb with its arguments, best after --")->required()->type_name("VERB");
+  verb->add_option("command", arguments->command, "train with its arguments, best after --")->required()->type_name("train ...");
   verb->footer("Example:\n  switchyard launch -n 2 -- train configs/train/quick.toml --set steps=50");
   verb->callback([arguments, &chosen] {
     chosen = [arguments](Session& session) { return launch(*arguments, session); };

@@ -7,6 +7,7 @@
 
 #include "switchyard/cli/cli.hpp"
 #include "switchyard/comm/mpi.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/kernels/memory.hpp"
 
 namespace {
@@ -17,7 +18,8 @@ static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only
 
 extern "C" void request_stop(int signal_number) {
   stop_requested.store(true);
-  std::signal(signal_number, SIG_DFL);  // a second signal ends the program at once
+  // A second signal ends the program at once. That of a launcher is told over and over.
+  if (signal_number != SIGUSR1) std::signal(signal_number, SIG_DFL);
 }
 
 std::string executable_path(const char* fallback) {
@@ -41,6 +43,6 @@ int main(int argc, char** argv) {
   session.program = executable_path(argv[0]);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   session.command = "switchyard";
-  for (const std::string& argument : arguments) session.command += " " + argument;
+  for (const std::string& argument : arguments) session.command += " " + switchyard::quoted_for_shell(argument);
   return switchyard::run_cli(arguments, session);
 }

@@ -7,6 +7,7 @@
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/report/report.hpp"
 #include "switchyard/testbed/testbed.hpp"
 
@@ -50,12 +51,6 @@ class ScreenSink : public TestbedSink {
   StatusLine status_;
 };
 
-std::string quoted_for_shell(const std::string& text) {
-  std::string quoted = "'";
-  for (const char letter : text) quoted += letter == '\'' ? std::string("'\\''") : std::string(1, letter);
-  return quoted + "'";
-}
-
 std::string skipped_text(const std::vector<RunProgress>& runs) {
   const auto skipped = std::count_if(runs.begin(), runs.end(), [](const RunProgress& run) {
     return run.status == RunStatus::Skipped;
@@ -85,7 +80,7 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const T
     session.err << "The other runs are kept. Repeat the same command to run what is missing in " << folder.string() << "\n";
   } else if (interrupted) {
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted; go on with: switchyard testbed "
-                << arguments.config << " --out " << folder.string();
+                << quoted_for_shell(arguments.config) << " --out " << quoted_for_shell(folder.string());
     for (const std::string& change : arguments.overrides) session.err << " --set " << quoted_for_shell(change);
     session.err << "\n";
   }

@@ -11,6 +11,7 @@
 #include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/testbed/number_text.hpp"
 #include "switchyard/train/run.hpp"
 #include "switchyard/train/run_ranks.hpp"
@@ -164,8 +165,8 @@ int finish(const RunResult& result, const fs::path& folder, const TrainArguments
   if (!done) {
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted after step " << result.step
                 << ", saved; go on with: switchyard "
-                << (ranks.size() > 1 ? join_text("launch -n ", ranks.size(), " -- ") : "") << "train --resume " << folder.string()
-                << std::endl;
+                << (ranks.size() > 1 ? join_text("launch -n ", ranks.size(), " -- ") : "") << "train --resume "
+                << quoted_for_shell(folder.string()) << std::endl;
   }
   return done ? kExitDone : kExitFailed;
 }

@@ -19,7 +19,7 @@ class SharedError : public CommError {
 /// The texts of all ranks, by rank. Collective; lengths may differ.
 [[nodiscard]] std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text);
 
-/// Collective. Does nothing when every rank gives an empty problem (two small all-gathers).
+/// Collective. Does nothing when every rank gives an empty problem (one small all-gather).
 /// @param problem  what is wrong on this rank, empty if nothing is
 /// @throws SharedError on every rank: "rank 1 of 4, step 3: rank 2: 16 experts, expected 32; rank 3: ..."
 void throw_if_any(Communicator& comm, std::string_view problem);

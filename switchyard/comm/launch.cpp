@@ -9,13 +9,22 @@
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
+namespace {
+
+// A slip of the keyboard would start processes until the machine stands still.
+constexpr int64_t kMostRanks = 1024;
+constexpr int64_t kMostThreads = 1024;
+
+}  // namespace
 
 std::vector<std::string> mpirun_command(int64_t num_ranks, int64_t num_threads, const std::vector<std::string>& program) {
-  SWITCHYARD_CHECK(num_ranks >= 1, UsageError, num_ranks, " ranks were asked for; at least one is needed");
-  SWITCHYARD_CHECK(num_threads >= 0, UsageError, num_threads, " threads were asked for; give 0 for a fair share");
+  SWITCHYARD_CHECK(num_ranks >= 1 && num_ranks <= kMostRanks, UsageError, num_ranks, " ranks were asked for; expected 1 to ", kMostRanks);
+  SWITCHYARD_CHECK(num_threads >= 0 && num_threads <= kMostThreads, UsageError, num_threads,
+                   " threads were asked for; expected 1 to ", kMostThreads, ", or 0 for a fair share");
   SWITCHYARD_CHECK(!program.empty(), UsageError, "no program to start was given");
   const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
   const int64_t threads = num_threads > 0 ? num_threads : std::max<int64_t>(1, cores / num_ranks);
+  // Not quiet (-q): mpirun's text buries ours, but it alone says which rank was killed.
   std::vector<std::string> command = {"mpirun",
                                       "--allow-run-as-root",
                                       "--oversubscribe",

@@ -17,6 +17,9 @@ inline constexpr size_t kNotFound = std::string_view::npos;
 /// "a, b, c".
 [[nodiscard]] std::string comma_list(std::span<const std::string> items);
 
+/// As a word of a shell's command line: in single quotes unless every letter stands for itself.
+[[nodiscard]] std::string quoted_for_shell(std::string_view text);
+
 /// Whether `name` is one of them.
 [[nodiscard]] bool is_one_of(std::string_view name, std::span<const std::string_view> names);
 

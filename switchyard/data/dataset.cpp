@@ -37,7 +37,8 @@ Dataset::Dataset(const fs::path& folder, ShardCheck check) : folder_(folder) {
   const fs::path path = folder / "manifest.json";
   std::error_code ignored;
   SWITCHYARD_CHECK(fs::exists(path, ignored), DataError, "no data set in ", folder.string(),
-                   " (it has no manifest.json); make one with: switchyard data build --out ", folder.string());
+                   " (it has no manifest.json); make one with: switchyard data build --out ",
+                   fs::exists(folder, ignored) ? "NEW_FOLDER" : folder.string());
   const std::string text = read_file(path);
   manifest_ = manifest_from_json(text, path.string());
   hash_ = sha256_hex(text);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
@@ -75,10 +76,13 @@ void ModelConfig::validate(const std::string& where) const {
     SWITCHYARD_CHECK(std::count(dense_layers.begin(), dense_layers.end(), layer) == 1, ConfigError, where,
                      ": dense_layers has layer ", layer, " more than once");
   }
-  SWITCHYARD_CHECK(rope_theta > 0.0, ConfigError, where, ": rope_theta is ", rope_theta, "; expected more than 0");
-  SWITCHYARD_CHECK(norm_epsilon > 0.0, ConfigError, where, ": norm_epsilon is ", norm_epsilon, "; expected more than 0");
-  SWITCHYARD_CHECK(init_deviation >= 0.0, ConfigError, where, ": init_deviation is ", init_deviation,
-                   "; expected 0 or more");
+  const auto finite = [&](std::string_view key, double value, bool in_range, std::string_view range) {
+    SWITCHYARD_CHECK(in_range && std::isfinite(value), ConfigError, where, ": ", key, " is ", value,
+                     "; expected a finite number, ", range);
+  };
+  finite("rope_theta", rope_theta, rope_theta > 0.0, "more than 0");
+  finite("norm_epsilon", norm_epsilon, norm_epsilon > 0.0, "more than 0");
+  finite("init_deviation", init_deviation, init_deviation >= 0.0, "0 or more");
 }
 
 }  // namespace switchyard

@@ -81,16 +81,7 @@ std::string group_facts(const StudyGroup& group) {
   };
   std::string domains;
   for (const std::string& domain : group.domains) domains += (domains.empty() ? "" : ", ") + html_escape(domain);
-  int64_t sequences = 0;
-  int64_t tokens = 0;
-  int64_t permutations = 0;
-  for (const StudyRun& run : group.runs) {
-    if (const EvaluationRecord* evaluation = run.evaluation()) {
-      sequences = evaluation->sequences;
-      tokens = evaluation->tokens;
-      permutations = evaluation->permutations;
-    }
-  }
+  const std::string sequences = evaluated_numbers(group, &EvaluationRecord::sequences);
   std::string html = "<dl class=\"facts\">\n";
   html += term("Runs", join_text(group.runs.size(), " in ", group.arms.size(), group.arms.size() == 1 ? " arm" : " arms"));
   html += term("Seeds", list_seeds({seeds.begin(), seeds.end()}));
@@ -99,9 +90,10 @@ std::string group_facts(const StudyGroup& group) {
   html += term("Parameters", numbers(parameters));
   html += term("Domains", domains);
   html += term("Steps", numbers(steps));
-  if (sequences > 0) {
-    html += term("Held-out text", join_text(with_thousands(sequences), " sequences, ", with_thousands(tokens), " scored tokens; nulls from ",
-                                            permutations, " permutations"));
+  if (!sequences.empty()) {
+    html += term("Held-out text", join_text(sequences, " sequences, ", evaluated_numbers(group, &EvaluationRecord::tokens),
+                                            " scored tokens; nulls from ",
+                                            evaluated_numbers(group, &EvaluationRecord::permutations), " permutations"));
   }
   html += term("Compute type", escaped_list(values_of(group, &StartRecord::compute_type)));
   html += term("Data", group.data_hash.empty() ? "" : "<code>" + html_escape(group.data_hash.substr(0, 12)) + "</code>");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -50,6 +51,18 @@ void check_evaluation(const RunInput& run, const EvaluationRecord& evaluation) {
 std::string describe_group(const StartRecord& start) {
   return join_text(start.domains.size(), start.domains.size() == 1 ? " domain, " : " domains, ", start.num_experts, " experts of which ",
                    start.num_chosen, " are chosen, ", start.num_layers, start.num_layers == 1 ? " MoE layer" : " MoE layers");
+}
+
+/// Groups of one shape differ in domains, or in data of the same domains.
+void tell_groups_apart(std::vector<StudyGroup>& groups) {
+  std::map<std::string, std::map<std::string, int>> groups_of;  // by label, then domains
+  for (const StudyGroup& group : groups) ++groups_of[group.label][comma_list(group.domains)];
+  for (StudyGroup& group : groups) {
+    const std::map<std::string, int>& groups_of_domains = groups_of.at(group.label);
+    const std::string domains = comma_list(group.domains);
+    if (groups_of_domains.size() > 1) group.label += ": " + domains;
+    if (groups_of_domains.at(domains) > 1) group.label += ", data " + group.data_hash.substr(0, 12);
+  }
 }
 
 const ArmInfo* find_info(const ReportOptions& options, const std::string& arm) {
@@ -149,28 +162,32 @@ void choose_counted(StudyArm& arm, const std::vector<StudyRun>& runs) {
   arm.is_partial = !arm.counted.empty();
 }
 
+/// @param value_of  nothing for runs that do not have it
 template <typename Value>
-void warn_if_different(StudyGroup& group, const std::string& what, Value (*value_of)(const StudyRun&)) {
+void warn_if_different(StudyGroup& group, const std::string& what, std::optional<Value> (*value_of)(const StudyRun&)) {
   std::set<Value> values;
-  for (const StudyRun& run : group.runs) values.insert(value_of(run));
+  for (const StudyRun& run : group.runs) {
+    if (const std::optional<Value> value = value_of(run)) values.insert(*value);
+  }
   if (values.size() < 2) return;
   std::string list;
   for (const Value& value : values) list += (list.empty() ? "" : ", ") + join_text(value);
   group.warnings.push_back(join_text("The runs differ in ", what, ": ", list, "."));
 }
 
-/// What else than the router decides data order and initial weights of a seed.
-void check_beginning(StudyGroup& group) {
+/// What router and balancing do not explain. Data and model, the router aside, decide data order and initial weights of a seed.
+void compare_settings(StudyGroup& group) {
   std::vector<const Settings*> settings;
   for (const StudyRun& run : group.runs) settings.push_back(&run.settings);
   for (const std::string& key : differing_keys(settings)) {
-    if (!key.starts_with("data.") && (!key.starts_with("model.") || key.starts_with("model.router."))) continue;
-    group.same_beginning = false;
+    const bool begins = key.starts_with("data.") || (key.starts_with("model.") && !key.starts_with("model.router."));
+    if (!begins && !key.starts_with("optimizer.")) continue;
     std::set<std::string> values;
     for (const StudyRun& run : group.runs) values.insert(value_of(run.settings, key));
     const std::vector<std::string> list(values.begin(), values.end());
-    group.warnings.push_back(
-        join_text("The runs differ in ", key, ": ", comma_list(list), ". So one seed is not one beginning for all of them."));
+    group.warnings.push_back(join_text("The runs differ in ", key, ": ", comma_list(list), ".",
+                                       begins ? " So one seed is not one beginning for all of them." : ""));
+    if (begins) group.same_beginning = false;
   }
 }
 
@@ -181,16 +198,19 @@ void add_warnings(StudyGroup& group) {
         "Run ", run.input.name, " is not finished (", to_string(run.state), " after step ", run.steps_done(), " of ",
         run.input.log.start.total_steps, "). Summaries leave it out unless its arm has nothing else, and then say so."));
   }
-  warn_if_different<int64_t>(group, "planned steps", [](const StudyRun& run) { return run.input.log.start.total_steps; });
+  warn_if_different<int64_t>(group, "planned steps",
+                             [](const StudyRun& run) { return std::optional(run.input.log.start.total_steps); });
   warn_if_different<int64_t>(group, "held-out sequences", [](const StudyRun& run) {
-    return run.evaluation() == nullptr ? int64_t{0} : run.evaluation()->sequences;
+    return run.evaluation() == nullptr ? std::nullopt : std::optional(run.evaluation()->sequences);
   });
   warn_if_different<int64_t>(group, "label permutations behind the null", [](const StudyRun& run) {
-    return run.evaluation() == nullptr ? int64_t{0} : run.evaluation()->permutations;
+    return run.evaluation() == nullptr ? std::nullopt : std::optional(run.evaluation()->permutations);
   });
-  warn_if_different<int64_t>(group, "number of parameters", [](const StudyRun& run) { return run.input.log.start.parameters; });
-  warn_if_different<std::string>(group, "compute type", [](const StudyRun& run) { return run.input.log.start.compute_type; });
-  warn_if_different<std::string>(group, "commit", [](const StudyRun& run) { return run.input.log.start.commit; });
+  warn_if_different<int64_t>(group, "number of parameters",
+                             [](const StudyRun& run) { return std::optional(run.input.log.start.parameters); });
+  warn_if_different<std::string>(group, "compute type",
+                                 [](const StudyRun& run) { return std::optional(run.input.log.start.compute_type); });
+  warn_if_different<std::string>(group, "commit", [](const StudyRun& run) { return std::optional(run.input.log.start.commit); });
 }
 
 std::size_t choose_baseline(const StudyGroup& group, const std::string& name) {
@@ -220,7 +240,7 @@ void finish_group(StudyGroup& group, const ReportOptions& options) {
   }
   group.baseline = choose_baseline(group, options.baseline);
   add_warnings(group);
-  check_beginning(group);
+  compare_settings(group);
 }
 
 }  // namespace
@@ -263,6 +283,7 @@ std::vector<StudyGroup> make_groups(const std::vector<RunInput>& runs, const Rep
   SWITCHYARD_CHECK(options.baseline.empty() || arms.contains(options.baseline), UsageError,
                    unknown_name("baseline arm", options.baseline, known));
   for (StudyGroup& group : groups) finish_group(group, options);
+  tell_groups_apart(groups);
   return groups;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <set>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/report/escape.hpp"
@@ -80,12 +81,9 @@ std::string table(const std::string& label, const std::string& caption, const st
 }
 
 std::string held_out_text(const StudyGroup& group) {
-  for (const StudyRun& run : group.runs) {
-    if (const EvaluationRecord* evaluation = run.evaluation()) {
-      return join_text(with_thousands(evaluation->sequences), " held-out sequences (", with_thousands(evaluation->tokens), " scored tokens)");
-    }
-  }
-  return "held-out text (none was evaluated)";
+  const std::string sequences = evaluated_numbers(group, &EvaluationRecord::sequences);
+  if (sequences.empty()) return "held-out text (none was evaluated)";
+  return join_text(sequences, " held-out sequences (", evaluated_numbers(group, &EvaluationRecord::tokens), " scored tokens)");
 }
 
 /// One tbody a kind, with a heading where there is more than one kind.
@@ -153,6 +151,16 @@ std::vector<int64_t> counted_seeds(const StudyGroup& group, const StudyArm& arm)
   std::vector<int64_t> seeds;
   for (const std::size_t run : arm.counted) seeds.push_back(group.runs[run].input.log.start.seed);
   return seeds;
+}
+
+std::string evaluated_numbers(const StudyGroup& group, int64_t EvaluationRecord::* number) {
+  std::set<int64_t> numbers;
+  for (const StudyRun& run : group.runs) {
+    if (const EvaluationRecord* evaluation = run.evaluation()) numbers.insert(evaluation->*number);
+  }
+  std::string text;
+  for (const int64_t value : numbers) text += (text.empty() ? "" : " or ") + with_thousands(value);
+  return text;
 }
 
 std::string summary_table(const StudyGroup& group, const std::vector<ArmStyle>& styles) {

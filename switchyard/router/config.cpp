@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
 #include "switchyard/router/router.hpp"
@@ -5,7 +7,8 @@
 namespace switchyard {
 
 void RouterConfig::validate(const std::string& where) const {
-  SWITCHYARD_CHECK(init_deviation >= 0.0, ConfigError, where, ": init_deviation is ", init_deviation, "; expected 0 or more");
+  SWITCHYARD_CHECK(init_deviation >= 0.0 && std::isfinite(init_deviation), ConfigError, where, ": init_deviation is ", init_deviation,
+                   "; expected a finite number, 0 or more");
 }
 
 std::string to_string(const WeightNormalization& value) { return value == WeightNormalization::None ? "none" : "chosen_sum"; }

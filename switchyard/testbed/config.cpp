@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
+#include <limits>
 #include <set>
 
 #include "switchyard/core/error.hpp"
@@ -57,10 +59,14 @@ void check_claim_config(const TestbedConfig& config, const ClaimConfig& claim, c
   SWITCHYARD_CHECK(std::find(metrics.begin(), metrics.end(), claim.metric) != metrics.end(), ConfigError, where,
                    ".metric: ", unknown_name("metric", claim.metric, metrics));
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  SWITCHYARD_CHECK(!std::isnan(claim.at_least) && !std::isnan(claim.at_most), ConfigError, where,
+                   ": at_least or at_most is nan; expected a number");
   SWITCHYARD_CHECK(claim.at_least > -kInfinity || claim.at_most < kInfinity, ConfigError, where,
                    ": neither at_least nor at_most is given; the claim would hold for anything");
   SWITCHYARD_CHECK(claim.at_least <= claim.at_most, ConfigError, where, ": at_least = ", claim.at_least,
                    " is above at_most = ", claim.at_most);
+  SWITCHYARD_CHECK(claim.arm != claim.against, ConfigError, where, ": against = '", claim.against,
+                   "' is the arm itself; the difference would be 0 whatever was trained");
   std::vector<int64_t> seeds = seeds_of(config, find_arm(config, claim.arm, where + ".arm"));
   if (claim.against.empty()) return;
   const std::vector<int64_t> others = seeds_of(config, find_arm(config, claim.against, where + ".against"));

@@ -1,6 +1,7 @@
 #include "switchyard/train/checkpoint.hpp"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/isfinite.h>
 
 #include <algorithm>
 #include <iomanip>
@@ -68,6 +69,14 @@ void save_masters(const fs::path& path, const ParameterRefs& parameters) {
     masters[parameter->name] = {master_type(*parameter), sizes_of(*parameter).vec(), [parameter] { return kept_master(*parameter); }};
   }
   save_tensors(path, masters);
+}
+
+/// Of what this rank keeps, the first parameter with a value that is not finite; empty if there is none.
+std::string diverged_parameter(const ParameterRefs& parameters) {
+  for (const Parameter* parameter : parameters) {
+    if (!at::isfinite(kept_master(*parameter)).all().item<bool>()) return parameter->name;
+  }
+  return {};
 }
 
 NamedTensors balance_tensors(const BalanceState& state) {
@@ -178,7 +187,13 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 }
 
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
-                         const TrainingState& state, const RunRanks& ranks) {
+                         const TrainingState& state, RunRanks& ranks) {
+  ranks.together([&] {
+    const std::string diverged = diverged_parameter(model.parameters());
+    SWITCHYARD_CHECK(diverged.empty(), StateError, "after step ", state.step, " '", diverged,
+                     "' has values that are not finite, so it was not saved: training has diverged. Lower the learning rate; "
+                     "the checkpoints before are kept");
+  });
   const OwnRowsByName rows = kept_rows(model.parameters());
   std::optional<NamedTensors> masters;
   if (ranks.comm() != nullptr) masters = gathered_masters(model.parameters(), rows, *ranks.comm());
@@ -283,6 +298,9 @@ Decoder load_checkpoint_model(const fs::path& checkpoint, ComputeType compute) {
   Decoder model(info.config.model, compute, static_cast<int64_t>(info.domains.size()),
                 static_cast<uint64_t>(info.config.seed));
   copy_weights(load_tensors(checkpoint / kModel).tensors, model, checkpoint / kModel);
+  const std::string diverged = diverged_parameter(model.parameters());
+  SWITCHYARD_CHECK(diverged.empty(), DataError, (checkpoint / kModel).string(), ": '", diverged,
+                   "' has values that are not finite; use an earlier checkpoint");
   return model;
 }
 

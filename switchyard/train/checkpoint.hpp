@@ -42,9 +42,9 @@ struct CheckpointInfo {
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
 /// number of ranks.
 /// @return empty on the other ranks
-/// @throws DataError (disk full, no right): the checkpoints that were there are untouched
+/// @throws StateError where a weight is not finite, DataError (disk full, no right): the checkpoints that were there are untouched
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
-                                      const AdamW& optimizer, const TrainingState& state, const RunRanks& ranks);
+                                      const AdamW& optimizer, const TrainingState& state, RunRanks& ranks);
 
 /// Checks the manifest and every hash, and reads the configuration.
 /// @throws DataError naming the file that is missing, damaged or of a format this version does not know
@@ -69,6 +69,7 @@ struct FoundCheckpoint {
 [[nodiscard]] std::vector<ConfigDifference> check_resume_config(const RunConfig& saved, const RunConfig& given);
 
 /// The trained model alone, for export and inspection. @param checkpoint  verified here
+/// @throws DataError where a weight is not finite
 [[nodiscard]] Decoder load_checkpoint_model(const std::filesystem::path& checkpoint, ComputeType compute);
 
 }  // namespace switchyard

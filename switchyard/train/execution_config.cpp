@@ -10,6 +10,8 @@ const std::array<std::string, 2> kForwardNames = {"separate", "together"};
 const std::array<std::string, 2> kMismatchNames = {"error", "replay"};
 const std::array<std::string, 2> kPlacementNames = {"replicated", "sharded"};
 
+constexpr int64_t kMostThreads = 1024;  // OpenMP's own threads end the process where the system gives no more
+
 }  // namespace
 
 std::string to_string(const ExactOrder& value) { return kExactNames.at(static_cast<size_t>(value)); }
@@ -32,7 +34,7 @@ void parse(std::string_view text, ExpertPlacement& value) {
 
 void ExecutionConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
-  check(threads >= 0, "threads", threads, "0 (the default) or more");
+  check(threads >= 0 && threads <= kMostThreads, "threads", threads, join_text("0 (the default) to ", kMostThreads));
   check(time_limit >= 1, "time_limit", time_limit, "1 second or more");
   check(exact != ExactOrder::Recompute || recompute == Recompute::Layers, "recompute", to_string(recompute),
         "layers, because execution.exact is recompute");

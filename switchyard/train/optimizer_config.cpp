@@ -1,6 +1,7 @@
 #include "switchyard/train/optimizer_config.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "switchyard/train/choice.hpp"
 
@@ -30,16 +31,17 @@ void parse(std::string_view text, MomentType& value) { value = parse_choice<Mome
 
 void OptimizerConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
-  check(learning_rate > 0.0, "learning_rate", learning_rate, "a number above 0");
+  check(learning_rate > 0.0 && std::isfinite(learning_rate), "learning_rate", learning_rate, "a finite number above 0");
   check(beta1 >= 0.0 && beta1 < 1.0, "beta1", beta1, "a number in [0, 1)");
   check(beta2 >= 0.0 && beta2 < 1.0, "beta2", beta2, "a number in [0, 1)");
   const bool follows = moments == MomentType::Full || std::max(beta1, beta2) <= kLargestRoundedBeta;
   check(follows, "moments", to_string(moments),
         join_text("full for beta1 ", beta1, " and beta2 ", beta2, ": above ", kLargestRoundedBeta,
                   " the changes of a moment are lost in rounding"));
-  check(epsilon >= kLeastEpsilon, "epsilon", epsilon, "1e-20 or more: the optimizer computes in fp32");
-  check(weight_decay >= 0.0, "weight_decay", weight_decay, "0 or more");
-  check(clip_norm >= 0.0, "clip_norm", clip_norm, "0 (no clipping) or more");
+  check(epsilon >= kLeastEpsilon && std::isfinite(epsilon), "epsilon", epsilon,
+        "a finite number, 1e-20 or more: the optimizer computes in fp32");
+  check(weight_decay >= 0.0 && std::isfinite(weight_decay), "weight_decay", weight_decay, "a finite number, 0 or more");
+  check(clip_norm >= 0.0 && std::isfinite(clip_norm), "clip_norm", clip_norm, "a finite number, 0 (no clipping) or more");
   check(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more");
   check(min_ratio >= 0.0 && min_ratio <= 1.0, "min_ratio", min_ratio, "a number in [0, 1]");
   check(decay_fraction >= 0.0 && decay_fraction <= 1.0, "decay_fraction", decay_fraction, "a number in [0, 1]");

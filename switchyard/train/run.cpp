@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <memory>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -16,6 +15,8 @@
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/evaluate.hpp"
 #include "switchyard/train/gradients.hpp"
+#include "switchyard/train/memory_need.hpp"
+#include "switchyard/train/notices.hpp"
 #include "switchyard/train/recorder.hpp"
 #include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/schedule.hpp"
@@ -28,7 +29,6 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kStepsBeforeProfile = 2;  // code for new shapes is generated, memory comes from the system
-constexpr int64_t kSequencesRule = 512;  // held-out sequences below which evaluation error is near the seed noise
 
 using Clock = std::chrono::steady_clock;
 
@@ -150,20 +150,6 @@ class TrainingRun {
       batcher_.restore(state_.batcher);
     });
     ranks_before_ = state_.ranks;
-    if (state_.ranks != ranks_.size()) tell_of_scopes_over_ranks();
-  }
-
-  void tell_of_scopes_over_ranks() {
-    std::set<std::string> scopes;
-    for (const BalanceTerm& term : all_terms(config_.balance)) {
-      const bool over_ranks = term.scope.kind == ScopeKind::Ranks || term.scope.kind == ScopeKind::Prefix;
-      const bool is_over = term.to_step != 0 && term.to_step <= state_.step;
-      if (over_ranks && term.method != "none" && term.coefficient > 0.0 && !is_over) scopes.insert(to_string(term.scope));
-    }
-    for (const std::string& scope : scopes) {
-      pending_notices_.push_back(join_text("the balancing scope ", scope, " counts over ", ranks_.size(),
-                                           ranks_.size() == 1 ? " rank" : " ranks", " from here on, before over ", state_.ranks));
-    }
   }
 
   /// @return empty where there is none
@@ -202,21 +188,8 @@ class TrainingRun {
   void add_standing_notices() {
     for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
-    if (ranks_.size() > 1 || ranks_before_ > 1) {
-      notice(join_text("trained on ", ranks_.size(), ranks_.size() == 1 ? " rank" : " ranks", ", experts ",
-                       to_string(config_.execution.experts),
-                       ranks_before_ == ranks_.size() ? "" : join_text(", before on ", ranks_before_)));
-    }
-    const bool is_faster = compute_ == resolve_compute_type(ComputeType::Auto);
-    if (config_.execution.dtype == ComputeType::Auto && (state_.step == 0 || !is_faster)) {
-      notice(join_text("execution.dtype = auto: this run computes in ", to_string(compute_),
-                       is_faster ? ", the faster type of this processor" : ", as it began, which is not the faster type here"));
-    }
-    if (state_.step > 0) return;
-    if (heldout_.sequences < kSequencesRule) {
-      notice(join_text("evaluation runs over ", heldout_.sequences, " held-out sequences; below ", kSequencesRule,
-                       " its error is near the difference between seeds"));
-    }
+    const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences};
+    for (const std::string& text : standing_notices(config_, start)) notice(text);
   }
 
   [[nodiscard]] bool profiles() const { return options_.profile_steps > 0 && recorder_.has_value(); }
@@ -384,7 +357,10 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
     if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
   });
   const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
-  ranks.together([&] { run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks); });
+  ranks.together([&] {
+    check_memory(resolved, compute, ranks.size(), machine_memory());
+    run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks);
+  });
   run->prepare(progress);
   return run->run();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "switchyard/balance/method.hpp"
 #include "switchyard/router/router.hpp"
 #include "switchyard/train/choice.hpp"
 
@@ -58,17 +59,23 @@ void EvaluationConfig::validate(const std::string& where) const {
 void RunConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(!name.empty(), "name", "empty", "a name");
+  // The run's folder is runs/<name> unless another is given.
+  check(name.find('/') == std::string::npos && name != "." && name != "..", "name", name, "a name without '/', other than . and ..");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
   for (const BalanceTerm& term : all_terms(balance)) {
     check(term.from_step < steps, "balance.from_step", term.from_step,
           join_text("a step below steps = ", steps, ": the loss '", term.method, "' over ", to_string(term.scope),
                     " would never act"));
+    check(find_method(term.method).score != Score::Load || model.num_chosen < model.num_experts, "model.num_chosen",
+          model.num_chosen, join_text("fewer than num_experts = ", model.num_experts, ", because the method '", term.method,
+                                      "' asks how near an expert is to being chosen"));
   }
+  const std::vector<std::string> acting = keys_acting_on_router(balance);
   const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
-  check(!acts_on_router(balance) || takes_it, "balance.coefficient", balance.coefficient,
-        join_text("0 (and no z_coefficient, simbal_coefficient, terms or selection.rule): the router ", model.router.name,
-                  " takes no balancing"));
+  SWITCHYARD_CHECK(acting.empty() || takes_it, ConfigError, where, ": the router ", model.router.name,
+                   " takes no balancing, but ", comma_list(acting), acting.size() == 1 ? " asks" : " ask",
+                   " for it; expected 0 (selection.rule = \"none\")");
   check(optimizer.moments == MomentType::Full || execution.dtype != ComputeType::Float64, "optimizer.moments",
         to_string(optimizer.moments), "full, because execution.dtype is float64");
   check(balance.selection.rule == SelectionRule::None || execution.on_replay_mismatch == OnReplayMismatch::Error,

@@ -150,6 +150,13 @@ def test_a_signal_saves_once_and_another_number_of_ranks_goes_on(work, config):
     assert len(losses(folder)) == steps + 1
 
 
+def test_a_signal_while_ranks_start_ends_them(work, config):
+    process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", work / "early", "--set", "steps=100000")
+    wait_until(lambda: ranks_below(process.pid), process)
+    code, _, err = stop(process, signal.SIGTERM)
+    assert code == 1 and "saved" in err
+
+
 def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     missing = run("launch", "-n", 2, "--", "train", work / "nothing.toml", code=2)
     assert missing.stderr.count("nothing.toml") == 1
@@ -159,6 +166,8 @@ def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     experts = run("launch", "-n", 4, "--", "train", config, "--out", work / "uneven", code=2)
     assert experts.stderr.count("model.num_experts is 6") == 1
     assert "ranks were asked for" in run("launch", "-n", 0, "--", "train", config, code=2).stderr
+    assert "expected 1 to 1024" in run("launch", "-n", 2000, "--", "train", config, code=2).stderr
+    assert "it was given 'list'" in run("launch", "-n", 2, "--", "list", "scopes", code=2).stderr
     assert "command" in run("launch", "-n", 2, code=2).stderr
     assert "no -n,--ranks given" in run("launch", "train", config, code=2).stderr
     without_dashes = run("launch", "-n", 2, "train", work / "nothing.toml", "--set", "steps=2", code=2)

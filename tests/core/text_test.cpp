@@ -32,6 +32,15 @@ TEST(NearestName, IsEmptyWhenNothingIsNear) {
   EXPECT_EQ(nearest_name("x", std::vector<std::string>{"ab"}), "");
 }
 
+TEST(QuotedForShell, LeavesPlainWordsAndQuotesTheRest) {
+  for (const char* plain : {"train", "configs/train/quick.toml", "--set", "run.steps=50", "-n"}) EXPECT_EQ(quoted_for_shell(plain), plain);
+  EXPECT_EQ(quoted_for_shell("data.domains=[\"de\"]"), "'data.domains=[\"de\"]'");
+  EXPECT_EQ(quoted_for_shell("it's"), "'it'\\''s'");
+  EXPECT_EQ(quoted_for_shell("two words"), "'two words'");
+  EXPECT_EQ(quoted_for_shell("$HOME"), "'$HOME'");
+  EXPECT_EQ(quoted_for_shell(""), "''");
+}
+
 TEST(CommaList, JoinsWithCommas) {
   EXPECT_EQ(comma_list(std::vector<std::string>{}), "");
   EXPECT_EQ(comma_list(std::vector<std::string>{"a"}), "a");

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "switchyard/model/decoder.hpp"
+
 namespace switchyard {
 namespace {
 
@@ -32,6 +34,27 @@ TEST(Flops, OfDenseLayersAndSharedExperts) {
   config.dense_width = 7;
   config.shared_expert_width = 3;
   EXPECT_DOUBLE_EQ(forward_flops(config, 1, 3), kPerToken + 256 + 128 + 64 + 6 * 8 * 7 + 6 * 8 * 3);
+}
+
+TEST(Weights, AreThoseOfTheModel) {
+  ModelConfig config = small_model();
+  config.num_layers = 3;
+  config.dense_layers = {1};
+  config.dense_width = 7;
+  config.shared_expert_width = 3;
+  for (const bool tied : {false, true}) {
+    config.tied_embeddings = tied;
+    Decoder model(config, ComputeType::Float32, 2, 0);
+    double experts = 0.0, others = 0.0;
+    for (const Parameter* parameter : model.parameters()) {
+      const auto count = static_cast<double>(parameter->compute.numel());
+      const bool is_router = parameter->name.ends_with("mlp.gate.weight");
+      if (parameter->compute.dim() < 2 || is_router) continue;
+      (parameter->name.find(".experts.") == std::string::npos ? others : experts) += count;
+    }
+    EXPECT_EQ(count_weights(config).experts, experts);
+    EXPECT_EQ(count_weights(config).others, others);
+  }
 }
 
 }  // namespace

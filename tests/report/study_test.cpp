@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/report/tables.hpp"
 #include "synthetic_study.hpp"
 
 namespace switchyard {
@@ -166,6 +167,34 @@ TEST(MakeGroups, WarnsOfDifferentHeldOutText) {
   run.log.evaluations.back().sequences = 64;
   const StudyGroup group = make_groups({small_run("x", 0), run}, {})[0];
   EXPECT_THAT(group.warnings, ElementsAre("The runs differ in held-out sequences: 64, 512."));
+  EXPECT_EQ(evaluated_numbers(group, &EvaluationRecord::sequences), "64 or 512");
+  run.log.evaluations.clear();
+  EXPECT_THAT(make_groups({small_run("x", 0), run}, {})[0].warnings, IsEmpty());
+}
+
+TEST(MakeGroups, WarnsOfArmsThatDifferInTheOptimizer) {
+  RunInput x = small_run("x", 0), y = small_run("y", 0);
+  x.config_toml += "\n[optimizer]\nlearning_rate = 0.001\n";
+  y.config_toml += "\n[optimizer]\nlearning_rate = 0.002\n";
+  const StudyGroup group = make_groups({x, y}, {})[0];
+  EXPECT_TRUE(group.same_beginning);
+  EXPECT_THAT(group.warnings, ElementsAre("The runs differ in optimizer.learning_rate: 0.001, 0.002."));
+}
+
+TEST(MakeGroups, TellsGroupsOfOneShapeApart) {
+  RunInput x = small_run("x", 0), y = small_run("y", 0), z = small_run("z", 0);
+  x.log.start.data_hash = "0123456789abcdef";
+  y.log.start.data_hash = "fedcba9876543210";
+  z.log.start.domains = {"a", "c"};
+  const std::string shape = "2 domains, 4 experts of which 2 are chosen, 1 MoE layer";
+  const auto labels_of = [](const std::vector<StudyGroup>& groups) {
+    std::vector<std::string> texts;
+    for (const StudyGroup& group : groups) texts.push_back(group.label);
+    return texts;
+  };
+  EXPECT_THAT(labels_of(make_groups({x}, {})), ElementsAre(shape));
+  EXPECT_THAT(labels_of(make_groups({x, y}, {})), ElementsAre(shape + ", data 0123456789ab", shape + ", data fedcba987654"));
+  EXPECT_THAT(labels_of(make_groups({x, z}, {})), ElementsAre(shape + ": a, b", shape + ": a, c"));
 }
 
 TEST(MakeGroups, RefusesWhatItCannotReport) {

@@ -126,6 +126,8 @@ TEST(TestbedConfig, RefusesClaimsThatNothingCanDecide) {
   const std::string arms = "[[arms]]\nname = \"a\"\nseeds = [0]\n[[arms]]\nname = \"b\"\nseeds = [1]\n[[claims]]\narm = \"a\"\n";
   EXPECT_THAT(read_error(arms), HasSubstr("would hold for anything"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nat_most = 1\n"), HasSubstr("is above at_most"));
+  EXPECT_THAT(read_error(arms + "at_least = nan\n"), HasSubstr("is nan; expected a number"));
+  EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"a\"\n"), HasSubstr("is the arm itself"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"c\"\n"), HasSubstr("unknown arm 'c'"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"b\"\n"), HasSubstr("no seed in common"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nmetric = \"specialisation\"\n"), HasSubstr("did you mean 'specialization'?"));

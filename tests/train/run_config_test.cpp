@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
+#include "switchyard/train/memory_need.hpp"
 
 namespace switchyard {
 namespace {
@@ -63,15 +65,15 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("steps = 0"), testing::HasSubstr("run.toml: steps is 0; expected 1 or more"));
   EXPECT_THAT(error_of("[checkpoint]\nkeep_last = 0"), testing::HasSubstr("checkpoint.keep_last is 0; expected 1"));
   EXPECT_THAT(error_of("[evaluation]\npermutations = 0"), testing::HasSubstr("evaluation.permutations is 0"));
-  EXPECT_THAT(error_of("[model.router]\nname = 'frozen_random'"), testing::HasSubstr("the router frozen_random takes no balancing"));
-  EXPECT_EQ(error_of("[model.router]\nname = 'frozen_random'\n[balance]\ncoefficient = 0.0"), "no error");
-  EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected 0 or more"));
+  EXPECT_THAT(error_of("name = '../../elsewhere'"), testing::HasSubstr("name is ../../elsewhere; expected a name without '/'"));
+  EXPECT_THAT(error_of("[execution]\nthreads = 5000"), testing::HasSubstr("execution.threads is 5000; expected 0 (the default) to 1024"));
+  EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected a finite"));
   EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
   EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"), testing::HasSubstr("would never act"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 0.0"), testing::HasSubstr("would then do nothing"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\ndecay = 0.5"), testing::HasSubstr("does not have"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'quantile'\nrate = 0.5"), testing::HasSubstr("does not have"));
-  EXPECT_THAT(error_of("[optimizer]\nepsilon = 1e-46"), testing::HasSubstr("optimizer.epsilon is 1e-46; expected 1e-20 or more"));
+  EXPECT_THAT(error_of("[optimizer]\nepsilon = 1e-46"), testing::HasSubstr("optimizer.epsilon is 1e-46; expected a finite number, 1e-20 or more"));
   EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));
@@ -79,6 +81,60 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
               testing::AllOf(testing::HasSubstr("run.toml:3: execution.forward"),
                              testing::HasSubstr("did you mean 'separate'")));
   EXPECT_THAT(error_of("[optimizer]\nlearning_rat = 1"), testing::HasSubstr("did you mean 'learning_rate'"));
+}
+
+TEST(RunConfig, NumbersMustBeFinite) {
+  for (const char* key : {"optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "optimizer.clip_norm",
+                          "model.rope_theta", "model.norm_epsilon", "model.init_deviation", "model.router.init_deviation"}) {
+    for (const char* value : {"inf", "nan"}) {
+      EXPECT_THAT(error_of(join_text(key, " = ", value)), testing::HasSubstr("expected a finite number")) << key;
+    }
+  }
+}
+
+TEST(RunConfig, ARouterWithoutBalancingNamesWhatAsksForIt) {
+  const std::string router = "[model.router]\nname = 'frozen_random'\n[balance]\n";
+  EXPECT_THAT(error_of(router), testing::HasSubstr("the router frozen_random takes no balancing, but balance.coefficient asks for it"));
+  EXPECT_EQ(error_of(router + "coefficient = 0.0"), "no error");
+  EXPECT_THAT(error_of(router + "coefficient = 0.0\nz_coefficient = 0.1"), testing::HasSubstr("balance.z_coefficient asks"));
+  EXPECT_THAT(error_of(router + "method = 'none'\n[[balance.terms]]\ncoefficient = 0.1\n[balance.selection]\nrule = 'bias'"),
+              testing::HasSubstr("balance.terms[0].coefficient, balance.selection.rule ask for it"));
+}
+
+TEST(RunConfig, LoadNeedsAnExpertThatIsLeftOut) {
+  const std::string all = "[model]\nnum_experts = 4\nnum_chosen = 4\n[balance]\nmethod = ";
+  EXPECT_THAT(error_of(all + "'load_cv2'"), testing::HasSubstr("model.num_chosen is 4; expected fewer than num_experts = 4"));
+  EXPECT_EQ(error_of(all + "'importance_cv2'"), "no error");
+}
+
+RunConfig one_expert_layer() {
+  RunConfig config;
+  ModelConfig& model = config.model;
+  model.vocab_size = 10;
+  model.width = 4;
+  model.num_layers = model.num_heads = model.num_kv_heads = model.num_chosen = 1;
+  model.head_width = model.num_experts = 2;
+  model.expert_width = 5;
+  return config;
+}
+
+// 2 tables of 4*10, attention 2*4*(2+2), 2 experts of 3*4*5.
+TEST(RunConfig, LeastMemoryByHand) {
+  RunConfig config = one_expert_layer();
+  EXPECT_EQ(least_memory(config, ComputeType::BFloat16, 1), (4 + 8) * (80 + 32 + 120));
+  EXPECT_EQ(least_memory(config, ComputeType::Float64, 1), (8 + 16) * (80 + 32 + 120));
+  EXPECT_EQ(least_memory(config, ComputeType::Float32, 2), 4 * (80 + 32 + 120) + 8 * (80 + 32 + 120) / 2);
+  config.execution.experts = ExpertPlacement::Sharded;
+  config.optimizer.moments = MomentType::BFloat16;
+  EXPECT_EQ(least_memory(config, ComputeType::Float32, 2), 4 * (80 + 32 + 60) + 4 * (80 + 32 + 120) / 2);
+}
+
+TEST(RunConfig, MoreThanTheMachineHasIsRefused) {
+  RunConfig config = one_expert_layer();
+  config.model.num_experts = int64_t{1} << 40;
+  EXPECT_THROW(check_memory(config, ComputeType::Float32, 1, 24e9), ConfigError);
+  EXPECT_NO_THROW(check_memory(one_expert_layer(), ComputeType::Float32, 1, 24e9));
+  EXPECT_GT(machine_memory(), 1e8);
 }
 
 TEST(RunConfig, FlattenHasEveryLeafInTomlSpelling) {

@@ -7,10 +7,13 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <functional>
+#include <limits>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/model/compute_type.hpp"
+#include "switchyard/model/weights_file.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/run_store.hpp"
 #include "tests/scratch_folder.hpp"
@@ -307,6 +310,40 @@ TEST_F(RunTest, AutoGoesOnInTheTypeItHad) {
   EXPECT_EQ(resume(run, "a").step, 6);
   EXPECT_EQ(log("a").start.compute_type, other);
   EXPECT_THAT(notices("a"), testing::Contains(testing::HasSubstr("computes in " + other + ", as it began")));
+}
+
+std::string problem_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// The last update has no loss after it that would show it.
+TEST_F(RunTest, WeightsThatDivergedAreNotSaved) {
+  RunConfig run = config();
+  run.steps = 1;
+  run.optimizer.learning_rate = 1e39;  // more than fp32 holds
+  run.optimizer.warmup_steps = 0;
+  EXPECT_THAT(problem_of([&] { (void)start(run, "a"); }),
+              testing::AllOf(testing::HasSubstr("after step 1 '"), testing::HasSubstr("not finite, so it was not saved")));
+  EXPECT_TRUE(list_checkpoints(folder("a")).empty());
+}
+
+TEST_F(RunTest, WeightsThatDivergedAreNotExported) {
+  (void)start(config(), "a");
+  const fs::path checkpoint = list_checkpoints(folder("a")).back(), file = checkpoint / "model.safetensors";
+  const std::string before = sha256_file(file);
+  TensorMap weights = load_tensors(file).tensors;
+  weights.at("model.norm.weight").fill_(std::numeric_limits<float>::quiet_NaN());
+  save_tensors(file, weights);
+  std::string manifest = read_file(checkpoint / "manifest.json");
+  manifest.replace(manifest.find(before), before.size(), sha256_file(file));
+  write_file_atomically(checkpoint / "manifest.json", manifest);
+  EXPECT_THAT(problem_of([&] { (void)load_checkpoint_model(checkpoint, ComputeType::Float32); }),
+              testing::HasSubstr("'model.norm.weight' has values that are not finite"));
 }
 
 TEST_F(RunTest, RefusesWhenEveryCheckpointIsDamaged) {

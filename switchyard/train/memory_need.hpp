@@ -1,0 +1,18 @@
+#pragma once
+// Whether a run can fit into this machine at all. Where it cannot, the system would end the process without a word.
+
+#include "switchyard/train/run_config.hpp"
+
+namespace switchyard {
+
+/// Bytes of RAM, whoever uses them.
+[[nodiscard]] double machine_memory();
+
+/// Bytes that each of `num_ranks` processes holds from the first step to the last: weights and moments. A step needs more, for
+/// gradients and activations, so a run that needs less than the machine has may still not fit.
+[[nodiscard]] double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
+
+/// @throws ConfigError where least_memory is more than `memory`
+void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, double memory);
+
+}  // namespace switchyard

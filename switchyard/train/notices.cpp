@@ -1,0 +1,79 @@
+#include "switchyard/train/notices.hpp"
+
+#include <set>
+
+#include "switchyard/balance/method.hpp"
+#include "switchyard/core/error.hpp"
+#include "switchyard/model/compute_type.hpp"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kSequencesRule = 512;  // held-out sequences below which evaluation error is near the seed noise
+
+std::string ranks_text(int64_t ranks) { return join_text(ranks, ranks == 1 ? " rank" : " ranks"); }
+
+/// Losses that act now or later.
+std::vector<BalanceTerm> terms_ahead(const BalanceConfig& balance, int64_t step) {
+  std::vector<BalanceTerm> terms = all_terms(balance);
+  std::erase_if(terms, [step](const BalanceTerm& term) {
+    return term.method == "none" || term.coefficient == 0.0 || (term.to_step != 0 && term.to_step <= step);
+  });
+  return terms;
+}
+
+void add_changed_ranks(const RunConfig& config, const RunStart& start, std::vector<std::string>& notices) {
+  if (start.ranks == start.ranks_before) return;
+  std::set<std::string> scopes;
+  for (const BalanceTerm& term : terms_ahead(config.balance, start.step)) {
+    const bool over_ranks = term.scope.kind == ScopeKind::Ranks || term.scope.kind == ScopeKind::Prefix;
+    if (over_ranks) scopes.insert(to_string(term.scope));
+  }
+  for (const std::string& scope : scopes) {
+    notices.push_back(join_text("the balancing scope ", scope, " counts over ", ranks_text(start.ranks),
+                                " from here on, before over ", start.ranks_before));
+  }
+}
+
+/// Losses that compare domains where a group holds one.
+void add_lone_domains(const RunConfig& config, std::vector<std::string>& notices) {
+  for (const BalanceTerm& term : terms_ahead(config.balance, 0)) {
+    const bool of_one_domain = term.scope.kind == ScopeKind::Sequence ||
+                               (term.scope.kind == ScopeKind::MicroBatch && config.data.batcher.composition == Composition::OneDomain);
+    if (find_method(term.method).reads != SlopeReads::DomainMeans || !of_one_domain) continue;
+    notices.push_back(join_text("the loss ", term.method, " over ", to_string(term.scope),
+                                " is 0: it compares domains, and each of its groups holds one"));
+  }
+}
+
+void add_of_configuration(const RunConfig& config, const RunStart& start, std::vector<std::string>& notices) {
+  if (start.heldout_sequences < kSequencesRule) {
+    notices.push_back(join_text("evaluation runs over ", start.heldout_sequences, " held-out sequences; below ", kSequencesRule,
+                                " its error is near the difference between seeds"));
+  }
+  if (config.optimizer.warmup_steps > config.steps) {
+    notices.push_back(join_text("optimizer.warmup_steps is ", config.optimizer.warmup_steps, " of ", config.steps,
+                                " steps: the learning rate never reaches its peak"));
+  }
+  add_lone_domains(config, notices);
+}
+
+}  // namespace
+
+std::vector<std::string> standing_notices(const RunConfig& config, const RunStart& start) {
+  std::vector<std::string> notices;
+  add_changed_ranks(config, start, notices);
+  if (start.ranks > 1 || start.ranks_before > 1) {
+    notices.push_back(join_text("trained on ", ranks_text(start.ranks), ", experts ", to_string(config.execution.experts),
+                                start.ranks_before == start.ranks ? "" : join_text(", before on ", start.ranks_before)));
+  }
+  const bool is_faster = start.compute == resolve_compute_type(ComputeType::Auto);
+  if (config.execution.dtype == ComputeType::Auto && (start.step == 0 || !is_faster)) {
+    notices.push_back(join_text("execution.dtype = auto: this run computes in ", to_string(start.compute),
+                                is_faster ? ", the faster type of this processor" : ", as it began, which is not the faster type here"));
+  }
+  if (start.step == 0) add_of_configuration(config, start, notices);
+  return notices;
+}
+
+}  // namespace switchyard
