@@ -1,7 +1,7 @@
 """Switchyard and its peers on the same shapes, in one run: order rotated each round, medians over all measured steps.
 
 compare.py --program build/release/bench/step_bench --shape ii --rounds 3 --threads 1
-Writes bench/results/DATE-peers-SHAPE.json and .md. Each measurement is a process of its own. --isa AVX512_CORE_BF16 keeps all
+Writes bench/results/DATE-peers-SHAPE-PROCESSOR.json and .md. Each measurement is a process of its own. --isa AVX512_CORE_BF16 keeps all
 programs from the processor's matrix unit, as on one that has none; the files then end in that name.
 """
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import statistics
@@ -118,6 +119,12 @@ def processor_name():
     return platform.machine()
 
 
+def short_name(processor):
+    """Of "Intel(R) Xeon(R) Processor" intel-xeon: for names of files."""
+    words = re.sub(r"\((r|tm)\)|processor|cpu|@.*|\d+-core", " ", processor.lower())
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown"
+
+
 def commit():
     def ask(*words):
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
@@ -173,7 +180,8 @@ def main():
         "step_flops": step_flops, "peak": peak, "table": summarize(results, peak, shape, step_flops), "failed": failed,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / (f"{date}-peers-{arguments.shape}" + (f"-{arguments.isa.lower()}" if arguments.isa else ""))
+    stem = arguments.out / "-".join([date, "peers", arguments.shape, short_name(report["processor"])] +
+                                    ([arguments.isa.lower()] if arguments.isa else []))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))

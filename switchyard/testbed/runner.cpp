@@ -32,11 +32,13 @@ bool is_stopped(const RunnerOptions& options) { return options.stop != nullptr &
 // A line that is no progress record is not ours to judge.
 void read_progress(const std::string& line, RunProgress& progress) {
   const nlohmann::json record = nlohmann::json::parse(line, nullptr, false);
-  if (!record.is_object() || !record.contains("kind") || record["kind"] != "step") return;
+  if (!record.is_object() || !record.contains("kind")) return;
   const auto number = [&](const char* key) {
     return record.contains(key) && record[key].is_number() ? record[key].get<double>() : 0.0;
   };
-  progress.step = static_cast<int64_t>(number("step"));
+  const bool is_step = record["kind"] == "step";
+  if (is_step || record["kind"] == "end") progress.step = static_cast<int64_t>(number("step"));  // the last step may have no line
+  if (!is_step) return;
   progress.loss = number("loss");
   progress.tokens_per_second = number("tokens_per_second");
 }

@@ -36,6 +36,7 @@ void wait_for_termination() {
   std::cout << R"({"kind": "step", "step": 1, "total_steps": 4, "loss": 2.5, "tokens_per_second": 100})" << std::endl;
   int received = 0;
   sigwait(&signals, &received);
+  std::cout << R"({"kind": "end", "reason": "interrupted", "step": 2})" << std::endl;
 }
 
 }  // namespace

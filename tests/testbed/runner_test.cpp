@@ -125,6 +125,7 @@ TEST(RunTestbed, StopsChildrenAndResumesThem) {
   options.stop = &stop;
   const TestbedResult stopped = run_testbed(config, options, sink);
   EXPECT_FALSE(stopped.all_done());
+  EXPECT_EQ(stopped.runs[0].step, 2);  // it ended a step after its last line of progress
   EXPECT_EQ(statuses(stopped), (std::vector<RunStatus>{RunStatus::Interrupted, RunStatus::Waiting, RunStatus::Waiting, RunStatus::Waiting}));
   // The second attempt meets one waiting run more: that of seed 1.
   stop.store(false);
