@@ -50,6 +50,8 @@ class MixedDomains(torch.utils.data.Dataset):
         self.windows, self.length, self.size = [], length, size
         for number, domain in enumerate(manifest["domains"]):
             tokens, _ = read_shard(folder / domain["train"]["file"])
+            if len(tokens) < length:
+                raise SystemExit(f"--length {length}: the domain {domain['name']} has {len(tokens)} tokens; give less")
             order = np.random.default_rng([seed, number]).permutation(len(tokens) // length)
             self.windows.append((tokens, order))
 
@@ -198,6 +200,8 @@ def parse_arguments(words):
         check_options(options)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyError as error:
+        parser.error(f"{options.data}/manifest.json has no {error}")
     return options
 
 
@@ -208,8 +212,10 @@ def positive(text):
 
 
 def check_options(options):
-    """What would fail later, before a folder is made."""
+    """What would fail later, found before a folder is made."""
     switchyard.Scope.parse(options.scope)
+    if options.seed < 0 or options.length < 2:
+        raise ValueError(f"--seed {options.seed} --length {options.length}; expected 0 or more, and 2 or more")
     if not 0.0 <= options.coefficient < math.inf:
         raise ValueError(f"--coefficient {options.coefficient}; expected a finite number, 0 or more")
     if options.width % 8:  # four heads, and each turns pairs
@@ -248,12 +254,12 @@ def main(words=None):
     manifest_text = (options.data / "manifest.json").read_bytes()
     manifest = json.loads(manifest_text)
     model = make_model(options, manifest["vocab_size"])
+    rows = MixedDomains(options.data, manifest, options.length, options.steps * options.micro_batches, options.seed)
     log = RunLog(options.out)
     (options.out / "config.toml").write_text("".join(
         f"{name} = {json.dumps(str(value) if isinstance(value, pathlib.Path) else value)}\n"
         for name, value in vars(options).items()))
     log.add("start", **start_record(options, manifest_text, manifest, model))
-    rows = MixedDomains(options.data, manifest, options.length, options.steps * options.micro_batches, options.seed)
     trainer = Trainer(model=model, train_dataset=rows, args=TrainingArguments(
         output_dir=str(options.out), per_device_train_batch_size=1, gradient_accumulation_steps=options.micro_batches,
         max_steps=options.steps, learning_rate=2e-3, warmup_steps=min(20, options.steps // 4), lr_scheduler_type="cosine",

@@ -50,6 +50,15 @@ std::string full_name(const CLI::App& app) {
   return app.get_parent() == nullptr ? app.get_name() : full_name(*app.get_parent()) + " " + app.get_name();
 }
 
+// Where a verb is expected, and another word stands; kNotFound elsewhere.
+size_t place_of_unknown_verb(const CLI::App& app, const std::vector<std::string>& arguments) {
+  const CLI::App& verb = deepest_chosen(app);
+  if (verb.get_require_subcommand_min() == 0 || !verb.get_subcommands().empty()) return kNotFound;
+  const std::string name = full_name(verb);
+  const auto depth = static_cast<size_t>(std::count(name.begin(), name.end(), ' '));
+  return depth < arguments.size() && !arguments[depth].starts_with("-") ? depth : kNotFound;
+}
+
 // CLI11 names what it did not expect; this adds what it would have accepted.
 std::string explain(const CLI::App& app, const CLI::ParseError& error, const std::vector<std::string>& arguments) {
   const CLI::App& verb = deepest_chosen(app);
@@ -63,10 +72,9 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
       }
     }
     if (is_verb_missing()) {
-      const std::string name = full_name(verb);
-      const auto depth = static_cast<size_t>(std::count(name.begin(), name.end(), ' '));
-      if (arguments.size() <= depth) return "a verb is missing; known: " + comma_list(verb_names(verb));
-      return unknown_name("verb", arguments[depth], verb_names(verb));
+      const size_t place = place_of_unknown_verb(app, arguments);
+      if (place == kNotFound) return "a verb is missing; known: " + comma_list(verb_names(verb));
+      return unknown_name("verb", arguments[place], verb_names(verb));
     }
   }
   if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
@@ -130,9 +138,9 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
     const std::vector<std::string> words = with_command_apart(arguments);
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // CLI11 takes them from the back
   } catch (const CLI::CallForHelp&) {
-    const std::vector<std::string> verbs = verb_names(app);
-    if (!arguments.front().starts_with("-") && std::ranges::find(verbs, arguments.front()) == verbs.end()) {
-      return report_error(session, unknown_name("verb", arguments.front(), verbs), kExitWrongUse);
+    if (const size_t place = place_of_unknown_verb(app, arguments); place != kNotFound) {
+      const std::vector<std::string> verbs = verb_names(deepest_chosen(app));
+      return report_error(session, unknown_name("verb", arguments[place], verbs), kExitWrongUse);
     }
     session.out << app.help();  // that of the deepest verb given
     return kExitDone;

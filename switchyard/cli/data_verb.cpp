@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -15,12 +16,13 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kBytesPerMegabyte = 1'000'000;
+constexpr double kLargestCapMegabytes = 1e9;
 
 struct BuildArguments {
   std::string preset;
   std::string out;
   std::string from;
-  double cap_megabytes = -1.0;  // below 0: not given
+  std::optional<double> cap_megabytes;
   int64_t vocab_size = TokenizerOptions().vocab_size;
 };
 
@@ -92,8 +94,11 @@ BuildOptions build_options(const BuildArguments& arguments) {
   if (arguments.from.empty()) options.preset = arguments.preset.empty() ? "mix16" : arguments.preset;
   const std::string name = arguments.from.empty() ? options.preset : folder_name(arguments.from);
   options.out = arguments.out.empty() ? fs::path("data") / name : fs::path(arguments.out);
-  if (arguments.cap_megabytes >= 0.0) {
-    options.cap_bytes = static_cast<int64_t>(arguments.cap_megabytes * static_cast<double>(kBytesPerMegabyte));
+  if (arguments.cap_megabytes) {
+    const double cap = *arguments.cap_megabytes;
+    SWITCHYARD_CHECK(cap >= 0.0 && cap <= kLargestCapMegabytes, UsageError, "--cap is ", cap, "; expected 0 (no limit) to ",
+                     kLargestCapMegabytes, " MB");
+    options.cap_bytes = static_cast<int64_t>(cap * static_cast<double>(kBytesPerMegabyte));
   }
   options.tokenizer.vocab_size = arguments.vocab_size;
   return options;
@@ -142,7 +147,6 @@ void add_build_verb(CLI::App& data, Action& chosen) {
   verb->add_option("--out", arguments->out, "folder to write; default data/<preset>")->type_name("DIR");
   verb->add_option("--from", arguments->from, "your own text: a folder with one folder of UTF-8 files per domain")->type_name("DIR");
   verb->add_option("--cap", arguments->cap_megabytes, "text of a domain; default 8 for packages, 0 for no limit")
-      ->check(CLI::Validator([](const std::string& text) { return text.starts_with("-") ? text + "; expected 0 or more" : ""; }, ""))
       ->type_name("MB");
   verb->add_option("--vocab-size", arguments->vocab_size, "pieces of the tokenizer, 300 to 65536")
       ->check(CLI::Validator(CLI::Range(300, 65536)).description(""))

@@ -22,6 +22,7 @@ namespace {
 constexpr int kNotStarted = 127;                    // what a shell gives for a program that is not there
 constexpr std::chrono::milliseconds kLookAgain{50};  // a signal ends the wait at once
 constexpr std::chrono::seconds kTellAgain{1};
+constexpr std::chrono::seconds kStart{10};  // ranks listen long before
 
 using Clock = std::chrono::steady_clock;
 
@@ -52,15 +53,18 @@ pid_t start_mpirun(std::vector<std::string> command) {
   _exit(kNotStarted);
 }
 
-/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end; again and again,
-/// for mpirun hands on nothing until it has started them.
+/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end. While they are
+/// being started mpirun may lose it, so then it is told again and again; later once, for at its own end mpirun would be ended by it.
 int wait_for_ranks(pid_t mpirun, const Session& session) {
+  const Clock::time_point begin = Clock::now();
   Clock::time_point told{};
   int status = 0;
   while (waitpid(mpirun, &status, WNOHANG) == 0) {
-    if (session.stop->load() && Clock::now() - told > kTellAgain) {
+    const Clock::time_point now = Clock::now();
+    const bool starting = now - begin < kStart;
+    if (session.stop->load() && (told == Clock::time_point{} || (starting && now - told > kTellAgain))) {
       kill(mpirun, SIGUSR1);
-      told = Clock::now();
+      told = now;
     }
     poll(nullptr, 0, static_cast<int>(kLookAgain.count()));
   }
@@ -79,10 +83,9 @@ int launch(const LaunchArguments& arguments, Session& session) {
   SWITCHYARD_CHECK(code != kNotStarted, DataError,
                    "mpirun cannot be started; install Open MPI (Debian: openmpi-bin), or train without launch");
   if (code == kExitDone || code == kExitFailed || code == kExitWrongUse) return code;
-  // Ranks that are asked before they listen are ended by the asking.
-  SWITCHYARD_CHECK(!session.stop->load(), DataError, "stopped before the ranks could save; a run that was saved earlier can be resumed: ",
-                   "switchyard launch -n ", arguments.num_ranks, " -- train --resume RUN");
-  throw DataError(join_text("a rank was ended", code > 128 ? join_text(" by signal ", code - 128) : "",
+  // Ranks that are asked to stop before they listen are ended by the asking.
+  throw DataError(join_text(session.stop->load() ? "stopped, perhaps before all could save: " : "", "a rank was ended",
+                            code > 128 ? join_text(" by signal ", code - 128) : "",
                             " (mpirun's exit code is ", code, "), and mpirun ended the others; what was saved can be resumed: ",
                             "switchyard launch -n ", arguments.num_ranks, " -- train --resume RUN"));
 }

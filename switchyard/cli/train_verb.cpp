@@ -171,6 +171,15 @@ int finish(const RunResult& result, const fs::path& folder, const TrainArguments
   return done ? kExitDone : kExitFailed;
 }
 
+fs::path run_folder(const TrainArguments& arguments, const RunConfig& config) {
+  if (!arguments.resume.empty()) return arguments.resume;
+  if (!arguments.out.empty()) return arguments.out;
+  const std::string& name = config.name;
+  SWITCHYARD_CHECK(name.find('/') == std::string::npos && name != "." && name != "..", UsageError, "name is '", name,
+                   "', which names no folder in runs/; give another name, or --out DIR");
+  return fs::path("runs") / name;
+}
+
 int run_on(Communicator* world, const TrainArguments& arguments, Session& session) {
   RunRanks ranks(world);
   RunConfig config;
@@ -178,9 +187,7 @@ int run_on(Communicator* world, const TrainArguments& arguments, Session& sessio
   RunOptions options;
   options.comm = ranks.comm();
   options.resume = arguments.resume.empty() ? Resume::No : Resume::Yes;
-  options.folder = !arguments.resume.empty() ? fs::path(arguments.resume)
-                   : arguments.out.empty()   ? fs::path("runs") / config.name
-                                             : fs::path(arguments.out);
+  options.folder = run_folder(arguments, config);
   options.stop = session.stop;
   options.command = session.command;
   options.profile_steps = arguments.profile_steps;

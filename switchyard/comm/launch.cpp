@@ -13,7 +13,6 @@ namespace {
 
 // A slip of the keyboard would start processes until the machine stands still.
 constexpr int64_t kMostRanks = 1024;
-constexpr int64_t kMostThreads = 1024;
 
 }  // namespace
 
@@ -36,6 +35,11 @@ std::vector<std::string> mpirun_command(int64_t num_ranks, int64_t num_threads, 
                                       std::to_string(num_ranks)};
   command.insert(command.end(), program.begin(), program.end());
   return command;
+}
+
+int64_t ranks_on_this_machine() {
+  const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+  return text == nullptr ? 1 : std::max<int64_t>(1, std::atoll(text));
 }
 
 bool started_by_mpi() {

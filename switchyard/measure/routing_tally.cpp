@@ -69,7 +69,7 @@ void add_margins(const at::Tensor& probs_TE, int64_t num_chosen, std::span<const
     // topk puts NaN first, so it shows in one of the first places.
     const double margin = row[num_chosen - 1] - row[num_chosen];
     SWITCHYARD_CHECK(std::isfinite(row[0]) && std::isfinite(margin), ShapeError, "routing tally: token ", t,
-                     " has probabilities that are not finite: training has diverged. Lower the learning rate");
+                     " has probabilities that are not finite. Training has diverged, or an input is not finite");
     tally.margin_sum += margin;
     ++tally.margin_tokens;
   }

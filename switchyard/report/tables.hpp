@@ -18,7 +18,7 @@ namespace switchyard {
 /// 5783040 with a thin space every three digits.
 [[nodiscard]] std::string with_thousands(int64_t value);
 
-/// What the evaluated runs have there, each number once: "4,096" or "64 or 4,096"; empty where none was evaluated.
+/// What the evaluated runs have there, each number once, as HTML: "64 or 512"; empty where none was evaluated.
 [[nodiscard]] std::string evaluated_numbers(const StudyGroup& group, int64_t EvaluationRecord::* number);
 
 /// One row an arm: mean over seeds, below it the 95 % t-interval where there are two seeds or more.

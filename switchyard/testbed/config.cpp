@@ -65,10 +65,10 @@ void check_claim_config(const TestbedConfig& config, const ClaimConfig& claim, c
                    ": neither at_least nor at_most is given; the claim would hold for anything");
   SWITCHYARD_CHECK(claim.at_least <= claim.at_most, ConfigError, where, ": at_least = ", claim.at_least,
                    " is above at_most = ", claim.at_most);
-  SWITCHYARD_CHECK(claim.arm != claim.against, ConfigError, where, ": against = '", claim.against,
-                   "' is the arm itself; the difference would be 0 whatever was trained");
   std::vector<int64_t> seeds = seeds_of(config, find_arm(config, claim.arm, where + ".arm"));
   if (claim.against.empty()) return;
+  SWITCHYARD_CHECK(claim.arm != claim.against, ConfigError, where, ": against = '", claim.against,
+                   "' is the arm itself; the difference would be 0 whatever was trained");
   const std::vector<int64_t> others = seeds_of(config, find_arm(config, claim.against, where + ".against"));
   const bool shared = std::any_of(seeds.begin(), seeds.end(), [&](int64_t seed) {
     return std::find(others.begin(), others.end(), seed) != others.end();

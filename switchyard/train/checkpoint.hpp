@@ -42,7 +42,8 @@ struct CheckpointInfo {
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
 /// number of ranks.
 /// @return empty on the other ranks
-/// @throws StateError where a weight is not finite, DataError (disk full, no right): the checkpoints that were there are untouched
+/// @throws StateError where a weight is not finite (on ranks SharedError where it is another's), DataError (disk full, no right): the
+///         checkpoints that were there are untouched
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
                                       const AdamW& optimizer, const TrainingState& state, RunRanks& ranks);
 

@@ -1,5 +1,6 @@
 #include "switchyard/train/execution_config.hpp"
 
+#include "switchyard/comm/launch.hpp"
 #include "switchyard/train/choice.hpp"
 
 namespace switchyard {
@@ -10,7 +11,6 @@ const std::array<std::string, 2> kForwardNames = {"separate", "together"};
 const std::array<std::string, 2> kMismatchNames = {"error", "replay"};
 const std::array<std::string, 2> kPlacementNames = {"replicated", "sharded"};
 
-constexpr int64_t kMostThreads = 1024;  // OpenMP's own threads end the process where the system gives no more
 
 }  // namespace
 

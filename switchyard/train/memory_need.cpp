@@ -29,12 +29,12 @@ double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ra
   return master * (weights.others + experts_here) + 2.0 * moment * (weights.others + weights.experts) / ranks;
 }
 
-void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, double memory) {
+void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, int64_t ranks_here, double memory) {
   const WeightCounts weights = count_weights(config.model);
-  const double need = least_memory(config, compute, num_ranks);
+  const double need = static_cast<double>(ranks_here) * least_memory(config, compute, num_ranks);
   SWITCHYARD_CHECK(need < memory, ConfigError, "the model has ", (weights.experts + weights.others) / 1e6,
-                   " million weights: with their moments ", in_gigabytes(need), " GB", num_ranks > 1 ? " on each rank" : "",
-                   ", but this machine has ", in_gigabytes(memory),
+                   " million weights: with their moments ", in_gigabytes(need), " GB",
+                   ranks_here > 1 ? join_text(" on ", ranks_here, " ranks") : "", ", but this machine has ", in_gigabytes(memory),
                    "; expected a smaller model.vocab_size, width, num_layers, num_experts or expert_width");
 }
 

@@ -12,7 +12,8 @@ namespace switchyard {
 /// gradients and activations, so a run that needs less than the machine has may still not fit.
 [[nodiscard]] double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
 
-/// @throws ConfigError where least_memory is more than `memory`
-void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, double memory);
+/// @param ranks_here  of the ranks, those that share `memory`, 1 or more
+/// @throws ConfigError where what they hold at least is more than `memory`
+void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, int64_t ranks_here, double memory);
 
 }  // namespace switchyard

@@ -35,12 +35,22 @@ void add_changed_ranks(const RunConfig& config, const RunStart& start, std::vect
   }
 }
 
-/// Losses that compare domains where a group holds one.
-void add_lone_domains(const RunConfig& config, std::vector<std::string>& notices) {
+/// Whether every group of the scope is sure to hold one domain.
+bool groups_hold_one_domain(const Scope& scope, const BatcherConfig& batches, const RunStart& start) {
+  const bool lone_micro_batch = batches.composition == Composition::OneDomain || batches.sequences_per_micro_batch == 1;
+  switch (scope.kind) {
+    case ScopeKind::Sequence: return true;
+    case ScopeKind::Sequences: return start.domains == 1 || scope.num_sequences == 1;
+    case ScopeKind::MicroBatch: return start.domains == 1 || lone_micro_batch;
+    case ScopeKind::Ranks: return start.domains == 1 || (lone_micro_batch && start.ranks == 1);
+    default: return start.domains == 1;
+  }
+}
+
+void add_lone_domains(const RunConfig& config, const RunStart& start, std::vector<std::string>& notices) {
   for (const BalanceTerm& term : terms_ahead(config.balance, 0)) {
-    const bool of_one_domain = term.scope.kind == ScopeKind::Sequence ||
-                               (term.scope.kind == ScopeKind::MicroBatch && config.data.batcher.composition == Composition::OneDomain);
-    if (find_method(term.method).reads != SlopeReads::DomainMeans || !of_one_domain) continue;
+    if (find_method(term.method).reads != SlopeReads::DomainMeans) continue;
+    if (!groups_hold_one_domain(term.scope, config.data.batcher, start)) continue;
     notices.push_back(join_text("the loss ", term.method, " over ", to_string(term.scope),
                                 " is 0: it compares domains, and each of its groups holds one"));
   }
@@ -55,7 +65,7 @@ void add_of_configuration(const RunConfig& config, const RunStart& start, std::v
     notices.push_back(join_text("optimizer.warmup_steps is ", config.optimizer.warmup_steps, " of ", config.steps,
                                 " steps: the learning rate never reaches its peak"));
   }
-  add_lone_domains(config, notices);
+  add_lone_domains(config, start, notices);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct RunStart {
   int64_t ranks_before = 1;  // of the process that went before, where there was one
   ComputeType compute = ComputeType::Float32;
   int64_t heldout_sequences = 0;
+  int64_t domains = 2;  // that are trained on
 };
 
 /// In the order in which they are to be read. Those that are of the configuration alone come only at the first start.

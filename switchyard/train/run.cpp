@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "switchyard/comm/launch.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/profile_scope.hpp"
@@ -188,7 +189,8 @@ class TrainingRun {
   void add_standing_notices() {
     for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
-    const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences};
+    const auto domains = static_cast<int64_t>(batcher_.domains().size());
+    const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences, domains};
     for (const std::string& text : standing_notices(config_, start)) notice(text);
   }
 
@@ -358,7 +360,7 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
   });
   const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
   ranks.together([&] {
-    check_memory(resolved, compute, ranks.size(), machine_memory());
+    check_memory(resolved, compute, ranks.size(), ranks_on_this_machine(), machine_memory());
     run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks);
   });
   run->prepare(progress);

@@ -59,8 +59,6 @@ void EvaluationConfig::validate(const std::string& where) const {
 void RunConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(!name.empty(), "name", "empty", "a name");
-  // The run's folder is runs/<name> unless another is given.
-  check(name.find('/') == std::string::npos && name != "." && name != "..", "name", name, "a name without '/', other than . and ..");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
   for (const BalanceTerm& term : all_terms(balance)) {

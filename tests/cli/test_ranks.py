@@ -152,9 +152,10 @@ def test_a_signal_saves_once_and_another_number_of_ranks_goes_on(work, config):
 
 def test_a_signal_while_ranks_start_ends_them(work, config):
     process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", work / "early", "--set", "steps=100000")
-    wait_until(lambda: ranks_below(process.pid), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(children.read_text, process)  # mpirun, which loses what it is told now
     code, _, err = stop(process, signal.SIGTERM)
-    assert code == 1 and "saved" in err
+    assert code == 1 and ("stopped, perhaps before all could save" in err or "interrupted after step" in err)
 
 
 def test_wrong_use_is_told_once_with_its_exit_code(work, config):

@@ -127,6 +127,7 @@ TEST(TestbedConfig, RefusesClaimsThatNothingCanDecide) {
   EXPECT_THAT(read_error(arms), HasSubstr("would hold for anything"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nat_most = 1\n"), HasSubstr("is above at_most"));
   EXPECT_THAT(read_error(arms + "at_least = nan\n"), HasSubstr("is nan; expected a number"));
+  EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\n[[claims]]\nat_least = 2\n"), HasSubstr("unknown arm ''; known: a"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"a\"\n"), HasSubstr("is the arm itself"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"c\"\n"), HasSubstr("unknown arm 'c'"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"b\"\n"), HasSubstr("no seed in common"));

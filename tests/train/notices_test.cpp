@@ -15,6 +15,7 @@ namespace {
 using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 RunStart begin() { return {.step = 0, .ranks = 1, .ranks_before = 1, .compute = ComputeType::Float32, .heldout_sequences = 512}; }
 
@@ -77,9 +78,21 @@ TEST(Notices, ALossThatComparesDomainsNeedsTwo) {
   parse("micro_batch", config.balance.scope);
   EXPECT_THAT(standing_notices(config, begin()), Contains(said));
   config.data.batcher.composition = Composition::Mixed;
+  EXPECT_THAT(standing_notices(config, begin()), Contains(said));  // a micro-batch is one sequence
+  config.data.batcher.sequences_per_micro_batch = 2;
   EXPECT_THAT(standing_notices(config, begin()), IsEmpty());
-  parse("sequence", config.balance.scope);
+  for (const char* scope : {"sequence", "sequences(1)"}) {
+    parse(scope, config.balance.scope);
+    EXPECT_THAT(standing_notices(config, begin()), Contains(said)) << scope;
+  }
+  config.data.batcher.composition = Composition::OneDomain;
+  parse("ranks", config.balance.scope);
   EXPECT_THAT(standing_notices(config, begin()), Contains(said));
+  RunStart start = begin();
+  start.ranks = start.ranks_before = 2;
+  EXPECT_THAT(standing_notices(config, start), Not(Contains(said)));
+  start.domains = 1;
+  EXPECT_THAT(standing_notices(config, start), Contains(said));
 }
 
 TEST(Notices, TheTypeThatAutoTookIsTold) {

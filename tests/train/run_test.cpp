@@ -321,6 +321,13 @@ std::string problem_of(const std::function<void()>& work) {
   return "no error";
 }
 
+TEST_F(RunTest, AModelThatCannotFitIsRefusedBeforeAFolderIsMade) {
+  RunConfig run = config();
+  run.model.expert_width = int64_t{1} << 40;
+  EXPECT_THAT(problem_of([&] { (void)start(run, "a"); }), testing::HasSubstr("million weights"));
+  EXPECT_FALSE(fs::exists(folder("a")));
+}
+
 // The last update has no loss after it that would show it.
 TEST_F(RunTest, WeightsThatDivergedAreNotSaved) {
   RunConfig run = config();
