@@ -68,9 +68,9 @@ Settings read_settings(std::string_view config_toml) {
 
 bool decides_training(std::string_view key) {
   constexpr std::array<std::string_view, 4> kNames = {"name", "arm", "seed", "data.path"};
-  constexpr std::array<std::string_view, 3> kSections = {"checkpoint.", "evaluation.", "execution."};
+  constexpr std::array<std::string_view, 3> kTables = {"checkpoint.", "evaluation.", "execution."};
   return std::ranges::find(kNames, key) == kNames.end() &&
-         std::ranges::none_of(kSections, [key](std::string_view section) { return key.starts_with(section); });
+         std::ranges::none_of(kTables, [key](std::string_view section) { return key.starts_with(section); });
 }
 
 std::vector<std::string> differing_keys(const std::vector<const Settings*>& runs) {
