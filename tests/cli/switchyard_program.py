@@ -32,6 +32,11 @@ def wait_until(condition, process, seconds=300):
         time.sleep(0.02)
 
 
+def has_checkpoint(folder: Path):
+    """Any: the run removes those before the last."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
 def stop(process, number=signal.SIGTERM):
     process.send_signal(number)
     out, err = process.communicate(timeout=300)

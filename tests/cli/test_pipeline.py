@@ -1,12 +1,13 @@
 """The whole line on a corpus that the test makes: data, train, kill and resume, testbed, report, export."""
 
 import json
+import shlex
 import shutil
 import signal
 
 import pytest
 
-from switchyard_program import make_corpus, run, start, stop, wait_until, write_config, write_testbed
+from switchyard_program import has_checkpoint, make_corpus, run, start, stop, wait_until, write_config, write_testbed
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,14 @@ def whole_run(work, config):
     trained = run("train", config, "--out", folder)
     assert "done: " in trained.stdout and "\x1b" not in trained.stdout
     return folder
+
+
+def test_the_command_in_the_log_can_be_pasted_into_a_shell(work, config):
+    folder = work / "two words"
+    run("train", config, "--out", folder, "--set", "steps=1", "--set", 'data.domains=["digits", "greek"]')
+    command = read_log(folder)[0]["command"]
+    assert shlex.split(command) == ["switchyard", "train", str(config), "--out", str(folder), "--set", "steps=1",
+                                    "--set", 'data.domains=["digits", "greek"]']
 
 
 def read_log(folder):
@@ -92,10 +101,11 @@ def test_a_run_learns_and_is_evaluated(whole_run):
     assert read_log(whole_run)[-1]["reason"] == "done"
 
 
-def test_a_killed_run_resumes_to_the_same_bits(work, config, whole_run):
-    folder = work / "killed"
-    process = start("train", config, "--out", folder, "--set", "steps=8")
-    wait_until(lambda: (folder / "checkpoints" / "step-00000002").exists(), process)
+def test_a_killed_run_resumes_to_the_same_bits(work, config):
+    whole_run, folder = work / "not_killed", work / "killed"
+    run("train", config, "--out", whole_run, "--set", "steps=60")
+    process = start("train", config, "--out", folder, "--set", "steps=60")  # long enough to be met alive
+    wait_until(lambda: has_checkpoint(folder), process)
     process.kill()
     process.communicate()
     assert read_log(folder)[-1]["kind"] != "end"
