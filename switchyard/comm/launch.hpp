@@ -1,5 +1,5 @@
 #pragma once
-// What Open MPI needs to start ranks of this program on one machine.
+// What Open MPI needs to start ranks of this program on one machine, and what it tells them.
 
 #include <cstdint>
 #include <string>

@@ -1,37 +1,51 @@
 #include "switchyard/model/flops.hpp"
 
 namespace switchyard {
+namespace {
+
+/// Weights of one matrix or feed-forward layer of each kind.
+struct Sizes {
+  double table = 0.0;  // embedding or head
+  double attention = 0.0;
+  double router = 0.0;
+  double expert = 0.0;
+  double shared = 0.0;
+  double dense = 0.0;
+  double moe_layers = 0.0, dense_layers = 0.0;  // how many
+};
+
+Sizes sizes_of(const ModelConfig& config) {
+  const auto width = static_cast<double>(config.width);
+  const double heads = static_cast<double>(config.num_heads) + static_cast<double>(config.num_kv_heads);
+  const auto dense_layers = static_cast<double>(config.dense_layers.size());
+  return {.table = width * static_cast<double>(config.vocab_size),
+          .attention = 2.0 * width * heads * static_cast<double>(config.head_width),
+          .router = width * static_cast<double>(config.num_experts),
+          .expert = 3.0 * width * static_cast<double>(config.expert_width),
+          .shared = 3.0 * width * static_cast<double>(config.shared_expert_width),
+          .dense = 3.0 * width * static_cast<double>(config.dense_width),
+          .moe_layers = static_cast<double>(config.num_layers) - dense_layers,
+          .dense_layers = dense_layers};
+}
+
+}  // namespace
 
 double forward_flops(const ModelConfig& config, int64_t tokens, int64_t positions) {
-  const auto width = static_cast<double>(config.width);
+  const Sizes sizes = sizes_of(config);
+  const double layers = sizes.moe_layers + sizes.dense_layers;
+  const double weights_met = layers * sizes.attention + sizes.dense_layers * sizes.dense + sizes.table +
+                             sizes.moe_layers * (static_cast<double>(config.num_chosen) * sizes.expert + sizes.shared + sizes.router);
   const auto query_width = static_cast<double>(config.num_heads * config.head_width);
-  const auto kv_width = static_cast<double>(config.num_kv_heads * config.head_width);
-  const auto dense_layers = static_cast<double>(config.dense_layers.size());
-  const auto layers = static_cast<double>(config.num_layers);
-  const double projections = 2.0 * width * (query_width + 2.0 * kv_width) + 2.0 * query_width * width;
-  const double attention = 2.0 * query_width * static_cast<double>(positions + 1);  // two products over half the pairs
-  const double experts =
-      6.0 * width * static_cast<double>(config.num_chosen * config.expert_width + config.shared_expert_width) +
-      2.0 * width * static_cast<double>(config.num_experts);
-  const double dense = 6.0 * width * static_cast<double>(config.dense_width);
-  const double per_token = layers * (projections + attention) + (layers - dense_layers) * experts + dense_layers * dense +
-                           2.0 * width * static_cast<double>(config.vocab_size);
-  return per_token * static_cast<double>(tokens);
+  const double pairs = 2.0 * query_width * static_cast<double>(positions + 1);  // two products over half the pairs
+  return (2.0 * weights_met + layers * pairs) * static_cast<double>(tokens);
 }
 
 WeightCounts count_weights(const ModelConfig& config) {
-  const auto width = static_cast<double>(config.width);
-  const auto query_width = static_cast<double>(config.num_heads) * static_cast<double>(config.head_width);
-  const auto kv_width = static_cast<double>(config.num_kv_heads) * static_cast<double>(config.head_width);
-  const auto dense_layers = static_cast<double>(config.dense_layers.size());
-  const auto layers = static_cast<double>(config.num_layers);
-  const double tables = (config.tied_embeddings ? 1.0 : 2.0) * width * static_cast<double>(config.vocab_size);
-  const double attention = 2.0 * width * (query_width + kv_width);
-  const double expert = 3.0 * width * static_cast<double>(config.expert_width);
-  const double shared = 3.0 * width * static_cast<double>(config.shared_expert_width);
-  const double dense = 3.0 * width * static_cast<double>(config.dense_width);
-  return {(layers - dense_layers) * static_cast<double>(config.num_experts) * expert,
-          tables + layers * attention + (layers - dense_layers) * shared + dense_layers * dense};
+  const Sizes sizes = sizes_of(config);
+  const double layers = sizes.moe_layers + sizes.dense_layers;
+  return {.experts = sizes.moe_layers * static_cast<double>(config.num_experts) * sizes.expert,
+          .others = (config.tied_embeddings ? 1.0 : 2.0) * sizes.table + layers * sizes.attention +
+                    sizes.moe_layers * sizes.shared + sizes.dense_layers * sizes.dense};
 }
 
 }  // namespace switchyard

@@ -71,9 +71,8 @@ void RunConfig::validate(const std::string& where) const {
   }
   const std::vector<std::string> acting = keys_acting_on_router(balance);
   const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
-  SWITCHYARD_CHECK(acting.empty() || takes_it, ConfigError, where, ": the router ", model.router.name,
-                   " takes no balancing, but ", comma_list(acting), acting.size() == 1 ? " asks" : " ask",
-                   " for it; expected 0 (selection.rule = \"none\")");
+  check(acting.empty() || takes_it, comma_list(acting), "set",
+        join_text("0 (selection.rule: \"none\"), because the router ", model.router.name, " takes no balancing"));
   check(optimizer.moments == MomentType::Full || execution.dtype != ComputeType::Float64, "optimizer.moments",
         to_string(optimizer.moments), "full, because execution.dtype is float64");
   check(balance.selection.rule == SelectionRule::None || execution.on_replay_mismatch == OnReplayMismatch::Error,

@@ -93,11 +93,12 @@ TEST(RunConfig, NumbersMustBeFinite) {
 
 TEST(RunConfig, ARouterWithoutBalancingNamesWhatAsksForIt) {
   const std::string router = "[model.router]\nname = 'frozen_random'\n[balance]\n";
-  EXPECT_THAT(error_of(router), testing::HasSubstr("the router frozen_random takes no balancing, but balance.coefficient asks for it"));
+  EXPECT_THAT(error_of(router), testing::AllOf(testing::HasSubstr("run.toml: balance.coefficient is set; expected 0"),
+                                               testing::HasSubstr("the router frozen_random takes no balancing")));
   EXPECT_EQ(error_of(router + "coefficient = 0.0"), "no error");
-  EXPECT_THAT(error_of(router + "coefficient = 0.0\nz_coefficient = 0.1"), testing::HasSubstr("balance.z_coefficient asks"));
+  EXPECT_THAT(error_of(router + "coefficient = 0.0\nz_coefficient = 0.1"), testing::HasSubstr("balance.z_coefficient is set; expected 0"));
   EXPECT_THAT(error_of(router + "method = 'none'\n[[balance.terms]]\ncoefficient = 0.1\n[balance.selection]\nrule = 'bias'"),
-              testing::HasSubstr("balance.terms[0].coefficient, balance.selection.rule ask for it"));
+              testing::HasSubstr("balance.terms[0].coefficient, balance.selection.rule is set; expected 0"));
 }
 
 TEST(RunConfig, LoadNeedsAnExpertThatIsLeftOut) {
