@@ -117,7 +117,7 @@ class TrainerAttachment(Attachment):
             return result
         self.loss.close_forward()
         value = result[0] if return_outputs else result
-        joined = self.loss.join(value, self._factor(num_items_in_batch))
+        joined = self._join(value, self._factor(num_items_in_batch))
         return (joined, result[1]) if return_outputs else joined
 
     def _factor(self, num_items: Optional[Tensor | int]) -> float:

@@ -114,7 +114,13 @@ class Attachment(abc.ABC):
     def _router_hook(self, layer: int, gives_probs: bool):
         def hook(router: Any, inputs: tuple, outputs: tuple) -> Optional[tuple]:
             frame = self.loss.frame
-            if frame is None or not router.training:
+            if not router.training:
+                return None
+            if frame is None:
+                if torch.is_grad_enabled():
+                    raise StateError(f"the router of MoE layer {layer} ran with gradients, but in no forward of the step, so the "
+                                     "balancing loss could not act. Train through the model that was attached (or its Trainer), "
+                                     "not through a part of it; detach() ends the balancing")
                 return None
             scores_TE, weights_TK, ids_TK = outputs
             probs_TE = scores_TE if gives_probs else torch.softmax(scores_TE.float(), -1)
@@ -148,7 +154,14 @@ class Attachment(abc.ABC):
 
     def join(self, loss: Tensor) -> Tensor:
         """For a loss computed outside the model: the gradient that arrives there scales the balancing gradient."""
-        return self.loss.join(loss)
+        return self._join(loss, 1.0)
+
+    def _join(self, loss: Tensor, factor: float) -> Tensor:
+        frame, joined = self.loss.frame, self.loss.join(loss, factor)
+        if frame is not None and joined.requires_grad:
+            # Layers that run again in backward need the frame of this forward; other forwards may have come since.
+            joined.register_hook(lambda _: setattr(self.loss, "frame", frame))
+        return joined
 
 
 class ModelAttachment(Attachment):
@@ -191,8 +204,8 @@ class ModelAttachment(Attachment):
         if self._arguments(args, kwargs).get("labels") is None or value is None:
             return outputs  # the caller joins
         if isinstance(outputs, tuple):
-            return (self.loss.join(value), *outputs[1:])
-        outputs["loss"] = self.loss.join(value)
+            return (self.join(value), *outputs[1:])
+        outputs["loss"] = self.join(value)
         return outputs
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -97,6 +97,37 @@ def test_checkpointing(reentrant):
     assert largest_difference(found, expected) < 1e-6
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_run_again_in_their_own_forward(reentrant):
+    """B7: other forwards lie between a forward and its backward."""
+    model = make_model()
+    batches = [stack(make_rows(2, seed)) for seed in range(2)]
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    expected = train_step(model, batches)
+    attachment.end_step()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model.zero_grad()
+    losses = [model(**batch.inputs).loss / len(batches) for batch in batches]
+    with torch.no_grad():
+        model(**batches[1].inputs)
+    sum(losses).backward()
+    found, report = gradients_of(model), attachment.end_step()
+    assert report.differences == 0
+    assert largest_difference(found, expected) < 1e-6
+
+
+def test_training_a_part_of_the_model_is_an_error():
+    """B24: it passes no hook of the model, so no loss could act."""
+    model = make_model()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    (batch,) = [stack(make_rows(2))]
+    with pytest.raises(switchyard.StateError, match="MoE layer 0 ran with gradients, but in no forward of the step"):
+        model.model(input_ids=batch.inputs["input_ids"])
+    attachment.detach()
+    model.model(input_ids=batch.inputs["input_ids"])
+
+
 def test_a_scaled_loss_scales_both():
     model = make_model()
     batches = [stack(make_rows(2, seed)) for seed in range(2)]

@@ -258,12 +258,12 @@ at::Tensor StepBalance::selection_offsets_E(int64_t layer) const {
 }
 
 bool StepBalance::lacks_history() const {
-  return std::any_of(impl_->terms.begin(), impl_->terms.end(), [](const auto& term) { return term->lacks_history(); });
+  return std::any_of(impl_->terms.begin(), impl_->terms.end(), [](const auto& term) { return term->injects() && term->lacks_history(); });
 }
 
 bool StepBalance::needs_whole_step() const {
   return std::any_of(impl_->terms.begin(), impl_->terms.end(), [this](const auto& term) {
-    return term->method().value != nullptr && switchyard::needs_whole_step(term->term().scope, impl_->totals.plan().whole);
+    return term->injects() && switchyard::needs_whole_step(term->term().scope, impl_->totals.plan().whole);
   });
 }
 

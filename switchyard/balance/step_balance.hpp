@@ -97,9 +97,9 @@ class StepBalance {
   /// Undefined without a rule.
   [[nodiscard]] at::Tensor selection_offsets_E(int64_t layer) const;
 
-  /// True where a scope takes f from earlier steps and there are none yet: this step lacks that loss (tell the user).
+  /// True where a loss that acts takes f from earlier steps and there are none yet: this step lacks it (tell the user).
   [[nodiscard]] bool lacks_history() const;
-  /// True where some coefficients exist only after the last forward, so backward must wait (or counts come ahead).
+  /// True where coefficients of a loss that acts exist only after the last forward, so backward must wait (or counts come ahead).
   [[nodiscard]] bool needs_whole_step() const;
 
   /// Takes the counts of a forward. A repeat with equal counts changes nothing; with other counts it is a StateError.

@@ -86,6 +86,7 @@ void TermBalance::update() {
 }
 
 bool TermBalance::known(const SegmentRange& local) const {
+  if (!injects()) return true;
   return std::all_of(group_of_segment_.begin() + local.begin, group_of_segment_.begin() + local.end, [this](int64_t group) {
     // A group of another rank's tokens may span segments of this rank that have none.
     if (group == kNoGroup || groups_[static_cast<size_t>(group)].holding == Holding::Elsewhere) return true;

@@ -31,7 +31,7 @@ class TermBalance {
 
   /// Computes the groups whose totals are complete.
   void update();
-  /// Whether the coefficients of these segments of this rank are known.
+  /// Whether the coefficients of these segments of this rank are known; those of a loss that does not act always are.
   [[nodiscard]] bool known(const SegmentRange& local) const;
   /// Adds lambda * w_g / T_g * slope of the segment's group, all but the contract's factor. Only where known.
   void add_coefficients(int64_t layer, int64_t local_segment, double factor, std::span<double> row_E) const;

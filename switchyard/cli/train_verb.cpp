@@ -54,7 +54,7 @@ class TextSink : public ProgressSink {
     status_.print(join_text("run ", record.name, ": ", grouped_digits(record.parameters), " parameters, ", record.num_layers,
                             " MoE layers, ", record.num_experts, " experts, ", record.num_chosen, " per token, ",
                             record.compute_type, "; router ", record.router, ", balancing ", record.method, " over ",
-                            record.scope, ", lambda ", record.coefficient));
+                            record.scope, ", lambda ", record.coefficient, ", ", record.layers, " over layers"));
     if (record.step > total_) {
       status_.print(join_text("all ", total_, " steps were done before"));
     } else if (record.step > 1) {

@@ -24,7 +24,7 @@ bool has_loss(const Subject& subject) {
   return subject.method != "bias" && subject.method != "bias_centered" && subject.method != "quantile";
 }
 
-bool is_token_loss(const Subject& subject) { return subject.method == "z_loss" || subject.method == "orthogonality"; }
+bool is_token_loss(const Subject& subject) { return subject.method == "z_loss" || subject.method == "token_loss"; }
 
 bool has_scope(const Subject& subject) { return has_loss(subject) && !is_token_loss(subject) && subject.method != "none"; }
 

@@ -31,8 +31,8 @@ struct CaseToken {
 /// What is asked for: a method and the tokens that it counts over.
 struct Subject {
   /// A balancing loss; "mixed_lbl": that of optimizer_batch plus 1 % of that of micro_batch; or, all without a scope: a loss of
-  /// each token by itself ("z_loss"; "orthogonality", for which sum_e p_e^2 stands in: what a token's loss is does not matter
-  /// here, only what becomes of it), a rule that corrects choices without a loss ("bias", ...), "none": the task's loss alone.
+  /// each token by itself ("z_loss"; "token_loss", the way of the orthogonality loss, here with sum_e p_e^2: what a token's loss
+  /// is does not matter, only what becomes of it), a rule that corrects choices without a loss ("bias", ...), "none": the task's loss alone.
   std::string method = "lbl";
   Scope scope{};
 

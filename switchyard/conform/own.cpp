@@ -84,7 +84,7 @@ class OwnImplementation : public Implementation {
       all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::MicroBatch}});
     }
     all.subjects.push_back({"mixed_lbl", {.kind = ScopeKind::MicroBatch}});  // what holds for its narrower scope holds
-    for (const char* name : {"z_loss", "orthogonality", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
+    for (const char* name : {"z_loss", "token_loss", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
     for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
       all.features.insert(static_cast<Feature>(feature));
     }

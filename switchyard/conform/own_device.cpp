@@ -55,7 +55,7 @@ BalanceConfig config_of(const BalanceCase& step) {
     config.selection.rule = *rule;
   } else if (step.subject.method == "z_loss") {
     config.z_coefficient = step.coefficient;
-  } else if (step.subject.method == "orthogonality") {
+  } else if (step.subject.method == "token_loss") {
     config.orthogonality_coefficient = step.coefficient;
   } else if (step.subject.method == "mixed_lbl") {
     config.method = "lbl";

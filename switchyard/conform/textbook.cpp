@@ -53,7 +53,7 @@ Capabilities Textbook::capabilities() const {
                              .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
                              .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
   }
-  for (const char* name : {"z_loss", "orthogonality"}) all.subjects.push_back({name, {}});
+  for (const char* name : {"z_loss", "token_loss"}) all.subjects.push_back({name, {}});
   for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
     all.features.insert(static_cast<Feature>(feature));
   }
@@ -250,7 +250,7 @@ void Textbook::add_token_gradient(const BalanceCase& step, std::vector<double>& 
       const double scale = 2.0 * contract_factor(step, place.micro_batch, place.rank) *
                            caller_weight(step, place.micro_batch, place.rank) * layer_coefficient(step) /
                            static_cast<double>(tokens.size());
-      if (step.subject.method == "orthogonality") {
+      if (step.subject.method == "token_loss") {
         add_through_probs(step, row, slope_E, scale, gradient_LTE);
         continue;
       }

@@ -17,7 +17,7 @@ namespace switchyard {
 inline constexpr int64_t kPackageTextCap = 8'000'000;
 
 struct BuildOptions {
-  std::string preset = "mix8";          // of preset_table(); not used with `from`
+  std::string preset = "mix16";         // of preset_table(); not used with `from`
   std::filesystem::path from;           // a folder with one folder of text files per domain; empty: packages
   std::filesystem::path out;            // must not exist
   std::filesystem::path package_cache;  // empty: default_package_cache()

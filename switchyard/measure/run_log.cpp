@@ -87,6 +87,7 @@ void visit_start(Record& record, Visitor& visit) {
   visit("scope", record.scope);
   visit("method", record.method);
   visit("coefficient", record.coefficient);
+  visit.later("layers", record.layers);
   visit("router", record.router);
   visit("domains", record.domains);
   visit("num_layers", record.num_layers);

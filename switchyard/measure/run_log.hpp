@@ -84,6 +84,7 @@ struct StartRecord {
   std::string scope;          // balancing scope, its config spelling; "none" without balancing
   std::string method;
   double coefficient = 0.0;
+  std::string layers;         // how the losses of the MoE layers are put together: "mean" or "sum"; empty in older logs
   std::string router;
   std::vector<std::string> domains;
   int64_t num_layers = 0;     // MoE layers

@@ -98,7 +98,7 @@ struct SpecializationShape {
                                                  const Matrix<int64_t>& labels_QX, const SpecializationShape& shape);
 
 /// Over first choices, against min(ln N', ln E). The reference itself measures less than 1 where several domains share
-/// experts, because its first choice is a random one of the prescribed experts.
+/// experts, because its first choice is the lowest of the experts drawn, not one of a score.
 [[nodiscard]] Specialization first_choice_specialization(const Matrix<int64_t>& first_choice_XE,
                                                          std::span<const int64_t> domain_X,
                                                          const Matrix<int64_t>& labels_QX, int64_t num_domains);

@@ -71,7 +71,9 @@ class Router {
   [[nodiscard]] virtual ParameterRefs parameters() { return {}; }
 };
 
-enum class WeightNormalization { None, ChosenSum };  // HF's norm_topk_prob: weights of the chosen experts sum to 1
+/// ChosenSum: weights of the chosen experts sum to 1 (HF's norm_topk_prob). For K = 1 they are constants: the text's loss does
+/// not reach a learned router then.
+enum class WeightNormalization { None, ChosenSum };
 
 struct RouterConfig {
   std::string name = "top_k";
@@ -81,7 +83,7 @@ struct RouterConfig {
   template <class Visitor>
   void for_each_field(Visitor&& visit) {
     visit("name", name, "router, one of `switchyard list routers`");
-    visit("normalize", normalize, "combine weights: none or chosen_sum");
+    visit("normalize", normalize, "combine weights of routers with scores: none or chosen_sum (the others: 1/K)");
     visit("init_deviation", init_deviation, "deviation of the router's initial weights");
   }
   void validate(const std::string& where) const;

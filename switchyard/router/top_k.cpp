@@ -11,6 +11,9 @@
 namespace switchyard {
 namespace {
 
+// Least sum of chosen probabilities that is divided by: offsets may choose experts whose probabilities are all 0 in fp32.
+constexpr double kLeastSum = 1e-20;
+
 class TopKRouter : public Router {
  public:
   TopKRouter(std::string_view name, const RouterConfig& config, const RouterShape& shape, Training training, Rng& init)
@@ -36,7 +39,9 @@ class TopKRouter : public Router {
     const at::Tensor ids_TK = choose(logits_TE, probs_TE, context);
     // The gather needs an index also in padding rows; their weights are dropped with their slots.
     at::Tensor weights_TK = probs_TE.gather(1, ids_TK.clamp_min(0));
-    if (config_.normalize == WeightNormalization::ChosenSum) weights_TK = weights_TK.div(weights_TK.sum(1, /*keepdim=*/true));
+    if (config_.normalize == WeightNormalization::ChosenSum) {
+      weights_TK = weights_TK.div(weights_TK.sum(1, /*keepdim=*/true).clamp_min(kLeastSum));
+    }
     Routing routing = routing_from_top_k(mask_padding(ids_TK, context.valid_T), weights_TK, shape_.num_experts);
     routing.logits_TE = logits_TE;
     routing.probs_TE = probs_TE;

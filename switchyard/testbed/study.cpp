@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr double kPaperCoefficient = 0.008;  // arXiv 2501.11873, section 4.1
+constexpr double kPaperCoefficient = 0.008;  // arXiv 2501.11873, section 4.1; taken as that of one layer
 constexpr int64_t kEnoughSequences = 512;    // below, the error of evaluation is near the noise between seeds
 
 ArmRow make_arm_row(const ArmConfig& arm, const std::vector<RunResultRow>& results) {
@@ -71,17 +71,23 @@ Json arm_json(const ArmConfig& arm, const ArmRow& row) {
           {"loss", summary_json(row.loss)}};
 }
 
+double of_a_layer(const RunConfig& config, double coefficient) {
+  const auto layers = static_cast<double>(config.model.num_layers - static_cast<int64_t>(config.model.dense_layers.size()));
+  return config.balance.layers == LayerReduction::Mean ? coefficient / layers : coefficient;
+}
+
 std::string coefficient_note(const std::vector<PlannedRun>& runs) {
   std::set<double> above;
   for (const PlannedRun& run : runs) {
     for (const BalanceTerm& term : all_terms(run.config.balance)) {
-      if (term.method == "lbl" && term.coefficient > kPaperCoefficient) above.insert(term.coefficient);
+      const double lambda = of_a_layer(run.config, term.coefficient);
+      if (term.method == "lbl" && lambda > kPaperCoefficient) above.insert(lambda);
     }
   }
   if (above.empty()) return "";
   std::vector<std::string> values;
-  for (const double value : above) values.push_back(join_text(value));
-  return join_text("The balancing coefficient (lambda ", comma_list(values), ") is above the ", kPaperCoefficient,
+  for (const double value : above) values.push_back(number_text(value, 3));
+  return join_text("The balancing coefficient (lambda of a layer ", comma_list(values), ") is above the ", kPaperCoefficient,
                    " of the paper (arXiv 2501.11873), whose models train for longer: in a short run a small one does not reach "
                    "balance, and arms are only comparable at similar MaxVio.");
 }

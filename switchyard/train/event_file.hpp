@@ -20,7 +20,7 @@ using NamedScalar = std::pair<std::string, double>;
 /// Appends to its own new file; flushed after each event.
 class EventFileWriter {
  public:
-  /// Creates `events.out.tfevents.<seconds>.<process>` in `folder`. TensorBoard forgets what other files of the folder hold
+  /// Creates `events.out.tfevents.<milliseconds>.<process>` in `folder`. TensorBoard forgets what other files of the folder hold
   /// at steps >= first_step, so that a resumed run shows each step once.
   /// @throws DataError when the file cannot be written
   EventFileWriter(const std::filesystem::path& folder, int64_t first_step);

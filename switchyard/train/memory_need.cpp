@@ -29,13 +29,29 @@ double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ra
   return master * (weights.others + experts_here) + 2.0 * moment * (weights.others + weights.experts) / ranks;
 }
 
+double least_step_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks) {
+  constexpr double kBytesOfToken = 5 * 8.0;  // the five int64 of Batch
+  const BatcherConfig& batches = config.data.batcher;
+  const double micro_batch = static_cast<double>(batches.sequences_per_micro_batch) * static_cast<double>(batches.sequence_length);
+  const double step = micro_batch * static_cast<double>(batches.micro_batches) / static_cast<double>(num_ranks);
+  const double waiting = config.execution.forward == ForwardPacking::Together ? step : micro_batch;
+  const double number = compute == ComputeType::Float64 ? 8.0 : compute == ComputeType::BFloat16 ? 2.0 : 4.0;
+  return kBytesOfToken * step +
+         number * waiting * static_cast<double>(config.model.num_layers) * static_cast<double>(config.model.width);
+}
+
 void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, int64_t ranks_here, double memory) {
   const WeightCounts weights = count_weights(config.model);
-  const double need = static_cast<double>(ranks_here) * least_memory(config, compute, num_ranks);
-  SWITCHYARD_CHECK(need < memory, ConfigError, "the model has ", (weights.experts + weights.others) / 1e6,
-                   " million weights: with their moments ", in_gigabytes(need), " GB",
-                   ranks_here > 1 ? join_text(" on ", ranks_here, " ranks") : "", ", but this machine has ", in_gigabytes(memory),
-                   "; expected a smaller model.vocab_size, width, num_layers, num_experts or expert_width");
+  const double model = static_cast<double>(ranks_here) * least_memory(config, compute, num_ranks);
+  const double step = static_cast<double>(ranks_here) * least_step_memory(config, compute, num_ranks);
+  const std::string on_ranks = ranks_here > 1 ? join_text(" on ", ranks_here, " ranks") : "";
+  SWITCHYARD_CHECK(model < memory, ConfigError, "the model has ", (weights.experts + weights.others) / 1e6,
+                   " million weights: with their moments ", in_gigabytes(model), " GB", on_ranks, ", but this machine has ",
+                   in_gigabytes(memory), "; expected a smaller model.vocab_size, width, num_layers, num_experts or expert_width");
+  SWITCHYARD_CHECK(model + step < memory, ConfigError, "the tokens of a step need ", in_gigabytes(step), " GB at least", on_ranks,
+                   ", beside ", in_gigabytes(model), " GB for weights and moments, but this machine has ", in_gigabytes(memory),
+                   "; expected fewer data.micro_batches, sequences_per_micro_batch or a smaller sequence_length, or "
+                   "execution.forward = \"separate\" where it is together");
 }
 
 }  // namespace switchyard

@@ -8,12 +8,15 @@ namespace switchyard {
 /// Bytes of RAM, whoever uses them.
 [[nodiscard]] double machine_memory();
 
-/// Bytes that each of `num_ranks` processes holds from the first step to the last: weights and moments. A step needs more, for
-/// gradients and activations, so a run that needs less than the machine has may still not fit.
+/// Bytes that each of `num_ranks` processes holds from the first step to the last: weights and moments.
 [[nodiscard]] double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
 
+/// Bytes that a step adds at least on each rank: its tokens, and what enters each layer of the forwards that wait for their
+/// backward. A step needs more, so a run that needs less than the machine has may still not fit.
+[[nodiscard]] double least_step_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
+
 /// @param ranks_here  of the ranks, those that share `memory`, 1 or more
-/// @throws ConfigError where what they hold at least is more than `memory`
+/// @throws ConfigError where what they hold at least is more than `memory`, weights and tokens told apart
 void check_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks, int64_t ranks_here, double memory);
 
 }  // namespace switchyard

@@ -256,8 +256,10 @@ class TrainingRun {
   }
 
   void add_step_notices(const StepResult& result) {
-    if (result.lacks_history) {
-      notice(join_text("step ", state_.step, " lacks a balancing loss: its scope takes the counts from earlier steps"));
+    for (const TermValues& term : result.balance.terms) {
+      if (!result.lacks_history || term.term.coefficient == 0.0 || !term.value_L.empty()) continue;
+      notice(join_text("step ", state_.step, " lacks a balancing loss, that over ", to_string(term.term.scope),
+                       ": it takes the counts from earlier steps"));
     }
     if (result.replay_differences > 0) {
       notice(join_text("step ", state_.step, ": ", result.replay_differences,

@@ -35,6 +35,37 @@ class Flattener {
   std::map<std::string, std::string>& values_;
 };
 
+/// A router that learns must hear of the text; where each weight is p / p it does not.
+void check_router_learns(const ModelConfig& model, const SectionCheck& check) {
+  const bool learns = find_router(model.router.name).balancing == TakesBalancing::Yes;
+  check(!learns || model.num_chosen > 1 || model.router.normalize == WeightNormalization::None, "model.router.normalize",
+        to_string(model.router.normalize),
+        "none, because with model.num_chosen = 1 every weight would be 1, and no gradient of the text reach the router");
+}
+
+/// Balancing that cannot do anything is refused (docs/decisions/0005).
+void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
+  const BalanceConfig& balance = config.balance;
+  const bool chooses = config.model.num_chosen < config.model.num_experts;
+  for (const BalanceTerm& term : all_terms(balance)) {
+    check(term.from_step < config.steps, "balance.from_step", term.from_step,
+          join_text("a step below steps = ", config.steps, ": the loss '", term.method, "' over ", to_string(term.scope),
+                    " would never act"));
+    const StatisticMethod method = find_method(term.method);
+    check(method.score != Score::Load || chooses, "model.num_chosen", config.model.num_chosen,
+          join_text("fewer than num_experts = ", config.model.num_experts, ", because the method '", term.method,
+                    "' asks how near an expert is to being chosen"));
+    const bool counts_slots = method.value != nullptr && method.reads == SlopeReads::Fractions && method.counted == Counted::Slots;
+    check(!counts_slots || term.coefficient == 0.0 || chooses, "balance.coefficient", term.coefficient,
+          join_text("0, because every token takes all ", config.model.num_experts, " experts: the loss '", term.method,
+                    "' is constant"));
+  }
+  check(balance.selection.rule == SelectionRule::None || chooses, "balance.selection.rule", to_string(balance.selection.rule),
+        join_text("none, because every token takes all ", config.model.num_experts, " experts"));
+  check(balance.orthogonality_coefficient == 0.0 || config.model.num_chosen > 1, "balance.orthogonality_coefficient",
+        balance.orthogonality_coefficient, "0, because model.num_chosen = 1 leaves no two experts of a token to compare");
+}
+
 }  // namespace
 
 void RunDataConfig::validate(const std::string& where) const {
@@ -61,14 +92,8 @@ void RunConfig::validate(const std::string& where) const {
   check(!name.empty(), "name", "empty", "a name");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
-  for (const BalanceTerm& term : all_terms(balance)) {
-    check(term.from_step < steps, "balance.from_step", term.from_step,
-          join_text("a step below steps = ", steps, ": the loss '", term.method, "' over ", to_string(term.scope),
-                    " would never act"));
-    check(find_method(term.method).score != Score::Load || model.num_chosen < model.num_experts, "model.num_chosen",
-          model.num_chosen, join_text("fewer than num_experts = ", model.num_experts, ", because the method '", term.method,
-                                      "' asks how near an expert is to being chosen"));
-  }
+  check_router_learns(model, check);
+  check_balancing_acts(*this, check);
   const std::vector<std::string> acting = keys_acting_on_router(balance);
   const bool takes_it = find_router(model.router.name).balancing == TakesBalancing::Yes;
   check(acting.empty() || takes_it, comma_list(acting), "set",

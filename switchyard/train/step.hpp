@@ -33,7 +33,7 @@ struct StepResult {
   std::vector<double> simbal_L;  // SimBal of each router, raw; empty if its coefficient is 0
   at::Tensor step_counts_LE;          // int64
   at::Tensor micro_batch_counts_MLE;  // int64
-  bool lacks_history = false;         // the scope takes counts of earlier steps and there are none: no balancing loss
+  bool lacks_history = false;         // the scope of a loss takes counts of earlier steps and there are none: it does not act
   /// Under OnReplayMismatch::Replay: tokens, summed over layers, whose own choice in the second forward would have been
   /// another set of experts than the recorded one that was used.
   int64_t replay_differences = 0;

@@ -66,6 +66,7 @@ StartRecord make_start_record(const RunConfig& config, const std::string& comman
   record.method = config.balance.method;
   record.scope = config.balance.method == "none" ? "none" : to_string(config.balance.scope);
   record.coefficient = config.balance.coefficient;
+  record.layers = to_string(config.balance.layers);
   record.router = config.model.router.name;
   record.num_experts = config.model.num_experts;
   record.num_chosen = config.model.num_chosen;

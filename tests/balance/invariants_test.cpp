@@ -270,6 +270,26 @@ TEST(Invariants, B20DenominatorsAreThoseOfTheStepAtHand) {
   }
 }
 
+TEST(Invariants, ALossThatDoesNotActNeedsNoOtherForward) {
+  const StepPlan plan = explicit_plan({{4}, {4}});
+  const BalanceShape shape{.num_layers = 1, .num_experts = 4, .num_chosen = 1};
+  BalanceConfig config = config_of(ScopeKind::OptimizerBatch);
+  EXPECT_TRUE(StepBalance(config, shape, plan, {}).needs_whole_step());
+  config.coefficient = 0.0;
+  config.terms = {{.method = "lbl", .scope = {.kind = ScopeKind::MicroBatch}, .coefficient = 0.5}};
+  StepBalance balance(config, shape, plan, {});
+  EXPECT_FALSE(balance.needs_whole_step());
+  record_explicit(balance, 0, 0, explicit_forward(repeated_tokens(4), 4));
+  balance.close_forward(0);
+  EXPECT_GT(balance.coefficients_GE(0, 0).abs().max().item<double>(), 0.0);  // of the narrow loss, before the second forward
+  record_explicit(balance, 1, 0, explicit_forward(repeated_tokens(4), 4));
+  balance.close_forward(1);
+  balance.close_counting();
+  EXPECT_NEAR(balance.values().lbl_L[0], 4 * (.5 * .4 + .25 * .3 + .25 * .2), kTolerance);  // the wide value all the same
+  config.scope.kind = ScopeKind::PreviousStep;
+  EXPECT_FALSE(StepBalance(config, shape, plan, {}).lacks_history());
+}
+
 TEST(Invariants, B22StateChangesOncePerStepAndOnlyByFinish) {
   const BalanceConfig config = config_of(ScopeKind::Ema);
   const std::vector<std::vector<Token>> tokens = {repeated_tokens(4), repeated_tokens(4)};

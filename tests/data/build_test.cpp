@@ -268,6 +268,7 @@ TEST(BuildPreset, FromPackages) {
   const test::ScratchFolder scratch;
   make_mix8_packages(scratch.path() / "");
   BuildOptions options;
+  options.preset = "mix8";
   options.out = scratch.path() / "set";
   options.tokenizer.vocab_size = 340;
   options.cap_bytes = 200000;

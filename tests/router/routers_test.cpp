@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "switchyard/core/error.hpp"
@@ -59,6 +60,22 @@ TEST(TopK, HugeAndTinyLogitsStayNormalised) {
     const at::Tensor order_E = routing.logits_TE.select(0, 0).argsort(-1, true);
     EXPECT_TRUE(routing.ids_TK.select(0, 0).equal(order_E.narrow(0, 0, 2)));
   }
+}
+
+// Offsets may choose experts of which none has a probability in fp32.
+TEST(TopK, ChoicesWithoutProbabilityWeighNothing) {
+  const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 2, .name_prefix = "gate"};
+  const auto router = make_router("top_k", shape);
+  float* rows = router->parameters().at(0)->master.mutable_data_ptr<float>();
+  std::fill_n(rows, 2, -200.0F);
+  rows[2] = 0.0F;
+  RouteContext context;
+  context.selection_offsets_E = at::full({3}, 500.0, at::kFloat);
+  context.selection_offsets_E.mutable_data_ptr<float>()[2] = 0.0F;
+  context.selection_score = SelectionScore::Logits;
+  const Routing routing = router->route(at::full({1, 1}, 1.0, at::kFloat), context);
+  EXPECT_EQ(loads_E(routing).const_data_ptr<int64_t>()[2], 0);
+  EXPECT_EQ(routing.weights_TK.abs().max().item<double>(), 0.0);
 }
 
 TEST(TopK, InitialWeightsHaveTheDeviationAskedForAndDependOnTheStreamOnly) {

@@ -61,11 +61,13 @@ TEST(MakeStudy, SummarisesEachArmOverItsSeeds) {
 
 TEST(StudyNotes, SayOnlyWhatTheConfigurationMakesTrue) {
   TestbedConfig config = make_config();
-  EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("lambda 0.1")));
+  EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("lambda of a layer 0.025)")));
   EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("worst case")));
-  config.run.balance.coefficient = 0.008;
+  config.run.balance.coefficient = 0.032;  // .008 for each of 4 layers
   config.run.data.batcher.composition = Composition::Mixed;
   EXPECT_THAT(study_notes(expand(config)), Each(Not(HasSubstr("lambda"))));
+  config.run.balance.layers = LayerReduction::Sum;
+  EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("lambda of a layer 0.032)")));
   EXPECT_THAT(study_notes(expand(config)), Each(Not(HasSubstr("worst case"))));
   EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("not ranked")));
 }

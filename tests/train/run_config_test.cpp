@@ -107,6 +107,25 @@ TEST(RunConfig, LoadNeedsAnExpertThatIsLeftOut) {
   EXPECT_EQ(error_of(all + "'importance_cv2'"), "no error");
 }
 
+TEST(RunConfig, BalancingThatCannotActIsRefused) {
+  const std::string all = "[model]\nnum_experts = 4\nnum_chosen = 4\n[balance]\n";
+  EXPECT_THAT(error_of(all), testing::HasSubstr("balance.coefficient is 0.01; expected 0, because every token takes all 4 experts"));
+  EXPECT_EQ(error_of(all + "coefficient = 0.0"), "no error");
+  EXPECT_EQ(error_of(all + "method = 'gshard'"), "no error");  // of first choices
+  EXPECT_THAT(error_of(all + "method = 'none'\n[balance.selection]\nrule = 'bias'"),
+              testing::HasSubstr("balance.selection.rule is bias; expected none, because every token takes all 4 experts"));
+  const std::string one = "[model]\nnum_chosen = 1\nrouter.normalize = 'none'\n";
+  EXPECT_EQ(error_of(one), "no error");
+  EXPECT_THAT(error_of(one + "[balance]\northogonality_coefficient = 0.1"),
+              testing::HasSubstr("balance.orthogonality_coefficient is 0.1; expected 0, because model.num_chosen = 1"));
+}
+
+TEST(RunConfig, ALoneChoiceMustNotWeighOne) {
+  const std::string one = "[model]\nnum_chosen = 1\n";
+  EXPECT_THAT(error_of(one), testing::HasSubstr("model.router.normalize is chosen_sum; expected none, because with"));
+  EXPECT_EQ(error_of(one + "router.name = 'random'\n[balance]\ncoefficient = 0.0"), "no error");
+}
+
 RunConfig one_expert_layer() {
   RunConfig config;
   ModelConfig& model = config.model;
@@ -133,10 +152,28 @@ TEST(RunConfig, MoreThanTheMachineHasIsRefused) {
   RunConfig config = one_expert_layer();
   config.model.num_experts = int64_t{1} << 40;
   EXPECT_THROW(check_memory(config, ComputeType::Float32, 1, 1, 24e9), ConfigError);
-  const double two = 2 * least_memory(one_expert_layer(), ComputeType::Float32, 2);
+  const double two = 2 * (least_memory(one_expert_layer(), ComputeType::Float32, 2) +
+                          least_step_memory(one_expert_layer(), ComputeType::Float32, 2));
   EXPECT_NO_THROW(check_memory(one_expert_layer(), ComputeType::Float32, 2, 2, two + 1));
   EXPECT_THROW(check_memory(one_expert_layer(), ComputeType::Float32, 2, 2, two - 1), ConfigError);
   EXPECT_GT(machine_memory(), 1e8);
+}
+
+// 3 micro-batches of 2 rows of 8 tokens; one layer of width 4.
+TEST(RunConfig, TheTokensOfAStepMustFitToo) {
+  RunConfig config = one_expert_layer();
+  config.data.batcher.micro_batches = 3;
+  config.data.batcher.sequences_per_micro_batch = 2;
+  config.data.batcher.sequence_length = 8;
+  config.execution.forward = ForwardPacking::Together;
+  EXPECT_EQ(least_step_memory(config, ComputeType::BFloat16, 1), 48 * (40 + 2 * 4));
+  EXPECT_EQ(least_step_memory(config, ComputeType::Float32, 3), 16 * (40 + 4 * 4));
+  config.execution.forward = ForwardPacking::Separate;
+  EXPECT_EQ(least_step_memory(config, ComputeType::Float64, 1), 48 * 40 + 16 * 8 * 4);
+  const double all = least_memory(config, ComputeType::Float64, 1) + 48 * 40 + 16 * 8 * 4;
+  EXPECT_NO_THROW(check_memory(config, ComputeType::Float64, 1, 1, all + 1));
+  EXPECT_THAT([&] { check_memory(config, ComputeType::Float64, 1, 1, all - 1); },
+              testing::ThrowsMessage<ConfigError>(testing::HasSubstr("fewer data.micro_batches")));
 }
 
 TEST(RunConfig, FlattenHasEveryLeafInTomlSpelling) {

@@ -445,9 +445,19 @@ TEST_F(RunTest, NoticesSayWhatAReaderMustKnow) {
   start(run, "a");
   EXPECT_THAT(notices("a"), testing::UnorderedElementsAre(testing::HasSubstr("execution.dtype = auto: this run computes in"),
                                                           testing::HasSubstr("12 held-out sequences"),
-                                                          testing::HasSubstr("step 1 lacks a balancing loss")));
+                                                          testing::HasSubstr("step 1 lacks a balancing loss, that over previous_step")));
+  EXPECT_EQ(log("a").start.layers, "mean");
   EXPECT_FALSE(log("a").steps[0].lbl.has_value());
   EXPECT_TRUE(log("a").steps[1].lbl.has_value());
+}
+
+TEST_F(RunTest, ALossThatDoesNotActLacksNothing) {
+  RunConfig run = config();
+  parse("previous_step", run.balance.scope);
+  run.balance.coefficient = 0.0;
+  run.steps = 1;
+  start(run, "a");
+  EXPECT_THAT(notices("a"), testing::Not(testing::Contains(testing::HasSubstr("lacks a balancing loss"))));
 }
 
 TEST_F(RunTest, TrainedModelCanBeReadBackAlone) {
