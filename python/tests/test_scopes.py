@@ -7,6 +7,7 @@ import pytest
 import torch
 from caller import make_loss, one_step, run_step
 from oracle import largest_difference, make_batch, make_weights
+from thread_ranks import run_ranks
 from torchrun import torchrun
 
 import switchyard
@@ -89,6 +90,53 @@ def test_values_without_a_plan_weigh_micro_batches_as_the_caller_does():
         assert getattr(both, name) == pytest.approx(means, abs=TOLERANCE)
 
 
+def test_without_a_plan_only_ranks_with_tokens_are_averaged():
+    """Under "mean" a rank whose micro-batch is all padding weighs nothing, and the others weigh as if it were not there."""
+    rng = torch.Generator().manual_seed(7)
+    weights = make_weights()
+    step = [[make_batch(rng, lengths) for lengths in row] for row in ([[4, 2], [0], [3]], [[5], [1, 2], [0]])]
+    grads, reports = run_step(weights, step, "micro_batch", ("mean", "mean"), weighting="mean", plan=False)
+    check(weights, step, "micro_batch", grads, reports, weighting="mean")
+
+
+def step_with_shares(loss, weights, batches, shares):
+    """One rank's step without a plan, each micro-batch with the caller's own weight. Returns as one_step does."""
+    loss.begin_step()
+    grads = []
+    for batch, share in zip(batches, shares):
+        loss.begin_forward(batch.segments, num_segments=batch.num_segments, share=torch.tensor(share))
+        main = oracle.model(weights, batch.x, loss.through, loss.through_logits, loss.record)
+        loss.close_forward()
+        grads.append(oracle.gradients(main * 0.0, weights))
+    return grads, loss.close_step()
+
+
+def test_a_share_is_averaged_over_ranks():
+    """Shares .25 and .75 of two ranks: both weigh .5, whichever rank has the tokens."""
+    rng = torch.Generator().manual_seed(8)
+    weights, batches = make_weights(), [make_batch(rng, [4, 2]), make_batch(rng, [3])]
+
+    def work(rank, ranks):
+        loss = make_loss("micro_batch", ("sum", "mean"), ranks)
+        return step_with_shares(loss, weights, [batches[rank]], [(0.25, 0.75)[rank]])
+
+    (first,), (second,) = [grads for grads, _ in run_ranks(2, work)]
+    value, _, _ = oracle.step_loss(weights, [batches], "micro_batch", 0.7)
+    expected = oracle.gradients(0.5 * value, weights)
+    assert max(g.abs().max() for g in expected) > 1e-4
+    assert largest_difference([(a + b) / 2 for a, b in zip(first, second)], expected) < TOLERANCE
+
+
+def test_the_value_does_not_depend_on_the_sum_of_the_shares():
+    rng = torch.Generator().manual_seed(8)
+    weights, batches = make_weights(), [make_batch(rng, [9, 3]), make_batch(rng, [2])]
+    each = [oracle.step_loss(weights, [[batch]], "micro_batch", 0.7)[1] for batch in batches]
+    expected = [float(0.25 * a.detach() + 0.75 * b.detach()) for a, b in zip(*each)]
+    for shares in ((0.25, 0.75), (2.0, 6.0)):
+        _, report = step_with_shares(make_loss("micro_batch"), weights, batches, shares)
+        assert report.lbl_L == pytest.approx(expected, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("scope", ["previous_step", "ema(0.75)"])
 def test_scopes_of_earlier_steps(scope):
     weights, loss = make_weights(), make_loss(scope)
@@ -160,6 +208,18 @@ def test_scope_and_coefficient_switch_between_steps():
         loss.change(scope="prefix")
 
 
+def test_a_change_of_scope_to_ema_begins_without_a_past():
+    weights, loss = make_weights(), make_loss("ema(0.9)")
+    batches = [row[0] for row in uneven_step(1)]
+    one_step(loss, weights, batches)
+    loss.change(coefficient=0.2)
+    assert not loss.lacks_history
+    loss.change(scope="ema(0.5)")
+    assert loss.lacks_history
+    assert one_step(loss, weights, batches)[1].lbl_L == []
+    assert not loss.lacks_history
+
+
 def test_two_losses_on_one_model_add_up():
     """The paper's mix: the wide scope, and 1 % of the narrow one."""
     weights, step = make_weights(), uneven_step(1)
@@ -203,6 +263,19 @@ def test_a_step_of_padding_gives_zero():
     assert report.lbl_L == [0.0, 0.0] and report.tokens == 0
 
 
+@pytest.mark.parametrize("scope", ["previous_step", "ema(0.9)"])
+def test_a_step_of_padding_does_not_become_the_history(scope):
+    weights, loss = make_weights(), make_loss(scope)
+    one_step(loss, weights, [row[0] for row in uneven_step(1)])
+    before = loss.state_dict()
+    one_step(loss, weights, [make_batch(torch.Generator().manual_seed(0), [0, 0])])
+    after = loss.state_dict()
+    assert after["step"] == before["step"] + 1
+    assert torch.equal(after["previous_counts_LE"], before["previous_counts_LE"])
+    if scope == "ema(0.9)":
+        assert torch.equal(after["ema_fractions_LE"], before["ema_fractions_LE"])
+
+
 def test_hand_worked():
     """One layer, two experts, top-1. Counts 3 and 1: f = (.75, .25); P = (.6, .4): LBL = 2 (.45 + .1) = 1.1."""
     loss = switchyard.BalanceLoss(num_experts=2, num_layers=1, scope="optimizer_batch", coefficient=0.5,
@@ -218,3 +291,17 @@ def test_hand_worked():
     assert report.lbl_L == pytest.approx([1.1]) and report.weighted_loss == pytest.approx(0.55)
     assert report.max_vio() == pytest.approx(0.5)
     assert torch.allclose(probs.grad, torch.tensor([[0.1875, 0.0625]] * 4, dtype=torch.float64))  # .5 * 2 * f / 4
+
+
+def test_max_vio_is_the_mean_over_layers():
+    """Each layer sends all tokens to one expert of two, not the same one: 1 in each layer. Layers pooled would give 0."""
+    loss = make_loss("micro_batch", num_experts=2, num_layers=2)
+    loss.begin_step([[4]])
+    loss.begin_forward(torch.zeros(4, dtype=torch.int64))
+    for layer in range(2):
+        probs = loss.through(layer, torch.full((4, 2), 0.5, dtype=torch.float64))
+        loss.record(layer, torch.full((4, 1), layer), probs)
+    loss.close_forward()
+    report = loss.close_step()
+    assert report.counts_LE.tolist() == [[4, 0], [0, 4]]
+    assert report.max_vio() == pytest.approx(1.0)

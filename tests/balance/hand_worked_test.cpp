@@ -3,8 +3,12 @@
 //   micro-batch 1: one to expert 1 with (.25, .75), one to expert 0 with (.5, .5)
 // Step: counts (3, 1), P = (.5625, .4375).
 
+#include <ATen/ops/zeros_like.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
 
 #include "explicit_routing.hpp"
 
@@ -117,6 +121,7 @@ TEST(HandWorked, ZLoss) {
   double* logits = forward.routing.logits_TE.mutable_data_ptr<double>();
   logits[0] = 0.0;
   logits[1] = std::log(3.0);
+  logits[2] = std::numeric_limits<double>::infinity();
   logits[4] = logits[5] = 0.0;
   const at::Tensor leaf_TE = forward.routing.logits_TE.set_requires_grad(true);
   const at::Tensor passed_TE = balance.through_logits(0, 0, leaf_TE, forward.segment_T);
@@ -134,7 +139,38 @@ TEST(HandWorked, ZLoss) {
   const std::vector<double> expected = {.5 * lse4 * .25, .5 * lse4 * .75, 0, 0, .5 * lse2 * .5, .5 * lse2 * .5};
   const std::vector<double> grads = doubles_of(leaf_TE.grad());
   for (const size_t i : {0U, 1U, 4U, 5U}) EXPECT_NEAR(grads[i], expected[i], kTolerance);
+  EXPECT_EQ(grads[2], 0.0);
   EXPECT_EQ(grads[3], 0.0);
+}
+
+// Whatever a padding row holds, zero times it would be NaN.
+TEST(HandWorked, PaddingThatIsNotFiniteGetsNoGradient) {
+  for (const std::string method : {"load_cv2", "variance"}) {
+    BalanceConfig config = config_of({.kind = ScopeKind::OptimizerBatch});
+    config.method = method;
+    StepBalance balance(config, {.num_layers = 1, .num_experts = 2, .num_chosen = 1}, explicit_plan({{2}}), {});
+    ExplicitForward forward = explicit_forward({{0, {1}, {.25, .75}}, {-1, {0}, {.5, .5}}, {0, {0}, {.5, .5}}}, 2);
+    for (at::Tensor* scores : {&forward.routing.logits_TE, &forward.routing.probs_TE}) {
+      scores->mutable_data_ptr<double>()[2] = std::numeric_limits<double>::infinity();
+      scores->mutable_data_ptr<double>()[3] = std::nan("");
+    }
+    const at::Tensor logits_TE = forward.routing.logits_TE.set_requires_grad(true);
+    const at::Tensor probs_TE = forward.routing.probs_TE.set_requires_grad(true);
+    const at::Tensor passed_logits_TE = balance.through_logits(0, 0, logits_TE, forward.segment_T);
+    const at::Tensor passed_probs_TE = balance.through_probs(0, 0, probs_TE, forward.segment_T);
+    balance.record(0, 0, forward.routing, forward.segment_T);
+    balance.close_forward(0);
+    balance.close_counting();
+    const at::Tensor own = at::zeros_like(logits_TE);
+    passed_logits_TE.backward(own, /*retain_graph=*/true);
+    passed_probs_TE.backward(own);
+    double largest = 0.0;
+    for (const at::Tensor& grad_TE : {logits_TE.grad(), probs_TE.grad()}) {
+      EXPECT_EQ(grad_TE.select(0, 1).abs().max().item<double>(), 0.0) << method;
+      largest = std::max(largest, grad_TE.abs().max().item<double>());
+    }
+    EXPECT_GT(largest, 0.0) << method;
+  }
 }
 
 }  // namespace

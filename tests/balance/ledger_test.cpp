@@ -77,6 +77,12 @@ TEST(Ledger, TokensMustBeThoseOfThePlan) {
       "segment 0 has 2 valid tokens; the plan says 3");
 }
 
+TEST(Lifecycle, ProbabilitiesMustSumToOne) {
+  StepBalance balance(default_config(), shape_of(1), explicit_plan({{1}}), {});
+  expect_message<ShapeError>([&] { record_explicit(balance, 0, 0, one_token({.5, .51})); }, "sum to 1.01; expected 1 a token");
+  EXPECT_NO_THROW(record_explicit(balance, 0, 0, one_token({.5, .5001})));
+}
+
 TEST(Lifecycle, BackwardBeforeTheCoefficientIsKnownIsAnError) {
   StepBalance balance(default_config(), shape_of(1), explicit_plan({{1}, {1}}), {});
   ExplicitForward forward = one_token();

@@ -153,6 +153,35 @@ TEST(Selection, OffsetsOfRanksAreThoseOfOneProcessToTheBit) {
   }
 }
 
+TEST(Selection, OffsetsOfALayerSumToZero) {
+  for (const SelectionRule rule : {SelectionRule::Quantile, SelectionRule::MeanQuantile}) {
+    const Outcome run = run_steps({.rule = rule}, 3, *make_solo_communicator());
+    EXPECT_NEAR(run.state.selection_offsets_LE.sum().item<double>(), 0.0, 1e-5) << to_string(rule);
+    EXPECT_GT(run.state.selection_offsets_LE.abs().max().item<double>(), 0.1) << to_string(rule);
+  }
+}
+
+// Logits (x, 0, 0, 0), x = 1 to 5, one of four chosen: 5/4 tokens, so one, should lie over each threshold. Expert 0: 4.5,
+// half way between 5 and 4; the others 0. Less their mean 1.125, with the sign turned.
+TEST(Selection, MeanQuantileByHand) {
+  at::Tensor logits_TE = at::zeros({5, 4}, at::kDouble);
+  for (int64_t t = 0; t < 5; ++t) logits_TE.mutable_data_ptr<double>()[t * 4] = static_cast<double>(t + 1);
+  StepPlan plan = plan_of_micro_batches(0, 1);
+  plan.segment_tokens = {5};
+  StepBalance balance({.method = "none", .selection = {.rule = SelectionRule::MeanQuantile}},
+                      {.num_layers = 1, .num_experts = 4, .num_chosen = 1}, plan, {});
+  const at::Tensor ids_TK = at::zeros({5, 1}, at::kLong);
+  Routing routing = routing_from_top_k(ids_TK, at::zeros({5, 1}, at::kDouble), 4);
+  routing.logits_TE = logits_TE;
+  routing.probs_TE = at::softmax(logits_TE, -1);
+  balance.record(0, 0, routing, at::zeros({5}, at::kLong));
+  balance.close_forward(0);
+  balance.close_counting();
+  BalanceState state;
+  balance.finish(state);
+  EXPECT_THAT(floats(state.selection_offsets_LE), testing::ElementsAre(-3.375F, 1.125F, 1.125F, 1.125F));
+}
+
 TEST(Selection, QuantileNeedsLogits) {
   const StepPlan plan = plan_of_micro_batches(0, 1);
   StepBalance balance({.method = "none", .selection = {.rule = SelectionRule::Quantile}},

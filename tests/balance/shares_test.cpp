@@ -164,6 +164,9 @@ TEST_P(SharesTest, TensorParallelCopiesCountOnce) {
   const Result copies = run_layout(
       {{tokens_of(kAll, 0, 1), kAll, {.data_rank = 0}}, {tokens_of(kAll, 0, 1), kAll, {.data_rank = 0, .replica = 1}}}, config());
   expect_same(copies, one_);
+  const Result copy_first = run_layout(
+      {{tokens_of(kAll, 0, 1), kAll, {.data_rank = 0, .replica = 1}}, {tokens_of(kAll, 0, 1), kAll, {.data_rank = 0}}}, config());
+  expect_same(copy_first, one_);
 }
 
 TEST_P(SharesTest, PipelineStagesHaveGroupsOfTheirOwn) {

@@ -173,6 +173,15 @@ TEST(Decoder, InitialWeightsHaveTheAskedDeviation) {
   }
 }
 
+TEST(Decoder, OnlyNormWeightsAreWithoutDecay) {
+  Decoder model(with_everything(), ComputeType::Float32, 1, 3);
+  for (const Parameter* parameter : model.parameters()) {
+    const bool is_norm = parameter->name.find("norm") != std::string::npos;
+    EXPECT_EQ(parameter->decay, is_norm ? Decay::No : Decay::Yes) << parameter->name;
+    EXPECT_EQ(is_norm, parameter->master.dim() == 1) << parameter->name;
+  }
+}
+
 TEST(Decoder, FrozenRouterGetsNoGradient) {
   ModelConfig config = tiny_config();
   config.router.name = "frozen_random";

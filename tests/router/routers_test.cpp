@@ -62,6 +62,47 @@ TEST(TopK, HugeAndTinyLogitsStayNormalised) {
   }
 }
 
+at::Tensor offsets_of(std::initializer_list<float> values) {
+  at::Tensor offsets_E = at::zeros({static_cast<int64_t>(values.size())}, at::kFloat);
+  std::copy(values.begin(), values.end(), offsets_E.mutable_data_ptr<float>());
+  return offsets_E;
+}
+
+// Offsets correct the choice, never the weights (arXiv 2408.15664).
+TEST(TopK, OffsetsChooseAndDoNotWeigh) {
+  const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 2, .name_prefix = "gate"};
+  for (const SelectionScore score : {SelectionScore::Probs, SelectionScore::Logits}) {
+    for (const WeightNormalization normalize : {WeightNormalization::ChosenSum, WeightNormalization::None}) {
+      const auto router = make_router("top_k", shape, {.normalize = normalize});
+      float* rows = router->parameters().at(0)->master.mutable_data_ptr<float>();
+      rows[0] = 0.0F;
+      rows[1] = std::log(3.0F);
+      rows[2] = std::log(4.0F);
+      RouteContext context;
+      context.selection_offsets_E = offsets_of({5.0F, 0.0F, -5.0F});
+      context.selection_score = score;
+      const Routing routing = router->route(at::full({1, 1}, 1.0, at::kFloat), context);
+      EXPECT_EQ(routing.ids_TK.const_data_ptr<int64_t>()[0], 0);
+      EXPECT_EQ(routing.ids_TK.const_data_ptr<int64_t>()[1], 1);
+      const float sum = normalize == WeightNormalization::ChosenSum ? 4.0F / 8 : 1.0F;
+      EXPECT_NEAR(routing.weights_TK.const_data_ptr<float>()[0], .125F / sum, 1e-6);
+      EXPECT_NEAR(routing.weights_TK.const_data_ptr<float>()[1], .375F / sum, 1e-6);
+    }
+  }
+}
+
+// A null that offsets could balance would be none.
+TEST(FrozenRandom, OffsetsDoNotChoose) {
+  const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 1, .name_prefix = "gate"};
+  const auto router = make_router("frozen_random", shape);
+  const at::Tensor hidden_TD = at::full({1, 1}, 1.0, at::kFloat);
+  const Routing without = router->route(hidden_TD, {});
+  RouteContext context;
+  context.selection_offsets_E = offsets_of({9.0F, 9.0F, 9.0F});
+  context.selection_offsets_E.mutable_data_ptr<float>()[without.ids_TK.const_data_ptr<int64_t>()[0]] = -9.0F;
+  EXPECT_TRUE(router->route(hidden_TD, context).ids_TK.equal(without.ids_TK));
+}
+
 // Offsets may choose experts of which none has a probability in fp32.
 TEST(TopK, ChoicesWithoutProbabilityWeighNothing) {
   const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 2, .name_prefix = "gate"};
@@ -70,8 +111,7 @@ TEST(TopK, ChoicesWithoutProbabilityWeighNothing) {
   std::fill_n(rows, 2, -200.0F);
   rows[2] = 0.0F;
   RouteContext context;
-  context.selection_offsets_E = at::full({3}, 500.0, at::kFloat);
-  context.selection_offsets_E.mutable_data_ptr<float>()[2] = 0.0F;
+  context.selection_offsets_E = offsets_of({500.0F, 500.0F, 0.0F});
   context.selection_score = SelectionScore::Logits;
   const Routing routing = router->route(at::full({1, 1}, 1.0, at::kFloat), context);
   EXPECT_EQ(loads_E(routing).const_data_ptr<int64_t>()[2], 0);

@@ -55,6 +55,7 @@ void expect_near_evaluation(const EvaluationRecord& a, const EvaluationRecord& b
   EXPECT_NEAR(a.loss, b.loss, kNearRun);
   EXPECT_NEAR(a.specialization, b.specialization, kNearRun);
   EXPECT_NEAR(a.purity, b.purity, kNearRun);
+  EXPECT_NEAR(a.margin, b.margin, kNearRun);
   EXPECT_EQ(a.global, b.global);  // of counts
   ASSERT_EQ(a.domains.size(), b.domains.size());
   for (size_t i = 0; i < a.domains.size(); ++i) EXPECT_NEAR(a.domains[i].loss, b.domains[i].loss, kNearRun);

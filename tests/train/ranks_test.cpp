@@ -326,6 +326,9 @@ TEST_F(RankedRun, SharesAnEvaluationAndHasTheNumbersOfOneProcess) {
     Decoder whole(run.model, ComputeType::Float64, 3, kRankSeed);
     RunRanks alone(nullptr);
     const EvaluationRecord one = evaluate(whole, heldout, task, alone).value();
+    EvaluationTask in_one_forward = task;
+    in_one_forward.forward_tokens = 4096;
+    expect_near_evaluation(evaluate(whole, heldout, in_one_forward, alone).value(), one);
     for (const int64_t num_ranks : {2, 4}) {
       run_ranks(num_ranks, [&](Communicator& comm) {
         Decoder model(run.model, ComputeType::Float64, 3, kRankSeed, &comm);

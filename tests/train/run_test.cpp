@@ -16,6 +16,7 @@
 #include "switchyard/model/weights_file.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/run_store.hpp"
+#include "switchyard/train/schedule.hpp"
 #include "tests/scratch_folder.hpp"
 #include "tests/train/fixtures.hpp"
 
@@ -125,6 +126,9 @@ TEST_F(RunTest, LearnsAndLeavesAWholeRunFolder) {
   ASSERT_EQ(written.steps.size(), 60U);
   EXPECT_LT(written.steps.back().loss, written.steps.front().loss - 0.5);
   EXPECT_EQ(written.steps.back().tokens, 60 * 3 * 2 * 16);
+  for (int64_t step = 0; step < 60; ++step) {
+    EXPECT_EQ(written.steps[static_cast<size_t>(step)].learning_rate, learning_rate_at(run.optimizer, step, 60)) << step;
+  }
   EXPECT_EQ(written.start.arm, "tiny");
   EXPECT_EQ(written.start.scope, "optimizer_batch");
   EXPECT_THAT(written.start.domains, testing::ElementsAre("alpha", "beta", "gamma"));
@@ -189,6 +193,46 @@ TEST_F(RunTest, ResumesToTheSameBitsInEveryScope) {
     EXPECT_EQ(resume(run, scope + "-parts").reason, EndReason::Done);
     expect_same_run(scope + "-whole", scope + "-parts");
   }
+}
+
+TEST_F(RunTest, ResumesToTheSameBitsWithOffsets) {
+  for (const SelectionRule rule : {SelectionRule::Bias, SelectionRule::Quantile}) {
+    RunConfig run = config();
+    run.balance.selection.rule = rule;
+    run.balance.selection.rate = rule == SelectionRule::Bias ? 0.05 : SelectionConfig{}.rate;
+    run.checkpoint.every = 0;
+    start(run, to_string(rule) + "-whole");
+    start_and_stop(run, to_string(rule) + "-parts", 3);
+    resume(run, to_string(rule) + "-parts");
+    expect_same_run(to_string(rule) + "-whole", to_string(rule) + "-parts");
+  }
+}
+
+// A step of 100 against each expert above the mean load: no token goes to one of them any more.
+TEST_F(RunTest, EvaluationChoosesWithTheOffsetsOfTraining) {
+  RunConfig run = config();
+  run.balance.selection.rule = SelectionRule::Bias;
+  run.steps = 1;
+  for (const double rate : {1e-9, 100.0}) {
+    run.balance.selection.rate = rate;
+    const std::string name = rate < 1.0 ? "small" : "large";
+    start(run, name);
+    const double dead = log(name).evaluations.back().global.dead_experts;
+    if (rate < 1.0) {
+      EXPECT_EQ(dead, 0.0);
+    } else {
+      EXPECT_GE(dead, 1.0);
+    }
+  }
+}
+
+TEST_F(RunTest, TheGradientOfSimBalIsClippedWithTheRest) {
+  RunConfig run = config();
+  run.steps = 1;
+  start(run, "without");
+  run.balance.simbal_coefficient = 1000.0;
+  start(run, "with");
+  EXPECT_GT(log("with").steps[0].gradient_norm, 10.0 * log("without").steps[0].gradient_norm);
 }
 
 TEST_F(RunTest, ResumesAfterACrashFromTheLastPeriodicCheckpoint) {

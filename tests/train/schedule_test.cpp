@@ -48,6 +48,13 @@ TEST(Schedule, WsdIsStableThenFallsInAStraightLine) {
   EXPECT_NEAR(learning_rate_at(config, 11, 12), 0.2, 1e-15);
 }
 
+TEST(Schedule, WsdDecaysAfterTheWarmUpOnly) {
+  OptimizerConfig config = make_config(ScheduleKind::Wsd);
+  config.decay_fraction = 1.0;  // the whole run, of which 4 steps are warm-up
+  EXPECT_DOUBLE_EQ(learning_rate_at(config, 3, 12), 0.8);
+  EXPECT_NEAR(learning_rate_at(config, 4, 12), 0.8 * (1.0 - 0.75 / 8), 1e-15);
+}
+
 TEST(Schedule, WsdWithoutDecayStaysAtThePeak) {
   OptimizerConfig config = make_config(ScheduleKind::Wsd);
   config.decay_fraction = 0.0;

@@ -4,11 +4,13 @@
 #include "switchyard/train/step.hpp"
 
 #include <ATen/ops/equal.h>
+#include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/scope.hpp"
+#include "switchyard/train/step_record.hpp"
 #include "tests/train/fixtures.hpp"
 
 namespace switchyard {
@@ -176,6 +178,34 @@ TEST(Step, ScopesThatLookBackSayThatTheyLackHistory) {
     EXPECT_EQ(second.result.balance.lbl_L.size(), 2U) << scope;
   }
   EXPECT_FALSE(run(make_balance("optimizer_batch"), options).result.lacks_history);
+}
+
+TEST(Step, SimBalOverLayersIsAveragedOrAdded) {
+  std::vector<at::Tensor> gradients;
+  for (const LayerReduction layers : {LayerReduction::Mean, LayerReduction::Sum}) {
+    BalanceConfig config = make_balance("optimizer_batch");
+    config.coefficient = config.z_coefficient = 0.0;
+    config.simbal_coefficient = 0.3;
+    config.layers = layers;
+    Decoder model = make_model();
+    StepResult result;
+    add_parameter_losses(model, config, result);
+    ASSERT_EQ(result.simbal_L.size(), 2U);
+    const double share = layers == LayerReduction::Mean ? 0.5 : 1.0;
+    EXPECT_NEAR(result.balance.weighted_loss, 0.3 * share * (result.simbal_L[0] + result.simbal_L[1]), kTolerance);
+    gradients.push_back(model.router_weights()[0]->grad.clone());
+  }
+  EXPECT_LT(gradients[0].mul(2.0).sub(gradients[1]).abs().max().item<double>(), kTolerance);
+  EXPECT_GT(gradients[0].abs().max().item<double>(), 0.1);
+}
+
+TEST(Step, MicroBatchesWithoutTokensHaveNoMaxVio) {
+  StepResult result;
+  result.step_counts_LE = at::tensor({6, 2}, at::kLong).view({1, 2});
+  result.micro_batch_counts_MLE = at::tensor({6, 2, 0, 0}, at::kLong).view({2, 1, 2});
+  const StepRecord record = make_step_record(result, {});
+  EXPECT_DOUBLE_EQ(record.max_vio_step, 0.5);
+  EXPECT_DOUBLE_EQ(record.max_vio_micro_batch, 0.5);
 }
 
 /// Moves the router's weights between the pre-pass and the second forward, so that it chooses other experts.
