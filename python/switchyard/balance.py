@@ -105,7 +105,8 @@ class BalanceLoss:
         Raises ConfigError for a scope that cannot do without.
         """
         if self._step is not None:
-            raise StateError(f"step {self.step_number}: begin_step() before close_step() of the step before")
+            raise StateError(f"step {self.step_number}: begin_step() before close_step() of the step before; after a step that "
+                             "failed call abandon_step()")
         if micro_batches is None:
             self.config.check_open()
         self._check_same_on_ranks("a plan" if micro_batches is not None else "no plan")

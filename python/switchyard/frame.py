@@ -71,6 +71,10 @@ class Frame:
         for padding_row in (self.rows_LPE[:, -1], self.z_weights_P[-1:]):
             padding_row.zero_()
         self.unit_LSE: Optional[Tensor] = None  # without lambda and the contract's factor
+        # Layers whose probabilities went through outside a compiled region, and those that a backward came back to.
+        self._watched: set[int] = set()
+        self._reached: set[int] = set()
+        self._loss_reached = False
 
     def tokens_S(self) -> Tensor:
         return tokens_of_segments(self.segment_T, self.num_segments)
@@ -98,7 +102,17 @@ class Frame:
             return probs if carrier is None else carrier
         source = flat_TE if carrier is None else carrier
         out = self.ops.carry(source, flat_TE, self.segment_T, self.rows_LPE, self.scale_1, layer)
+        self._watch(out, layer)
         return out if carrier is not None or probs.dim() == 2 else out.reshape(probs.shape)
+
+    def _watch(self, out: Tensor, layer: int) -> None:
+        if out.requires_grad and not torch.compiler.is_compiling():
+            self._watched.add(layer)
+            out.register_hook(lambda _: self._reached.add(layer))
+
+    def _missed(self) -> list[int]:
+        """Layers to which the backward of this forward did not come back: their router goes on without what through() returned."""
+        return sorted(self._watched - self._reached) if self._reached or self._loss_reached else []
 
     def through_logits(self, layer: int, logits: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
         """The same for the z-loss, which acts on the logits."""
@@ -130,7 +144,11 @@ class Frame:
 
         For losses that are scaled after the forward: by a GradScaler, or divided by the number of micro-batches.
         """
-        return _Join.apply(loss, self.scale_1, factor) if loss.requires_grad else loss
+        if not loss.requires_grad:
+            return loss
+        joined = _Join.apply(loss, self.scale_1, factor)
+        joined.register_hook(lambda _: setattr(self, "_loss_reached", True))
+        return joined
 
     def fill(self, unit_LSE: Tensor, factor: Tensor | float, z_weight: Tensor | float) -> None:
         """Makes the coefficients known. @param factor  s of the contract"""
@@ -157,7 +175,7 @@ class Frame:
             bad_L = bad_L | (state_LX[:, PASSED_PROBS] == 0)
         if config.z_coefficient > 0.0:
             bad_L = bad_L | (state_LX[:, PASSED_LOGITS] == 0)
-        return bad_L.sum()
+        return bad_L.sum() + len(self._missed())
 
     def differences(self) -> Tensor:
         """Entries that a repeated forward counted differently, int64 [L]."""
@@ -177,4 +195,7 @@ class Frame:
                 return where + "the router's probabilities did not go through(), so the loss could not act. Use what it returns"
             if self.config.z_coefficient > 0.0 and row[PASSED_LOGITS] == 0:
                 return where + "the router's logits did not go through_logits(), so the z-loss could not act"
+        for layer in self._missed():
+            return f"{self.place}, layer {layer}: backward did not come to what through() returned, so the loss did not act. Go " \
+                "on with what it returns"
         return ""

@@ -112,6 +112,10 @@ def skip_through(loss, weights, x):
     return model(weights, x, lambda layer, p: p, loss.through_logits, loss.record)
 
 
+def drop_through(loss, weights, x):
+    return model(weights, x, lambda layer, p: (loss.through(layer, p), p)[1], loss.through_logits, loss.record)
+
+
 def skip_record(loss, weights, x):
     return model(weights, x, loss.through, loss.through_logits)
 
@@ -149,6 +153,23 @@ def test_asked_for_but_unable_to_act(broken, message, plan):
     run_ranks(2, work)
     assert "another rank reported a problem" in found[0]
     assert message in found[1] and "step 0, micro-batch 0, rank 1" in found[1]
+
+
+def test_what_through_returns_must_be_used():
+    """B24: the call alone does nothing, and no loss that acts may be reported then."""
+    weights, batch = make_weights(), batch_of(4, 2)
+    for broken, ends_well in ((drop_through, False), (whole, True)):
+        loss = make_loss("micro_batch")
+        loss.begin_step([batch.tokens])
+        loss.begin_forward(batch.segments, num_segments=2)
+        main = broken(loss, weights, batch.x)
+        loss.close_forward()
+        gradients(loss.join(main), weights)
+        if ends_well:
+            assert loss.close_step().lbl_L
+        else:
+            with pytest.raises(StateError, match="layer 0: backward did not come to what through"):
+                loss.close_step()
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "sequence", "previous_step"])

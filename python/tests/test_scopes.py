@@ -117,7 +117,7 @@ def test_a_share_is_averaged_over_ranks():
     weights, batches = make_weights(), [make_batch(rng, [4, 2]), make_batch(rng, [3])]
 
     def work(rank, ranks):
-        loss = make_loss("micro_batch", ("sum", "mean"), ranks)
+        loss = make_loss("micro_batch", ("tokens", "mean"), ranks)
         return step_with_shares(loss, weights, [batches[rank]], [(0.25, 0.75)[rank]])
 
     (first,), (second,) = [grads for grads, _ in run_ranks(2, work)]
@@ -133,7 +133,7 @@ def test_the_value_does_not_depend_on_the_sum_of_the_shares():
     each = [oracle.step_loss(weights, [[batch]], "micro_batch", 0.7)[1] for batch in batches]
     expected = [float(0.25 * a.detach() + 0.75 * b.detach()) for a, b in zip(*each)]
     for shares in ((0.25, 0.75), (2.0, 6.0)):
-        _, report = step_with_shares(make_loss("micro_batch"), weights, batches, shares)
+        _, report = step_with_shares(make_loss("micro_batch", ("tokens", "mean")), weights, batches, shares)
         assert report.lbl_L == pytest.approx(expected, abs=TOLERANCE)
 
 

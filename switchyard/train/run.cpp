@@ -236,6 +236,8 @@ class TrainingRun {
     if (ranks_.comm() != nullptr) sum_gradients(parameters, *ranks_.comm());
     add_parameter_losses(model_, config_.balance, result);
     const double norm = global_gradient_norm(parameters, ranks_.comm());
+    SWITCHYARD_CHECK(norm > 0.0, StateError, "the gradient of step ", state_.step + 1, " is 0 for every weight (loss ", result.loss,
+                     "): nothing is learned any more. Lower optimizer.learning_rate");
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
     optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
     if (ranks_.comm() != nullptr) gather_updates(parameters, *ranks_.comm());

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "python"))
 from losses import FLAWS, make_loss  # noqa: E402
 from switchyard.conform import CHECKS, DOES_NOT_APPLY, FAILS, HOLDS, page, run_check, run_checks, steps  # noqa: E402
 from switchyard.conform.adapters import SHIPPED  # noqa: E402
+from switchyard.conform.protocol import About, describe  # noqa: E402
 
 torch.set_num_threads(1)
 PROGRAM = pathlib.Path(os.environ["SWITCHYARD_PROGRAM"])
@@ -104,6 +105,51 @@ def test_ranks_add_up_and_an_error_of_one_reaches_the_caller():
         steps.run(breaks, case)
 
 
+def test_ranks_that_call_all_reduce_unequally_are_told_so():
+    right = make_loss("ranks")
+
+    def skips_padding(batch, group, memory):
+        return torch.zeros(()) if batch.mask.sum() == 0 else right(batch, group, memory)
+
+    def once_more(batch, group, memory):
+        if group.rank == 0:
+            group.all_reduce(torch.ones(1))
+        return right(batch, group, memory)
+
+    for function in (skips_padding, once_more):
+        function.about = right.about
+        finding = run_check(function, CHECK["collectives"])
+        assert finding.verdict == FAILS
+    assert "rank 0 waits in all_reduce, but rank 1 has made all its calls" in run_check(skips_padding, CHECK["collectives"]).message
+
+
+def test_a_mean_over_sequences_is_not_asked_for_what_it_cannot_know():
+    """How many sequences the micro-batches to come hold."""
+    @describe(scope="sequence", takes_choices=True)
+    def loss(batch, group, memory):
+        values = []
+        for logits, chosen in zip(batch.logits, batch.choices):
+            probs = logits.softmax(-1)
+            for label in range(int(batch.documents.max()) + 1):
+                valid = batch.documents.reshape(-1) == label
+                f = torch.bincount(chosen[valid].reshape(-1), minlength=batch.num_experts) / chosen[valid].numel()
+                values.append(batch.num_experts * (f * probs[valid].mean(0)).sum())
+        return batch.coefficient * torch.stack(values).mean()
+
+    assert run_check(loss, CHECK["dense-oracle"]).verdict == HOLDS
+
+
+@pytest.mark.parametrize("declared", [{"scope": "global"}, {"scope": "optimizer_batch"}, {"ranks": "average"}, {"layers": "avg"},
+                                      {"ranks": "tokens"}])
+def test_an_unknown_declaration_is_refused(declared):
+    with pytest.raises(ValueError, match="expected one of|for both"):
+        About(**declared)
+
+
+def test_what_a_function_returns_is_named():
+    assert "returned None; expected one number" in run_check(lambda batch, group, memory: None, CHECK["rank-scale"]).message
+
+
 def run_module(*arguments, code, cwd=None):
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests" / "conform")]))
     done = subprocess.run([sys.executable, "-m", "switchyard.conform", *arguments], capture_output=True, text=True, cwd=cwd,
@@ -128,6 +174,9 @@ def test_wrong_use_is_named(tmp_path):
     assert "it has: " in run_module("losses:lossy", code=2, cwd=tmp_path).stderr
     assert "known: B1, B2" in run_module("losses:make_loss", "--only", "B77", code=2, cwd=tmp_path).stderr
     assert "no function given" in run_module(code=2, cwd=tmp_path).stderr
+    (tmp_path / "short.py").write_text("def loss(batch, group):\n    return 0\n")
+    assert "cannot be called as function(batch, group, memory)" in run_module("short:loss", code=2, cwd=tmp_path).stderr
+    assert "2: wrong use" in " ".join(run_module("--help", code=0, cwd=tmp_path).stdout.split())
 
 
 def test_the_page_is_current(shipped):

@@ -203,6 +203,30 @@ TEST_F(BatcherTest, AnEpochVisitsEachWindowOnce) {
   for (size_t epoch = 1; epoch < orders.size(); ++epoch) EXPECT_NE(orders[epoch], orders[0]);
 }
 
+// Where a row of domain 1 begins among its training tokens, modulo 8: its documents are 6 counting tokens and an end.
+int64_t grid_offset(const Batch& row) {
+  const std::vector<int64_t> ids = numbers(row.ids_BS);
+  const int64_t column = ids[0] == 2 ? 1 : 0;
+  const int64_t number = ids[static_cast<size_t>(column)] - 10010;
+  return (number / 6 * 7 + number % 6 - column) % 8;
+}
+
+TEST_F(BatcherTest, EpochsCutTheTextAtDifferentPlaces) {
+  BatcherConfig config = small_config();
+  config.domains = {"bob"};
+  config.sequences_per_micro_batch = 1;
+  config.micro_batches = 1;
+  Batcher batcher(*dataset_, config, 3);
+  std::set<int64_t> offsets;
+  for (int epoch = 0; epoch < 4; ++epoch) {
+    std::set<int64_t> of_epoch;
+    for (int64_t window = 0; window < batcher.windows_N().at(0); ++window) of_epoch.insert(grid_offset(batcher.next_step()[0]));
+    EXPECT_EQ(of_epoch.size(), 1U) << "epoch " << epoch;
+    offsets.merge(of_epoch);
+  }
+  EXPECT_GT(offsets.size(), 1U);
+}
+
 TEST_F(BatcherTest, ResumesToTheSameBits) {
   BatcherConfig config = small_config();
   config.composition = Composition::Mixed;

@@ -113,6 +113,18 @@ TEST_F(BuildTest, EveryDocumentIsThereOnceInOneSplit) {
   EXPECT_NO_THROW((void)heldout_batches(dataset, {}, 16, 8, 4));
 }
 
+TEST_F(BuildTest, TokenizerDoesNotSeeHeldoutText) {
+  std::string rare;
+  for (int i = 0; i < 100; ++i) rare += "qqqq ";
+  test::put_file(from() / "rare" / "long.txt", words("one", 99, 1000));  // more than half: for training
+  test::put_file(from() / "rare" / "short.txt", rare);
+  build();
+  const Dataset dataset(out());
+  const Tokenizer tokenizer(dataset.tokenizer_path());
+  EXPECT_THAT(documents_of(dataset, tokenizer, 1, Split::Heldout), ElementsAre(HasSubstr("qqqq")));
+  for (int64_t id = 0; id < tokenizer.vocab_size(); ++id) EXPECT_THAT(tokenizer.piece(id), ::testing::Not(HasSubstr("q")));
+}
+
 TEST_F(BuildTest, SameFilesSameBytes) {
   build();
   const fs::path first = out();
@@ -226,6 +238,17 @@ TEST(ChooseHeldout, OneLongDocumentStaysInTraining) {
   EXPECT_FALSE(held[0]);
   EXPECT_TRUE(held[1] || held[2]);
   EXPECT_THROW((void)choose_heldout("d", DomainText{{"x"}, 2}, 0.05), DataError);
+}
+
+TEST(ChooseHeldout, TakesAtMostHalfOfTheBytes) {
+  for (uint64_t i = 0; i < 8; ++i) {  // either document may have the smaller hash
+    DomainText text;
+    text.documents = {words("held", 2 * i, 20000).substr(0, 60000), words("held", 2 * i + 1, 20000).substr(0, 40000)};
+    text.bytes = 100002;
+    const std::vector<bool> held = choose_heldout("d", text, 0.05);
+    EXPECT_FALSE(held[0]);
+    EXPECT_TRUE(held[1]);
+  }
 }
 
 // Packages with the least that the recipes of mix8 read.

@@ -85,6 +85,14 @@ TEST(SummarizeArm, TrainingLblIsTheLastTenthOfTheSteps) {
   EXPECT_NEAR(summary_of(group, 0, "lbl").mean, 1.5, kTight);
 }
 
+TEST(SummarizeArm, TrainingLblSkipsStepsWithoutOne) {
+  RunInput run = plain_run("x", 0, 0.2, 5.0);
+  for (int64_t step = 1; step <= 20; ++step) run.log.steps.emplace_back().step = step;
+  run.log.steps.back().lbl = 1.75;
+  const StudyGroup group = make_groups({run}, {})[0];
+  EXPECT_NEAR(summary_of(group, 0, "lbl").mean, 1.75, kTight);
+}
+
 TEST(PairedDifference, UsesOnlySharedSeeds) {
   const StudyGroup group = make_groups({plain_run("x", 0, 0.5, 5.0), plain_run("x", 1, 0.7, 5.0), plain_run("x", 2, 9.0, 5.0),
                                         plain_run("y", 1, 0.3, 5.1), plain_run("y", 0, 0.4, 4.9), plain_run("y", 7, 0.0, 5.0)},
@@ -103,6 +111,21 @@ TEST(PairedDifference, IgnoresUnfinishedArms) {
   open.log.end.reset();
   const StudyGroup group = make_groups({open, plain_run("y", 0, 0.4, 4.9)}, {})[0];
   EXPECT_TRUE(paired_difference(group, group.arms[0], group.arms[1], find_metric("loss")).seeds.empty());
+}
+
+TEST(PairedDifference, RefusesAnUnfinishedBaseline) {
+  RunInput open = plain_run("y", 0, 0.4, 4.9);
+  open.log.end.reset();
+  const StudyGroup group = make_groups({plain_run("x", 0, 0.5, 5.0), open}, {})[0];
+  EXPECT_TRUE(paired_difference(group, group.arms[0], group.arms[1], find_metric("loss")).seeds.empty());
+}
+
+TEST(PairedDifference, CountsATieForNeitherArm) {
+  const StudyGroup group = make_groups({plain_run("x", 0, 0.5, 5.0), plain_run("y", 0, 0.4, 5.0)}, {})[0];
+  const PairedDifference loss = paired_difference(group, group.arms[0], group.arms[1], find_metric("loss"));
+  EXPECT_THAT(loss.seeds, ElementsAre(0));
+  EXPECT_EQ(loss.num_positive, 0);
+  EXPECT_EQ(loss.num_negative, 0);
 }
 
 TEST(FindMetric, RefusesUnknownNames) { EXPECT_THROW(static_cast<void>(find_metric("specialisation")), StateError); }

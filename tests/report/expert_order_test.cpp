@@ -28,6 +28,11 @@ TEST(ExpertOrder, BreaksTiesByIndexAndTakesEmptyTables) {
   EXPECT_THAT(expert_order({}), ElementsAre());
 }
 
+TEST(ExpertOrder, GivesATiedExpertToTheFirstDomain) {
+  // Expert 0 is at home in domain 0; in domain 1 it would stand behind expert 1.
+  EXPECT_THAT(expert_order({{0.5, 0.1}, {0.5, 0.9}}), ElementsAre(0, 1));
+}
+
 RC_GTEST_PROP(ExpertOrder, RelabelledExpertsGiveTheSamePicture, ()) {
   const auto num_domains = *rc::gen::inRange<std::size_t>(1, 5);
   const auto num_experts = *rc::gen::inRange<std::size_t>(1, 9);

@@ -96,6 +96,19 @@ TEST(ChartData, WritesWhatIsNotFiniteAsNull) {
   EXPECT_EQ(data.at("groups").at(0).at("runs").at(0).at("curve").at("window"), 3);
 }
 
+TEST(ChartData, ShowsARepeatedEvaluationOfAStepOnce) {
+  RunInput run = synthetic_run({.name = "a"}, 0);
+  const std::size_t num_steps = run.log.evaluations.size();
+  const EvaluationRecord last = run.log.evaluations.back();
+  run.log.evaluations.push_back(last);
+  run.log.evaluations.back().loss = 1.25;
+  const auto data = nlohmann::json::parse(chart_data(make_groups({run}, {}), 100));
+  const auto& history = data.at("groups").at(0).at("runs").at(0).at("history");
+  EXPECT_EQ(history.size(), num_steps);
+  EXPECT_EQ(history.back().at("step"), last.step);
+  EXPECT_EQ(history.back().at("loss"), 1.25);
+}
+
 TEST(Assets, PlotlyIsWholeKeepsItsLicenceAndCannotEndItsElement) {
   const ReportAssets assets = report_assets();
   EXPECT_GT(assets.plotly.size(), 3'000'000U);

@@ -278,6 +278,23 @@ TEST_P(RouterContract, TheWeightsAreMadeFromWhatTheIdentityReturns) {
   EXPECT_LT(uniform.probs_TE.sub(0.25).abs().max().item<double>(), 1e-6);
 }
 
+// A selection rule acts through offsets alone: a router that let them lie would train unbalanced and not say so.
+TEST_P(RouterContract, OffsetsDecideTheChoiceAndNotTheWeights) {
+  if (entry().balancing != TakesBalancing::Yes) return;  // no rule is accepted with those (RunConfig::validate)
+  const auto router = make_router(entry(), shape_of(4, 2), {.normalize = WeightNormalization::None});
+  RouteContext context = context_of(kNumTokens);
+  context.selection_offsets_E = at::zeros({4}, at::kFloat);
+  context.selection_offsets_E.narrow(0, 1, 2).fill_(1e4);
+  for (const SelectionScore score : {SelectionScore::Probs, SelectionScore::Logits}) {
+    context.selection_score = score;
+    const Routing routing = router->route(hidden_of(kNumTokens, type()), context);
+    const at::Tensor load_E = routing.offsets_E.diff();
+    EXPECT_EQ(load_E.narrow(0, 1, 2).sum().item<int64_t>(), load_E.sum().item<int64_t>());
+    EXPECT_GT(load_E.sum().item<int64_t>(), 0);
+    EXPECT_LE(routing.weight_A.abs().max().item<double>(), 1.0);
+  }
+}
+
 TEST_P(RouterContract, BadInputIsNamed) {
   EXPECT_THROW(static_cast<void>(make_router(entry(), shape_of(4, 5))), UsageError);
   EXPECT_THROW(static_cast<void>(make_router(entry(), shape_of(4, 0))), UsageError);

@@ -3,7 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+
+#include "switchyard/measure/run_log.hpp"
+#include "tests/scratch_folder.hpp"
 
 namespace switchyard {
 namespace {
@@ -40,6 +44,25 @@ std::vector<RunResultRow> make_results(const std::vector<PlannedRun>& runs) {
     results.push_back({run.name, run.arm, run.seed, evaluation});
   }
   return results;
+}
+
+TEST(ReadResults, TakesTheLastEvaluationOfAFinishedRun) {
+  const test::ScratchFolder folder;
+  PlannedRun run;
+  run.name = "wide-seed0";
+  std::filesystem::create_directory(folder.path() / run.name);
+  RunLogWriter log(folder.path() / run.name / "log.jsonl", 0);
+  log.add(StartRecord{});
+  for (const int64_t step : {10, 20}) {
+    EvaluationRecord evaluation;
+    evaluation.step = step;
+    log.add(evaluation);
+  }
+  log.add(EndRecord{20, "done", 0.0, 0.0});
+  const std::vector<RunResultRow> results = read_results(folder.path(), {run});
+  ASSERT_EQ(results.size(), 1U);
+  ASSERT_TRUE(results[0].evaluation.has_value());
+  EXPECT_EQ(results[0].evaluation->step, 20);
 }
 
 TEST(MakeStudy, SummarisesEachArmOverItsSeeds) {

@@ -17,101 +17,11 @@
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/run_store.hpp"
 #include "switchyard/train/schedule.hpp"
-#include "tests/scratch_folder.hpp"
 #include "tests/train/fixtures.hpp"
+#include "tests/train/run_fixture.hpp"
 
 namespace switchyard {
 namespace {
-
-namespace fs = std::filesystem;
-
-/// Asks for an end when a step is done.
-class StopAfter : public ProgressSink {
- public:
-  explicit StopAfter(int64_t step) : step_(step) {}
-  void on_step(const StepRecord& record) override {
-    if (record.step == step_) stop = true;
-  }
-  std::atomic<bool> stop{false};
-
- private:
-  int64_t step_;
-};
-
-/// Ends the process's work as abruptly as an exception can: no checkpoint, no end record.
-class ThrowAfter : public ProgressSink {
- public:
-  explicit ThrowAfter(int64_t step) : step_(step) {}
-  void on_step(const StepRecord& record) override {
-    if (record.step == step_) throw std::runtime_error("power cut");
-  }
-
- private:
-  int64_t step_;
-};
-
-class RunTest : public testing::Test {
- protected:
-  RunTest() { write_test_dataset(scratch_.path() / "data"); }
-
-  [[nodiscard]] RunConfig config() const { return tiny_run(scratch_.path() / "data"); }
-  [[nodiscard]] fs::path folder(const std::string& name) const { return scratch_.path() / "runs" / name; }
-
-  RunResult start(const RunConfig& run, const std::string& name) const {
-    ProgressSink progress;
-    return run_training(run, {folder(name), Resume::No, nullptr, "test"}, progress);
-  }
-  RunResult resume(const RunConfig& run, const std::string& name) const {
-    ProgressSink progress;
-    return run_training(run, {folder(name), Resume::Yes, nullptr, "test"}, progress);
-  }
-  RunResult start_and_stop(const RunConfig& run, const std::string& name, int64_t step) const {
-    StopAfter progress(step);
-    return run_training(run, {folder(name), Resume::No, &progress.stop, "test"}, progress);
-  }
-  void start_and_crash(const RunConfig& run, const std::string& name, int64_t step) const {
-    ThrowAfter progress(step);
-    EXPECT_THROW((void)run_training(run, {folder(name), Resume::No, nullptr, "test"}, progress), std::runtime_error);
-  }
-  [[nodiscard]] RunLog log(const std::string& name) const { return read_run_log(folder(name) / "log.jsonl"); }
-  [[nodiscard]] std::vector<std::string> notices(const std::string& name) const {
-    std::vector<std::string> texts;
-    for (const NoticeRecord& notice : log(name).notices) texts.push_back(notice.text);
-    return texts;
-  }
-
-  /// Same weights, moments, counters and log, bit for bit; wall times aside.
-  void expect_same_run(const std::string& a, const std::string& b) const {
-    const fs::path one = list_checkpoints(folder(a)).back();
-    const fs::path two = list_checkpoints(folder(b)).back();
-    EXPECT_EQ(one.filename(), two.filename());
-    for (const char* file : {"model.safetensors", "optimizer.safetensors", "balance.safetensors", "state.json"}) {
-      EXPECT_EQ(sha256_file(one / file), sha256_file(two / file)) << a << " and " << b << ": " << file;
-    }
-    expect_same_steps(log(a), log(b));
-    ASSERT_EQ(log(a).evaluations.size(), log(b).evaluations.size());
-    for (size_t i = 0; i < log(a).evaluations.size(); ++i) {
-      EXPECT_EQ(log(a).evaluations[i].loss, log(b).evaluations[i].loss);
-      EXPECT_EQ(log(a).evaluations[i].specialization, log(b).evaluations[i].specialization);
-    }
-  }
-  static void expect_same_steps(const RunLog& a, const RunLog& b) {
-    ASSERT_EQ(a.steps.size(), b.steps.size());
-    for (size_t i = 0; i < a.steps.size(); ++i) {
-      EXPECT_EQ(a.steps[i].step, b.steps[i].step);
-      EXPECT_EQ(a.steps[i].tokens, b.steps[i].tokens);
-      EXPECT_EQ(a.steps[i].loss, b.steps[i].loss);
-      EXPECT_EQ(a.steps[i].balance_loss, b.steps[i].balance_loss);
-      EXPECT_EQ(a.steps[i].lbl_layers, b.steps[i].lbl_layers);
-      EXPECT_EQ(a.steps[i].max_vio_step, b.steps[i].max_vio_step);
-      EXPECT_EQ(a.steps[i].max_vio_micro_batch, b.steps[i].max_vio_micro_batch);
-      EXPECT_EQ(a.steps[i].learning_rate, b.steps[i].learning_rate);
-      EXPECT_EQ(a.steps[i].gradient_norm, b.steps[i].gradient_norm);
-    }
-  }
-
-  test::ScratchFolder scratch_;
-};
 
 TEST_F(RunTest, LearnsAndLeavesAWholeRunFolder) {
   RunConfig run = config();
@@ -193,46 +103,6 @@ TEST_F(RunTest, ResumesToTheSameBitsInEveryScope) {
     EXPECT_EQ(resume(run, scope + "-parts").reason, EndReason::Done);
     expect_same_run(scope + "-whole", scope + "-parts");
   }
-}
-
-TEST_F(RunTest, ResumesToTheSameBitsWithOffsets) {
-  for (const SelectionRule rule : {SelectionRule::Bias, SelectionRule::Quantile}) {
-    RunConfig run = config();
-    run.balance.selection.rule = rule;
-    run.balance.selection.rate = rule == SelectionRule::Bias ? 0.05 : SelectionConfig{}.rate;
-    run.checkpoint.every = 0;
-    start(run, to_string(rule) + "-whole");
-    start_and_stop(run, to_string(rule) + "-parts", 3);
-    resume(run, to_string(rule) + "-parts");
-    expect_same_run(to_string(rule) + "-whole", to_string(rule) + "-parts");
-  }
-}
-
-// A step of 100 against each expert above the mean load: no token goes to one of them any more.
-TEST_F(RunTest, EvaluationChoosesWithTheOffsetsOfTraining) {
-  RunConfig run = config();
-  run.balance.selection.rule = SelectionRule::Bias;
-  run.steps = 1;
-  for (const double rate : {1e-9, 100.0}) {
-    run.balance.selection.rate = rate;
-    const std::string name = rate < 1.0 ? "small" : "large";
-    start(run, name);
-    const double dead = log(name).evaluations.back().global.dead_experts;
-    if (rate < 1.0) {
-      EXPECT_EQ(dead, 0.0);
-    } else {
-      EXPECT_GE(dead, 1.0);
-    }
-  }
-}
-
-TEST_F(RunTest, TheGradientOfSimBalIsClippedWithTheRest) {
-  RunConfig run = config();
-  run.steps = 1;
-  start(run, "without");
-  run.balance.simbal_coefficient = 1000.0;
-  start(run, "with");
-  EXPECT_GT(log("with").steps[0].gradient_norm, 10.0 * log("without").steps[0].gradient_norm);
 }
 
 TEST_F(RunTest, ResumesAfterACrashFromTheLastPeriodicCheckpoint) {
@@ -493,15 +363,6 @@ TEST_F(RunTest, NoticesSayWhatAReaderMustKnow) {
   EXPECT_EQ(log("a").start.layers, "mean");
   EXPECT_FALSE(log("a").steps[0].lbl.has_value());
   EXPECT_TRUE(log("a").steps[1].lbl.has_value());
-}
-
-TEST_F(RunTest, ALossThatDoesNotActLacksNothing) {
-  RunConfig run = config();
-  parse("previous_step", run.balance.scope);
-  run.balance.coefficient = 0.0;
-  run.steps = 1;
-  start(run, "a");
-  EXPECT_THAT(notices("a"), testing::Not(testing::Contains(testing::HasSubstr("lacks a balancing loss"))));
 }
 
 TEST_F(RunTest, TrainedModelCanBeReadBackAlone) {

@@ -6,6 +6,7 @@ Runs the invariants that apply to a load-balancing loss and prints holds / fails
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -36,6 +37,10 @@ def function_of(target):
     if not callable(function):
         known = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")))
         fail(f"{module_name} has no function {name!r}; it has: {known or 'none'}")
+    try:
+        inspect.signature(function).bind("batch", "group", "memory")
+    except TypeError as error:
+        fail(f"{target} cannot be called as function(batch, group, memory): {error}")
     return function
 
 
@@ -49,7 +54,7 @@ def shipped():
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m switchyard.conform", description=__doc__.strip().splitlines()[2],
+    parser = argparse.ArgumentParser(prog="python -m switchyard.conform", description=" ".join(__doc__.strip().splitlines()[2:]),
                                      epilog="docs/conform.md says what the function is given. Exit code 1 if a check fails.")
     parser.add_argument("functions", nargs="*", metavar="package.module:function")
     parser.add_argument("--shipped", action="store_true", help="the shipped adapters too")
@@ -61,6 +66,7 @@ def main():
     parser.add_argument("--program", type=pathlib.Path, help="with --write-page: the switchyard program, for our own table")
     options = parser.parse_args()
     known = list(dict.fromkeys(id_ for id_, _, _ in CHECKS))
+    options.only = options.only and options.only.upper()
     if options.only not in [None] + known:
         fail(f"unknown invariant {options.only!r}; known: {', '.join(known)}")
     functions = [(target, function_of(target)) for target in options.functions]

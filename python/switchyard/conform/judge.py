@@ -25,7 +25,8 @@ class Judge:
 
     def near(self, given, expected, what):
         if not abs(given - expected) <= TOLERANCE * max(1.0, abs(expected)):  # also for NaN
-            self.fail(f"{what}: {given:.4g}, expected {expected:.4g}")
+            digits = next((n for n in (4, 6, 9) if f"{given:.{n}g}" != f"{expected:.{n}g}"), 17)
+            self.fail(f"{what}: {given:.{digits}g}, expected {expected:.{digits}g}")
 
     def same(self, given, expected, what):
         difference = (given - expected).abs().max().item() if given.numel() else 0.0

@@ -25,13 +25,13 @@ def balance_groups(case, scope):
     raise ValueError(f"scope {scope!r}; expected sequence, micro_batch, ranks, prefix or optimizer_batch")
 
 
-def expected(case, declared):
-    """What a right implementation with this declaration gives."""
+def expected(case, declared, scope=None):
+    """What a right implementation with this declaration gives; `scope` in place of the declared one."""
     logits = case.logits.clone().requires_grad_(True)
     probs = logits.softmax(-1)
     num_layers, _, num_experts = logits.shape
     taken = case.taken()
-    groups = balance_groups(case, declared.scope)
+    groups = balance_groups(case, scope or declared.scope)
     weights = [len(averaged) if declared.weighting == "tokens" else 1 for averaged, _ in groups]
     total = torch.zeros((), dtype=torch.double)
     for (averaged, counted), weight in zip(groups, weights):

@@ -45,9 +45,14 @@ class Group:
         return tensor
 
 
+WORDS = {"scope": ("sequence", "micro_batch", "ranks", "prefix"), "ranks": ("mean", "sum", "tokens"),
+         "micro_batches": ("mean", "sum", "tokens"), "layers": ("mean", "sum"), "weighting": ("mean", "tokens")}
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a function declares. A wrong declaration makes checks fail, a narrow one makes them not apply."""
+    """What a function declares. A wrong declaration makes checks fail, a narrow one makes them not apply, an unknown word is a
+    ValueError."""
 
     scope: str = "micro_batch"  # where f is counted: sequence, micro_batch (of one rank), ranks, or prefix of the step
     ranks: str = "mean"  # what the caller does with the gradients of ranks: mean, sum, or tokens (weighs by valid tokens)
@@ -61,6 +66,13 @@ class About:
     takes_missing: bool = False  # may be called with logits None, because something outside collects them
     source: str = ""  # project, commit, file
     end_step: Optional[Callable] = None  # end_step(memory): what the caller does after the optimizer step
+
+    def __post_init__(self):
+        for name, words in WORDS.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(words)}")
+        if (self.ranks == "tokens") != (self.micro_batches == "tokens"):
+            raise ValueError(f"ranks={self.ranks!r}, micro_batches={self.micro_batches!r}; tokens must be declared for both")
 
 
 def describe(**declared):

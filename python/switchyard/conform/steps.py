@@ -82,19 +82,57 @@ class ThreadGroup(Group):
         self.shared = shared
 
     def all_reduce(self, tensor):
-        self.shared.slots[self.rank] = tensor.detach()
-        self.shared.barrier.wait()
-        total = torch.stack(list(self.shared.slots)).sum(0)
-        self.shared.barrier.wait()  # all have read before any writes
+        total = self.shared.exchange(self.rank, tensor.detach().clone())
         with torch.no_grad():
             tensor.copy_(total)
         return tensor
 
 
+class EchoedError(RuntimeError):
+    """Another rank failed."""
+
+
 class Shared:
+    """Where ranks meet. A rank that waits for one that is done is told so at once."""
+
     def __init__(self, num_ranks):
         self.slots = [None] * num_ranks
-        self.barrier = threading.Barrier(num_ranks, timeout=TIMEOUT)
+        self._met = threading.Condition()
+        self._arrived, self._meeting, self._total = 0, 0, None
+        self._done, self._failed = [], False
+
+    def exchange(self, rank, tensor):
+        with self._met:
+            self.slots[rank] = tensor
+            self._arrived += 1
+            if self._arrived == len(self.slots):
+                self._total = torch.stack(list(self.slots)).sum(0)
+                self._arrived, self._meeting = 0, self._meeting + 1
+                self._met.notify_all()
+                return self._total
+            meeting = self._meeting
+            while self._meeting == meeting:
+                self._check_others(rank)
+                if not self._met.wait(TIMEOUT):
+                    raise RuntimeError(f"rank {rank} waited {TIMEOUT:g} s in all_reduce for the others")
+            return self._total
+
+    def _check_others(self, rank):
+        if self._failed:
+            raise EchoedError
+        if self._done:
+            raise RuntimeError(f"rank {rank} waits in all_reduce, but rank {self._done[0]} has made all its calls: ranks must "
+                               "call it equally often, also with a micro-batch of padding only")
+
+    def done(self, rank):
+        with self._met:
+            self._done.append(rank)
+            self._met.notify_all()
+
+    def fail(self):
+        with self._met:
+            self._failed = True
+            self._met.notify_all()
 
 
 def batch_of(case, micro_batch, rank, training=True):
@@ -144,6 +182,9 @@ def call(function, case, micro_batch, rank, group, memory, recompute):
     loss = function(batch, group, memory)
     if recompute == "non-reentrant":  # the graph is that of the first run
         function(batch, group, memory)
+    if loss is None or (isinstance(loss, torch.Tensor) and loss.numel() != 1):
+        given = "None" if loss is None else f"a tensor of shape {list(loss.shape)}"
+        raise TypeError(f"the function returned {given}; expected one number, the loss of the micro-batch")
     if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
         return float(loss), [torch.zeros_like(logits) for logits in batch.logits], source
     return loss.item(), torch.autograd.grad(loss, batch.logits, allow_unused=True), source
@@ -183,9 +224,10 @@ def run_steps(function, cases, recompute=None, evaluate=False):
     def body(rank):
         try:
             run_rank(function, cases, rank, shared, results, recompute, evaluate)
+            shared.done(rank)
         except Exception as error:  # handed to the caller below
             errors[rank] = error
-            shared.barrier.abort()
+            shared.fail()
 
     threads = [threading.Thread(target=body, args=(rank,)) for rank in range(num_ranks)]
     for thread in threads:
@@ -193,8 +235,8 @@ def run_steps(function, cases, recompute=None, evaluate=False):
     for thread in threads:
         thread.join()
     raised = [error for error in errors if error is not None]
-    if raised:  # a broken barrier is only the echo of another rank's error
-        raise next((error for error in raised if not isinstance(error, threading.BrokenBarrierError)), raised[0])
+    if raised:
+        raise next((error for error in raised if not isinstance(error, EchoedError)), raised[0])
     return [collect(case, parts) for case, parts in zip(cases, results)]
 
 
