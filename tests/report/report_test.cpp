@@ -10,6 +10,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/measure/run_log.hpp"
 #include "switchyard/report/assets.hpp"
 #include "switchyard/report/chart_data.hpp"
 #include "switchyard/report/study_file.hpp"
