@@ -74,6 +74,10 @@ double ema_decay(const BalanceConfig& config) {
   return 0.0;
 }
 
+double per_layer(LayerReduction layers, double coefficient, int64_t num_layers) {
+  return layers == LayerReduction::Mean ? coefficient / static_cast<double>(num_layers) : coefficient;
+}
+
 std::vector<std::string> keys_acting_on_router(const BalanceConfig& config) {
   std::vector<std::string> keys;
   const auto add_if = [&keys](bool acts, std::string key) {

@@ -110,6 +110,9 @@ struct BalanceConfig {
 /// All terms, active or not, the first one first.
 [[nodiscard]] std::vector<BalanceTerm> all_terms(const BalanceConfig& config);
 
+/// The weight of a loss in each of `num_layers` MoE layers: its coefficient, divided by them where they are averaged.
+[[nodiscard]] double per_layer(LayerReduction layers, double coefficient, int64_t num_layers);
+
 /// Decay of the exponential mean that a term asks for; 0 if none does.
 [[nodiscard]] double ema_decay(const BalanceConfig& config);
 

@@ -17,10 +17,6 @@ namespace {
 constexpr const char* kPart = "balancing";
 constexpr double kNotSeen = -1.0;  // of sums that are never negative
 
-double per_layer(const BalanceConfig& config, const BalanceShape& shape, double coefficient) {
-  return config.layers == LayerReduction::Mean ? coefficient / static_cast<double>(shape.layers_of_model()) : coefficient;
-}
-
 }  // namespace
 
 struct StepBalance::Impl {
@@ -40,7 +36,7 @@ struct StepBalance::Impl {
         passed_logits(passed_probs),
         output_losses(passed_probs.size(), kNotSeen) {
     for (const BalanceTerm& term : active_terms(config, plan.step)) {
-      terms.push_back(std::make_unique<TermBalance>(term, config.weighting, per_layer(config, shape, term.coefficient), shape,
+      terms.push_back(std::make_unique<TermBalance>(term, config.weighting, of_a_layer(term.coefficient), shape,
                                                     state, totals));
       wanted.first_choices = wanted.first_choices || terms.back()->method().counted == Counted::FirstChoices;
       wanted.load = wanted.load || terms.back()->method().score == Score::Load;
@@ -53,11 +49,14 @@ struct StepBalance::Impl {
     fill_known();
   }
 
+  [[nodiscard]] double of_a_layer(double coefficient) const {
+    return per_layer(config.layers, coefficient, shape.layers_of_model());
+  }
   [[nodiscard]] int64_t step_tokens() const { return totals.plan().whole.step_tokens(); }
   [[nodiscard]] TokenLossWeights token_weights() const {
     const auto tokens = static_cast<double>(std::max<int64_t>(step_tokens(), 1));
-    return {.z = per_layer(config, shape, config.z_coefficient) / tokens,
-            .orthogonality = per_layer(config, shape, config.orthogonality_coefficient) / tokens};
+    return {.z = of_a_layer(config.z_coefficient) / tokens,
+            .orthogonality = of_a_layer(config.orthogonality_coefficient) / tokens};
   }
   [[nodiscard]] bool many_ranks() const { return ranks.comm.size() > 1; }
   [[nodiscard]] std::string place(int64_t forward, int64_t layer) const {
@@ -206,9 +205,9 @@ BalanceValues StepBalance::Impl::gather_values() {
   if (config.z_coefficient != 0.0) gathered.z_loss_L.assign(from, from + shape.num_layers);
   from += shape.num_layers;
   if (config.orthogonality_coefficient != 0.0) gathered.orthogonality_L.assign(from, from + shape.num_layers);
-  for (const double z : gathered.z_loss_L) gathered.weighted_loss += per_layer(config, shape, config.z_coefficient) * z;
+  for (const double z : gathered.z_loss_L) gathered.weighted_loss += of_a_layer(config.z_coefficient) * z;
   for (const double loss : gathered.orthogonality_L) {
-    gathered.weighted_loss += per_layer(config, shape, config.orthogonality_coefficient) * loss;
+    gathered.weighted_loss += of_a_layer(config.orthogonality_coefficient) * loss;
   }
   return gathered;
 }

@@ -51,7 +51,7 @@ void ModelConfig::validate(const std::string& where) const {
   const auto at_least = [&](std::string_view key, int64_t value, int64_t lowest) {
     SWITCHYARD_CHECK(value >= lowest, ConfigError, where, ": ", key, " is ", value, "; expected at least ", lowest);
   };
-  const bool has_moe_layers = static_cast<int64_t>(dense_layers.size()) < num_layers;
+  const bool has_moe_layers = num_moe_layers() > 0;
   at_least("vocab_size", vocab_size, 1);
   at_least("width", width, 1);
   at_least("num_layers", num_layers, 1);

@@ -37,6 +37,8 @@ struct ModelConfig {
   bool tied_embeddings = false;
   RouterConfig router;
 
+  [[nodiscard]] int64_t num_moe_layers() const { return num_layers - static_cast<int64_t>(dense_layers.size()); }
+
   template <class Visitor>
   void for_each_field(Visitor&& visit) {
     visit("vocab_size", vocab_size, "vocabulary V");

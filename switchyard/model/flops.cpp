@@ -17,15 +17,14 @@ struct Sizes {
 Sizes sizes_of(const ModelConfig& config) {
   const auto width = static_cast<double>(config.width);
   const double heads = static_cast<double>(config.num_heads) + static_cast<double>(config.num_kv_heads);
-  const auto dense_layers = static_cast<double>(config.dense_layers.size());
   return {.table = width * static_cast<double>(config.vocab_size),
           .attention = 2.0 * width * heads * static_cast<double>(config.head_width),
           .router = width * static_cast<double>(config.num_experts),
           .expert = 3.0 * width * static_cast<double>(config.expert_width),
           .shared = 3.0 * width * static_cast<double>(config.shared_expert_width),
           .dense = 3.0 * width * static_cast<double>(config.dense_width),
-          .moe_layers = static_cast<double>(config.num_layers) - dense_layers,
-          .dense_layers = dense_layers};
+          .moe_layers = static_cast<double>(config.num_moe_layers()),
+          .dense_layers = static_cast<double>(config.dense_layers.size())};
 }
 
 }  // namespace

@@ -176,8 +176,7 @@ void take_weights(Decoder& model, TensorMap weights, const std::string& folder) 
 void check_exportable(const ModelConfig& config) {
   SWITCHYARD_CHECK(config.shared_expert_width == 0, UsageError, "export: the model has a shared expert of width ",
                    config.shared_expert_width, ", which the Qwen3-MoE format cannot hold; nothing was written");
-  const bool has_moe_layers = static_cast<int64_t>(config.dense_layers.size()) < config.num_layers;
-  SWITCHYARD_CHECK(!has_moe_layers || config.router.name == "top_k", UsageError, "export: router '", config.router.name,
+  SWITCHYARD_CHECK(config.num_moe_layers() == 0 || config.router.name == "top_k", UsageError, "export: router '", config.router.name,
                    "' cannot be expressed in the Qwen3-MoE format, which has only top_k softmax; nothing was written");
 }
 

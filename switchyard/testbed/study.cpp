@@ -71,16 +71,11 @@ Json arm_json(const ArmConfig& arm, const ArmRow& row) {
           {"loss", summary_json(row.loss)}};
 }
 
-double of_a_layer(const RunConfig& config, double coefficient) {
-  const auto layers = static_cast<double>(config.model.num_layers - static_cast<int64_t>(config.model.dense_layers.size()));
-  return config.balance.layers == LayerReduction::Mean ? coefficient / layers : coefficient;
-}
-
 std::string coefficient_note(const std::vector<PlannedRun>& runs) {
   std::set<double> above;
   for (const PlannedRun& run : runs) {
     for (const BalanceTerm& term : all_terms(run.config.balance)) {
-      const double lambda = of_a_layer(run.config, term.coefficient);
+      const double lambda = per_layer(run.config.balance.layers, term.coefficient, run.config.model.num_moe_layers());
       if (term.method == "lbl" && lambda > kPaperCoefficient) above.insert(lambda);
     }
   }

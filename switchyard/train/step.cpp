@@ -274,13 +274,12 @@ StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& s
 
 void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result) {
   if (config.simbal_coefficient == 0.0) return;
-  const double share = config.layers == LayerReduction::Mean ? 1.0 / static_cast<double>(model.num_moe_layers()) : 1.0;
-  for (Parameter* weight : model.router_weights()) {
-    const ParameterLoss loss = simbal_loss(weight->master);
-    const at::Tensor gradient_ED = loss.gradient_ED.mul(share * config.simbal_coefficient);
-    add_to_gradient(*weight, gradient_ED);
+  const double weight = per_layer(config.layers, config.simbal_coefficient, model.num_moe_layers());
+  for (Parameter* router : model.router_weights()) {
+    const ParameterLoss loss = simbal_loss(router->master);
+    add_to_gradient(*router, loss.gradient_ED.mul(weight));
     result.simbal_L.push_back(loss.value);
-    result.balance.weighted_loss += share * config.simbal_coefficient * loss.value;
+    result.balance.weighted_loss += weight * loss.value;
   }
 }
 
