@@ -71,9 +71,9 @@ class Frame:
         for padding_row in (self.rows_LPE[:, -1], self.z_weights_P[-1:]):
             padding_row.zero_()
         self.unit_LSE: Optional[Tensor] = None  # without lambda and the contract's factor
-        # Layers whose probabilities went through outside a compiled region, and those that a backward came back to.
-        self._watched: set[int] = set()
-        self._reached: set[int] = set()
+        # (layer, call) that went through outside a compiled region, and those that a backward came back to.
+        self._watched: set[tuple[int, str]] = set()
+        self._reached: set[tuple[int, str]] = set()
         self._loss_reached = False
 
     def tokens_S(self) -> Tensor:
@@ -102,16 +102,16 @@ class Frame:
             return probs if carrier is None else carrier
         source = flat_TE if carrier is None else carrier
         out = self.ops.carry(source, flat_TE, self.segment_T, self.rows_LPE, self.scale_1, layer)
-        self._watch(out, layer)
+        self._watch(out, layer, "through()")
         return out if carrier is not None or probs.dim() == 2 else out.reshape(probs.shape)
 
-    def _watch(self, out: Tensor, layer: int) -> None:
+    def _watch(self, out: Tensor, layer: int, call: str) -> None:
         if out.requires_grad and not torch.compiler.is_compiling():
-            self._watched.add(layer)
-            out.register_hook(lambda _: self._reached.add(layer))
+            self._watched.add((layer, call))
+            out.register_hook(lambda _: self._reached.add((layer, call)))
 
-    def _missed(self) -> list[int]:
-        """Layers to which the backward of this forward did not come back: their router goes on without what through() returned."""
+    def _missed(self) -> list[tuple[int, str]]:
+        """To which the backward of this forward did not come back: the router goes on without what the call returned."""
         return sorted(self._watched - self._reached) if self._reached or self._loss_reached else []
 
     def through_logits(self, layer: int, logits: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
@@ -123,6 +123,7 @@ class Frame:
         self.ops.record_lse_(self.squared_lse_LS, flat_TE.detach(), self.segment_T, layer)
         source = flat_TE if carrier is None else carrier
         out = self.ops.carry_z(source, flat_TE, self.segment_T, self.z_weights_P, self.scale_1)
+        self._watch(out, layer, "through_logits()")
         return out if carrier is not None or logits.dim() == 2 else out.reshape(logits.shape)
 
     def record(self, layer: int, ids: Tensor, probs: Optional[Tensor] = None) -> None:
@@ -195,7 +196,7 @@ class Frame:
                 return where + "the router's probabilities did not go through(), so the loss could not act. Use what it returns"
             if self.config.z_coefficient > 0.0 and row[PASSED_LOGITS] == 0:
                 return where + "the router's logits did not go through_logits(), so the z-loss could not act"
-        for layer in self._missed():
-            return f"{self.place}, layer {layer}: backward did not come to what through() returned, so the loss did not act. Go " \
-                "on with what it returns"
+        for layer, call in self._missed():
+            return f"{self.place}, layer {layer}: backward did not come to what {call} returned, so the loss did not act. Go on " \
+                "with what it returns"
         return ""

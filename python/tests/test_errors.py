@@ -1,5 +1,7 @@
 """Bad input and calls at the wrong time: a named error that says what to do, on every rank."""
 
+import re
+
 import pytest
 import torch
 from caller import forward, make_loss
@@ -116,6 +118,10 @@ def drop_through(loss, weights, x):
     return model(weights, x, lambda layer, p: (loss.through(layer, p), p)[1], loss.through_logits, loss.record)
 
 
+def drop_logits(loss, weights, x):
+    return model(weights, x, loss.through, lambda layer, z: (loss.through_logits(layer, z), z)[1], loss.record)
+
+
 def skip_record(loss, weights, x):
     return model(weights, x, loss.through, loss.through_logits)
 
@@ -158,18 +164,18 @@ def test_asked_for_but_unable_to_act(broken, message, plan):
 def test_what_through_returns_must_be_used():
     """B24: the call alone does nothing, and no loss that acts may be reported then."""
     weights, batch = make_weights(), batch_of(4, 2)
-    for broken, ends_well in ((drop_through, False), (whole, True)):
-        loss = make_loss("micro_batch")
+    for broken, dropped in ((drop_through, "through()"), (drop_logits, "through_logits()"), (whole, "")):
+        loss = make_loss("micro_batch", z_coefficient=0.1)
         loss.begin_step([batch.tokens])
         loss.begin_forward(batch.segments, num_segments=2)
         main = broken(loss, weights, batch.x)
         loss.close_forward()
         gradients(loss.join(main), weights)
-        if ends_well:
+        if not dropped:
             assert loss.close_step().lbl_L
-        else:
-            with pytest.raises(StateError, match="layer 0: backward did not come to what through"):
-                loss.close_step()
+            continue
+        with pytest.raises(StateError, match=re.escape(f"layer 0: backward did not come to what {dropped} returned")):
+            loss.close_step()
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "sequence", "previous_step"])

@@ -31,6 +31,11 @@ def train_step(model, batches, scale=1.0):
     return gradients_of(model)
 
 
+def checkpoint_layers(model, reentrant):
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+
+
 def balancing_part(with_loss, without):
     return [a - b for a, b in zip(with_loss, without)]
 
@@ -87,8 +92,7 @@ def test_checkpointing(reentrant):
     attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
     expected = train_step(model, batches)
     counts = attachment.end_step().counts_LE
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
+    checkpoint_layers(model, reentrant)
     found = train_step(model, batches)
     frames = attachment.loss._step.frames.values()
     assert all(frame.state_LX[:, 0].tolist() == [2, 2] for frame in frames)  # it did run twice
@@ -105,8 +109,7 @@ def test_checkpointed_layers_run_again_in_their_own_forward(reentrant):
     attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
     expected = train_step(model, batches)
     attachment.end_step()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
+    checkpoint_layers(model, reentrant)
     model.zero_grad()
     losses = [model(**batch.inputs).loss / len(batches) for batch in batches]
     with torch.no_grad():

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "switchyard/comm/agreement.hpp"
 #include "switchyard/comm/launch.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
@@ -44,7 +45,7 @@ void check_fits(const RunConfig& config, const Dataset& dataset) {
   SWITCHYARD_CHECK(config.model.vocab_size == dataset.vocab_size(), ConfigError, "model.vocab_size is ",
                    config.model.vocab_size, "; the data set ", dataset.folder().string(), " has ", dataset.vocab_size(),
                    " tokens: set model.vocab_size = ", dataset.vocab_size());
-  SWITCHYARD_CHECK(static_cast<int64_t>(config.model.dense_layers.size()) < config.model.num_layers, ConfigError,
+  SWITCHYARD_CHECK(config.model.num_moe_layers() > 0, ConfigError,
                    "model.dense_layers leaves no layer with experts; expected at least one of ", config.model.num_layers);
 }
 
@@ -236,8 +237,7 @@ class TrainingRun {
     if (ranks_.comm() != nullptr) sum_gradients(parameters, *ranks_.comm());
     add_parameter_losses(model_, config_.balance, result);
     const double norm = global_gradient_norm(parameters, ranks_.comm());
-    SWITCHYARD_CHECK(norm > 0.0, StateError, "the gradient of step ", state_.step + 1, " is 0 for every weight (loss ", result.loss,
-                     "): nothing is learned any more. Lower optimizer.learning_rate");
+    check_learns(norm, result.loss);
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
     optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
     if (ranks_.comm() != nullptr) gather_updates(parameters, *ranks_.comm());
@@ -255,6 +255,15 @@ class TrainingRun {
     if (recorder_) recorder_->step(record);
     last_step_ = record;
     add_step_notices(result);
+  }
+
+  // Every rank has the same norm.
+  void check_learns(double norm, double loss) const {
+    if (norm > 0.0) return;
+    const std::string problem = join_text("the gradient of step ", state_.step + 1, " is 0 for every weight (loss ", loss,
+                                          "): nothing is learned any more. Lower optimizer.learning_rate");
+    if (ranks_.comm() != nullptr) throw SharedError(problem);
+    throw StateError(problem);
   }
 
   void add_step_notices(const StepResult& result) {

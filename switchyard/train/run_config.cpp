@@ -40,15 +40,18 @@ void check_router_learns(const ModelConfig& model, const SectionCheck& check) {
   const bool learns = find_router(model.router.name).balancing == TakesBalancing::Yes;
   check(!learns || model.num_chosen > 1 || model.router.normalize == WeightNormalization::None, "model.router.normalize",
         to_string(model.router.normalize),
-        "none, because with model.num_chosen = 1 every weight would be 1, and no gradient of the text reach the router");
+        "none, because with model.num_chosen = 1 every weight would be 1, and no gradient of the text would reach the router");
 }
 
 /// Balancing that cannot do anything is refused (docs/decisions/0005).
 void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
   const BalanceConfig& balance = config.balance;
   const bool chooses = config.model.num_chosen < config.model.num_experts;
-  for (const BalanceTerm& term : all_terms(balance)) {
-    check(term.from_step < config.steps, "balance.from_step", term.from_step,
+  const std::vector<BalanceTerm> terms = all_terms(balance);
+  for (size_t i = 0; i < terms.size(); ++i) {
+    const BalanceTerm& term = terms[i];
+    const std::string section = i == 0 ? "balance." : join_text("balance.terms[", i - 1, "].");
+    check(term.from_step < config.steps, section + "from_step", term.from_step,
           join_text("a step below steps = ", config.steps, ": the loss '", term.method, "' over ", to_string(term.scope),
                     " would never act"));
     const StatisticMethod method = find_method(term.method);
@@ -56,7 +59,7 @@ void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
           join_text("fewer than num_experts = ", config.model.num_experts, ", because the method '", term.method,
                     "' asks how near an expert is to being chosen"));
     const bool counts_slots = method.value != nullptr && method.reads == SlopeReads::Fractions && method.counted == Counted::Slots;
-    check(!counts_slots || term.coefficient == 0.0 || chooses, "balance.coefficient", term.coefficient,
+    check(!counts_slots || term.coefficient == 0.0 || chooses, section + "coefficient", term.coefficient,
           join_text("0, because every token takes all ", config.model.num_experts, " experts: the loss '", term.method,
                     "' is constant"));
   }

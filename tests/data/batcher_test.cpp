@@ -55,6 +55,14 @@ class BatcherTest : public ::testing::Test {
     return config;
   }
 
+  // Steps of one window each, all of domain 1.
+  [[nodiscard]] Batcher window_by_window() const {
+    BatcherConfig config = small_config();
+    config.domains = {"bob"};
+    config.sequences_per_micro_batch = config.micro_batches = 1;
+    return {*dataset_, config, 3};
+  }
+
   test::ScratchFolder scratch_;
   std::optional<Dataset> dataset_;
 };
@@ -180,11 +188,7 @@ TEST_F(BatcherTest, MixedHoldsTheSameSequences) {
 }
 
 TEST_F(BatcherTest, AnEpochVisitsEachWindowOnce) {
-  BatcherConfig config = small_config();
-  config.domains = {"bob"};
-  config.sequences_per_micro_batch = 1;
-  config.micro_batches = 1;
-  Batcher batcher(*dataset_, config, 3);
+  Batcher batcher = window_by_window();
   const int64_t windows = batcher.windows_N().at(0);
   ASSERT_EQ(windows, 16);  // (140 - 8) / 8
   std::vector<std::vector<int64_t>> orders;
@@ -212,11 +216,7 @@ int64_t grid_offset(const Batch& row) {
 }
 
 TEST_F(BatcherTest, EpochsCutTheTextAtDifferentPlaces) {
-  BatcherConfig config = small_config();
-  config.domains = {"bob"};
-  config.sequences_per_micro_batch = 1;
-  config.micro_batches = 1;
-  Batcher batcher(*dataset_, config, 3);
+  Batcher batcher = window_by_window();
   std::set<int64_t> offsets;
   for (int epoch = 0; epoch < 4; ++epoch) {
     std::set<int64_t> of_epoch;

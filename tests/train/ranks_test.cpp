@@ -354,6 +354,13 @@ TEST_F(RankedRun, TellsEveryRankWhatOneCannotDo) {
   EXPECT_FALSE(fs::exists(folder("errors")));
 }
 
+TEST_F(RankedRun, EndsOnEveryRankWhereNothingIsLearned) {
+  RunConfig run = config();
+  run.model.init_deviation = 0.0;
+  run.balance.coefficient = 0.0;
+  EXPECT_THAT(errors(2, run, run), testing::Each(testing::HasSubstr("the gradient of step 1 is 0 for every weight")));
+}
+
 TEST_F(RankedRun, EndsWhenOneRankFails) {
   try {
     start_and_fail(2, config(), "failed", 3);

@@ -68,7 +68,8 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[execution]\nthreads = 5000"), testing::HasSubstr("execution.threads is 5000; expected 0 (the default) to 1024"));
   EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected a finite"));
   EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
-  EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"), testing::HasSubstr("would never act"));
+  EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"),
+              testing::HasSubstr("balance.terms[0].from_step is 10; expected a step below steps = 9"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 0.0"), testing::HasSubstr("would then do nothing"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\ndecay = 0.5"), testing::HasSubstr("does not have"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'quantile'\nrate = 0.5"), testing::HasSubstr("does not have"));
@@ -111,6 +112,8 @@ TEST(RunConfig, BalancingThatCannotActIsRefused) {
   const std::string all = "[model]\nnum_experts = 4\nnum_chosen = 4\n[balance]\n";
   EXPECT_THAT(error_of(all), testing::HasSubstr("balance.coefficient is 0.01; expected 0, because every token takes all 4 experts"));
   EXPECT_EQ(error_of(all + "coefficient = 0.0"), "no error");
+  EXPECT_THAT(error_of(all + "coefficient = 0.0\n[[balance.terms]]\ncoefficient = 0.5"),
+              testing::HasSubstr("balance.terms[0].coefficient is 0.5; expected 0"));
   EXPECT_EQ(error_of(all + "method = 'gshard'"), "no error");  // of first choices
   EXPECT_THAT(error_of(all + "method = 'none'\n[balance.selection]\nrule = 'bias'"),
               testing::HasSubstr("balance.selection.rule is bias; expected none, because every token takes all 4 experts"));

@@ -55,7 +55,7 @@ def shipped():
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m switchyard.conform", description=" ".join(__doc__.strip().splitlines()[2:]),
-                                     epilog="docs/conform.md says what the function is given. Exit code 1 if a check fails.")
+                                     epilog="docs/conform.md says what the function is given.")
     parser.add_argument("functions", nargs="*", metavar="package.module:function")
     parser.add_argument("--shipped", action="store_true", help="the shipped adapters too")
     parser.add_argument("--only", help="one invariant: B1 to B28")

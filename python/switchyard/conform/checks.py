@@ -13,12 +13,20 @@ UNEVEN = [[5, 2], [3, 6], [1, 4, 2, 3], [7, 2]]  # sequences of a rank in a micr
 FULL = [[4, 4], [5, 5], [3, 3, 3], [6, 6]]  # the same where rows cannot be padded
 
 
+def sequences_of(function):
+    """Lengths of the sequences of a rank in a micro-batch, several to choose from."""
+    return UNEVEN if about(function).takes_mask else FULL
+
+
+def pairs_of(function):
+    """The same with two sequences each: a mean over sequences is then defined whatever of the step is seen."""
+    return [sequences for sequences in sequences_of(function) if len(sequences) == 2]
+
+
 def uneven(function, num_micro_batches, num_ranks):
     """Lengths of sequences that differ as much as the function allows."""
-    declared = about(function)
-    rows = UNEVEN if declared.takes_mask else FULL
-    if declared.scope == "sequence" and declared.weighting == "mean":  # it cannot know how many sequences are still to come
-        rows = [sequences for sequences in rows if len(sequences) == 2]
+    counts_sequences = about(function).scope == "sequence" and about(function).weighting == "mean"
+    rows = pairs_of(function) if counts_sequences else sequences_of(function)
     return [[rows[(m * num_ranks + r) % len(rows)] for r in range(num_ranks)] for m in range(num_micro_batches)]
 
 
@@ -231,8 +239,7 @@ def no_certificate(function):
 def collectives(function):
     judge = Judge()
     for ranks in (2, 4):
-        rows = UNEVEN if about(function).takes_mask else FULL
-        pairs = [sequences for sequences in rows if len(sequences) == 2]  # as many on each rank: a mean over them is defined
+        pairs = pairs_of(function)
         many = make_case([[pairs[(m * ranks + r) % len(pairs)] for r in range(ranks)] for m in range(2)], 18)
         if about(function).scope in ("micro_batch", "sequence"):
             one = laid_out(many, [[cell] for cells in many.cells for cell in cells])
