@@ -3,7 +3,35 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+#include <numeric>
+
 namespace switchyard {
+namespace {
+
+// What a group costs besides its rows, in rows: laying out its weights, writing their gradient.
+constexpr int64_t kRowsOfAGroup = 32;
+
+int64_t cost(std::span<const int64_t> offsets, size_t group) {
+  const int64_t size = offsets[group + 1] - offsets[group];
+  return size == 0 ? 1 : size + kRowsOfAGroup;
+}
+
+}  // namespace
+
+std::vector<int64_t> deal_groups(std::span<const int64_t> offsets, int64_t num_tasks) {
+  std::vector<size_t> by_cost(offsets.size() - 1);
+  std::iota(by_cost.begin(), by_cost.end(), size_t{0});
+  std::ranges::stable_sort(by_cost, std::ranges::greater{}, [&](size_t group) { return cost(offsets, group); });
+  std::vector<int64_t> task_E(by_cost.size()), done(static_cast<size_t>(num_tasks), 0);
+  for (const size_t group : by_cost) {
+    const auto least = std::ranges::min_element(done);
+    *least += cost(offsets, group);
+    task_E[group] = least - done.begin();
+  }
+  return task_E;
+}
+
 at::Tensor grouped_rows_times_transposed(const at::Tensor& rows_AX, const at::Tensor& weight_EYX,
                                          std::span<const int64_t> offsets) {
   at::Tensor out_AY = at::empty({rows_AX.size(0), weight_EYX.size(1)}, rows_AX.options());

@@ -11,8 +11,8 @@ namespace switchyard {
 /// Bytes that each of `num_ranks` processes holds from the first step to the last: weights and moments.
 [[nodiscard]] double least_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
 
-/// Bytes that a step adds at least on each rank: its tokens, and what enters each layer of the forwards that wait for their
-/// backward. A step needs more, so a run that needs less than the machine has may still not fit.
+/// Bytes that a step adds at least on each rank: its tokens, and what enters each layer of one forward. A step needs more, and
+/// forwards that wait for their backward more still, so a run that needs less than the machine has may not fit all the same.
 [[nodiscard]] double least_step_memory(const RunConfig& config, ComputeType compute, int64_t num_ranks);
 
 /// @param ranks_here  of the ranks, those that share `memory`, 1 or more

@@ -141,12 +141,17 @@ class StepRunner {
     return model_.forward(forwards_[index], context);
   }
 
-  /// @return sum of cross-entropies of the forward, with autograd
-  at::Tensor train_forward(size_t index) {
+  /// @return what the head reads, with autograd
+  at::Tensor train_hidden(size_t index) {
     ForwardContext context = context_of(index, RoutingPhase::Train);
     if (recorder_.has(index)) recorder_.replay(index, context);
     const at::Tensor hidden = hidden_TD(index, context);
-    if (!counted_ahead_) balance_.close_forward(static_cast<int64_t>(index));  // the loss hides the counts' way to other ranks
+    if (!counted_ahead_) balance_.close_forward(static_cast<int64_t>(index));
+    return hidden;
+  }
+
+  /// @return sum of cross-entropies of the forward, with autograd
+  at::Tensor loss_sum(size_t index, const at::Tensor& hidden) {
     at::Tensor loss = model_.loss_sum(hidden, forwards_[index].targets_BS.reshape({-1}));
     const double value = loss.item<double>();
     if (!std::isfinite(value)) take_bad_loss(index, value);
@@ -172,21 +177,24 @@ class StepRunner {
   /// Coefficients are known as soon as a forward is closed, or were counted ahead.
   void run_forward_by_forward() {
     for (size_t i = 0; i < num_forwards(); ++i) {
-      const at::Tensor loss = train_forward(i);
+      const at::Tensor loss = loss_sum(i, train_hidden(i));  // while the counts are under way to other ranks
       if (!counted_ahead_) await(i);
       backward(loss);
     }
   }
 
+  /// The head waits too: its forward makes its gradient, D x V numbers, which must not lie there once for every forward.
   void run_all_forwards_first() {
-    std::vector<at::Tensor> losses;
+    std::vector<at::Tensor> hidden;
     for (size_t i = 0; i < num_forwards(); ++i) {
-      losses.push_back(train_forward(i));
-      await(i);
+      hidden.push_back(train_hidden(i));
+      if (i > 0) await(i - 1);  // its counts were under way meanwhile
     }
-    for (at::Tensor& loss : losses) {
+    await(num_forwards() - 1);
+    for (size_t i = 0; i < num_forwards(); ++i) {
+      const at::Tensor loss = loss_sum(i, hidden[i]);
+      hidden[i].reset();  // so that backward frees the activations as it goes
       backward(loss);
-      loss.reset();  // frees the activations of this forward before the next backward
     }
   }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/combine.hpp"
+#include "switchyard/kernels/grouped_gemm.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -103,6 +105,35 @@ TEST(GroupedExperts, IsCloseInBfloat16) {
     expect_close_in_bfloat16([&](const auto& given) { return run(grouped_experts, given); },
                              [&](const auto& given) { return run(grouped_experts_reference, given); }, in, 0.015);
   }
+}
+
+// Costs are the slots and 32 for a group that has any: 42, 132, 0, 52, 232 -> 232 and 132 first, then 52 and 42 beside the 132.
+TEST(DealGroups, GivesTheLargestFirstToTheTaskThatHasLeast) {
+  const std::vector<int64_t> offsets = {0, 10, 110, 110, 130, 330};
+  EXPECT_EQ(deal_groups(offsets, 2), (std::vector<int64_t>{1, 1, 1, 1, 0}));
+  EXPECT_EQ(deal_groups(offsets, 1), (std::vector<int64_t>{0, 0, 0, 0, 0}));
+  EXPECT_EQ(deal_groups(offsets, 8), (std::vector<int64_t>{3, 1, 4, 2, 0}));
+}
+
+// No task has more than the mean and one whole group (Graham's bound for dealing in any order), and no group is left out.
+TEST(DealGroups, LeavesNoTaskFarBehind) {
+  EXPECT_TRUE(rc::check([](const std::vector<uint16_t>& sizes) {
+    RC_PRE(!sizes.empty());
+    const auto num_tasks = *rc::gen::inRange<int64_t>(1, 9);
+    std::vector<int64_t> offsets = {0}, done(static_cast<size_t>(num_tasks), 0);
+    for (const uint16_t size : sizes) offsets.push_back(offsets.back() + size);
+    const std::vector<int64_t> task_E = deal_groups(offsets, num_tasks);
+    RC_ASSERT(task_E.size() == sizes.size());
+    int64_t sum = 0, largest = 0;
+    for (size_t group = 0; group < sizes.size(); ++group) {
+      RC_ASSERT(task_E[group] >= 0 && task_E[group] < num_tasks);
+      const int64_t cost = sizes[group] + 32;
+      done[static_cast<size_t>(task_E[group])] += cost;
+      sum += cost;
+      largest = std::max(largest, cost);
+    }
+    RC_ASSERT(*std::ranges::max_element(done) <= sum / num_tasks + largest);
+  }));
 }
 
 TEST(GroupedExperts, LeavesOutGradientsOfFrozenWeights) {
