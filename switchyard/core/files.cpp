@@ -99,8 +99,10 @@ class DescriptorBuffer : public std::streambuf {
 
 fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
+constexpr const char* kPart = ".part-";
+
 fs::path part_path(const fs::path& path) {
-  return parent_of(path) / join_text(".", path.filename().string(), ".part-", ::getpid());
+  return parent_of(path) / join_text(".", path.filename().string(), kPart, ::getpid());
 }
 
 void sync_path(const fs::path& path) {
@@ -189,6 +191,11 @@ class Sha256 {
 };
 
 }  // namespace
+
+bool is_part(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.starts_with(".") && name.find(kPart) != std::string::npos;
+}
 
 void write_file_atomically(const fs::path& path, const std::function<void(std::ostream&)>& write) {
   const fs::path target = resolve_target(path);

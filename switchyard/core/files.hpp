@@ -17,6 +17,9 @@ namespace switchyard {
 void write_file_atomically(const std::filesystem::path& path, const std::function<void(std::ostream&)>& write);
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
+/// Whether a path has the name of what is written aside: with a killed process it stays so.
+[[nodiscard]] bool is_part(const std::filesystem::path& path);
+
 /// A folder built aside and renamed into place by commit(); removed by the destructor otherwise.
 class StagedFolder {
  public:

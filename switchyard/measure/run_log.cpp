@@ -357,6 +357,16 @@ RunLog read_run_log(const std::filesystem::path& path) {
   return log;
 }
 
+std::optional<StartRecord> find_start(const std::filesystem::path& path) {
+  std::optional<StartRecord> start;
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return start;
+  for (const Line& line : read_lines(path)) {
+    if (line.kind == "start") start = read_record<StartRecord>(line.object, line.where);
+  }
+  return start;
+}
+
 std::string to_json_line(const EvaluationRecord& record) { return record_line("evaluation", record); }
 
 }  // namespace switchyard

@@ -10,7 +10,7 @@
 namespace switchyard {
 
 enum class FolderState {
-  Missing,     // nothing there, or a lock file alone: to be started
+  Missing,     // nothing there, or an abandoned start
   Unfinished,  // to be resumed, if only from step 0
   Done,        // has its last step and evaluation
 };

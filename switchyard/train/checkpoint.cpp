@@ -87,10 +87,12 @@ NamedTensors balance_tensors(const BalanceState& state) {
   return tensors;
 }
 
-void write_state(const fs::path& path, const CheckpointInfo& info, const AdamW& optimizer, const TrainingState& state) {
+void write_state(const fs::path& path, const CheckpointInfo& info, ComputeType compute, const AdamW& optimizer,
+                 const TrainingState& state) {
   const json object = {{"step", state.step},
                        {"tokens", state.tokens},
                        {"ranks", state.ranks},
+                       {"compute_type", to_string(compute)},
                        {"optimizer_steps", optimizer.steps_done()},
                        {"batcher", {{"step", state.batcher.step}, {"drawn", state.batcher.drawn_N}}},
                        {"domains", info.domains},
@@ -186,6 +188,15 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
   return found;
 }
 
+std::string saved_compute_type(const fs::path& run_folder) {
+  const std::vector<fs::path> all = list_checkpoints(run_folder);
+  for (auto path = all.rbegin(); path != all.rend(); ++path) {
+    const json state = json::parse(fs::exists(*path / kState) ? read_file(*path / kState) : "", nullptr, /*allow_exceptions=*/false);
+    if (state.is_object() && state.contains("compute_type") && state["compute_type"].is_string()) return state["compute_type"];
+  }
+  return {};
+}
+
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
                          const TrainingState& state, RunRanks& ranks) {
   ranks.together([&] {
@@ -212,7 +223,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
   }
   save_tensors(folder.path() / kOptimizer, moments, {});
   save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
-  write_state(folder.path() / kState, info, optimizer, state);
+  write_state(folder.path() / kState, info, model.compute_type(), optimizer, state);
   write_file_atomically(folder.path() / kConfig, to_toml(info.config));
   write_manifest(folder.path(), state.step);
   folder.commit();

@@ -38,6 +38,9 @@ struct CheckpointInfo {
 /// @throws DataError where the folder cannot be read
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
 
+/// The compute type that the newest checkpoint says it was trained in; empty where there is none that says. Not verified.
+[[nodiscard]] std::string saved_compute_type(const std::filesystem::path& run_folder);
+
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
 /// number of ranks.

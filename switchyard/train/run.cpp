@@ -349,8 +349,9 @@ void check_ranks(const RunConfig& config, int64_t num_ranks) {
 ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, RunRanks& ranks) {
   std::string before;
   ranks.together([&] {
-    if (folder == nullptr || config.execution.dtype != ComputeType::Auto || !std::filesystem::exists(folder->log_path())) return;
-    before = read_run_log(folder->log_path()).start.compute_type;
+    if (folder == nullptr || config.execution.dtype != ComputeType::Auto) return;
+    const std::optional<StartRecord> start = find_start(folder->log_path());
+    before = start ? start->compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
   });
   before = ranks.from_first(before);
   ComputeType type = config.execution.dtype;

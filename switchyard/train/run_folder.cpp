@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <system_error>
@@ -28,22 +29,32 @@ fs::path absolute_folder(const fs::path& path) {
 
 void make_folder(const fs::path& path) {
   std::error_code error;
-  SWITCHYARD_CHECK(!fs::exists(path, error) || (fs::is_directory(path, error) && fs::is_empty(path, error)), UsageError,
-                   "the run folder ", path.string(), " exists already and is not an empty folder; resume that run with "
-                   "--resume, or give another folder");
+  SWITCHYARD_CHECK(!fs::exists(path, error) || is_abandoned_start(path), UsageError, "the run folder ", path.string(),
+                   " exists already and is not an empty folder; resume that run with --resume, or give another folder");
   fs::create_directories(path, error);
   SWITCHYARD_CHECK(!error, DataError, "cannot make the run folder ", path.string(), ": ", error.message());
 }
 
-/// Names with a leading point in checkpoints/ are unfinished or being removed.
-void remove_leftovers(const fs::path& checkpoints) {
+/// In checkpoints/ all names with a leading point are unfinished or being removed.
+void remove_leftovers(const fs::path& run) {
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(checkpoints, error)) {
+  for (const auto& entry : fs::directory_iterator(run, error)) {
+    if (is_part(entry.path())) fs::remove(entry.path(), error);
+  }
+  for (const auto& entry : fs::directory_iterator(run / "checkpoints", error)) {
     if (entry.path().filename().string().starts_with(".")) fs::remove_all(entry.path(), error);
   }
 }
 
 }  // namespace
+
+bool is_abandoned_start(const fs::path& folder) {
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) return false;
+  return std::all_of(fs::directory_iterator(folder), fs::directory_iterator(), [](const fs::directory_entry& entry) {
+    return entry.path().filename() == kLockName || is_part(entry.path());
+  });
+}
 
 RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folder(path)) {
   if (resume == Resume::No) {
@@ -60,7 +71,12 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
     SWITCHYARD_CHECK(reason == EWOULDBLOCK, DataError, "cannot lock the run folder ", path_.string(), ": ", std::strerror(reason));
     throw UsageError(join_text("the run folder ", path_.string(), " is in use by another process; wait for it or end it"));
   }
-  if (resume == Resume::Yes) remove_leftovers(path_ / "checkpoints");
+  if (resume == Resume::No && fs::exists(path_ / kConfigName)) {  // begun and ended since it was looked at
+    ::close(lock_);
+    throw UsageError(join_text("the run folder ", path_.string(), " was taken by another process; resume that run with --resume, "
+                               "or give another folder"));
+  }
+  remove_leftovers(path_);
 }
 
 RunFolder::~RunFolder() {

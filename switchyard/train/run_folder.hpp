@@ -9,10 +9,13 @@ namespace switchyard {
 
 enum class Resume { No, Yes };
 
+/// Whether a folder holds nothing but what a process leaves that was killed before its first file was whole.
+[[nodiscard]] bool is_abandoned_start(const std::filesystem::path& folder);
+
 class RunFolder {
  public:
-  /// Resume::No makes the folder; it must not exist or be empty. Resume::Yes opens one that holds a run, and removes what a
-  /// killed process left half written.
+  /// Resume::No makes the folder; one that exists must be empty, or an abandoned start. Resume::Yes opens one that holds a run.
+  /// Both remove what a killed process left half written.
   /// @throws UsageError naming the folder, and what to do; also when another process works on it
   RunFolder(const std::filesystem::path& path, Resume resume);
   ~RunFolder();  // removes a new folder to which no config.toml was written

@@ -107,7 +107,7 @@ TEST(GroupedExperts, IsCloseInBfloat16) {
   }
 }
 
-// Costs are the slots and 32 for a group that has any: 42, 132, 0, 52, 232 -> 232 and 132 first, then 52 and 42 beside the 132.
+// Costs are the slots and 32 where a group has any, else 1: 42, 132, 1, 52, 232 -> 232 and 132 first, then 52 and 42 beside the 132.
 TEST(DealGroups, GivesTheLargestFirstToTheTaskThatHasLeast) {
   const std::vector<int64_t> offsets = {0, 10, 110, 110, 130, 330};
   EXPECT_EQ(deal_groups(offsets, 2), (std::vector<int64_t>{1, 1, 1, 1, 0}));
@@ -127,7 +127,7 @@ TEST(DealGroups, LeavesNoTaskFarBehind) {
     int64_t sum = 0, largest = 0;
     for (size_t group = 0; group < sizes.size(); ++group) {
       RC_ASSERT(task_E[group] >= 0 && task_E[group] < num_tasks);
-      const int64_t cost = sizes[group] + 32;
+      const int64_t cost = sizes[group] == 0 ? 1 : sizes[group] + 32;
       done[static_cast<size_t>(task_E[group])] += cost;
       sum += cost;
       largest = std::max(largest, cost);

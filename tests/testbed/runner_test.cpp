@@ -167,9 +167,20 @@ TEST(InspectRunFolder, RefusesAFolderThatIsNoRun) {
               ThrowsMessage<DataError>(HasSubstr("has no config.toml")));
 }
 
+TEST(InspectRunFolder, TakesALogWithoutStartForAnUnfinishedRun) {
+  const test::ScratchFolder scratch;
+  std::ofstream(scratch.path() / "config.toml") << to_toml(RunConfig());
+  for (const char* log : {"", R"({"kind":"start","schema":1,"na)"}) {
+    std::ofstream(scratch.path() / "log.jsonl") << log;
+    EXPECT_EQ(inspect_run_folder(scratch.path(), RunConfig()), FolderState::Unfinished);
+  }
+}
+
 TEST(InspectRunFolder, TakesALockAloneForAnAbandonedStart) {
   const test::ScratchFolder scratch;
   std::ofstream(scratch.path() / ".lock") << "";
+  EXPECT_EQ(inspect_run_folder(scratch.path(), RunConfig()), FolderState::Missing);
+  std::ofstream(scratch.path() / ".config.toml.part-77") << "name = ";
   EXPECT_EQ(inspect_run_folder(scratch.path(), RunConfig()), FolderState::Missing);
   EXPECT_EQ(inspect_run_folder(scratch.path() / "none", RunConfig()), FolderState::Missing);
 }

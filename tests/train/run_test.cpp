@@ -344,6 +344,34 @@ TEST_F(RunTest, RunThatCannotStartLeavesNoFolder) {
   EXPECT_FALSE(fs::exists(folder("a")));
 }
 
+TEST_F(RunTest, StartsWhereAKilledProcessLeftNoWholeFile) {
+  const RunConfig run = config();
+  start(run, "whole");
+  fs::create_directories(folder("a"));
+  for (const char* name : {".lock", ".config.toml.part-77"}) std::ofstream(folder("a") / name) << "half";
+  start(run, "a");
+  expect_same_run("whole", "a");
+  EXPECT_FALSE(fs::exists(folder("a") / ".config.toml.part-77"));
+  fs::create_directories(folder("b"));
+  std::ofstream(folder("b") / "thesis.txt") << "mine";
+  EXPECT_THROW(start(run, "b"), UsageError);
+}
+
+// Killed before the start record, or the log lost in a power cut: `auto` goes on in the type of the checkpoint.
+TEST_F(RunTest, ResumesWithoutTheStartOfItsLog) {
+  RunConfig run = config();
+  run.execution.dtype = ComputeType::Auto;
+  for (const std::string name : {"a", "b"}) {
+    start_and_stop(run, name, 4);
+    EXPECT_EQ(saved_compute_type(folder(name)), log(name).start.compute_type);
+    std::ofstream(folder(name) / "log.jsonl") << (name == "a" ? "" : R"({"kind":"start","schema":1,"na)");
+    resume(run, name);
+    EXPECT_EQ(log(name).steps.front().step, 5);
+    EXPECT_EQ(log(name).steps.back().step, 6);
+  }
+  EXPECT_EQ(saved_compute_type(folder("none")), "");
+}
+
 TEST_F(RunTest, OneProcessAtATime) {
   const RunConfig run = config();
   start_and_stop(run, "a", 4);
