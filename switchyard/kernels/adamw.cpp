@@ -122,7 +122,8 @@ void check_adamw(const AdamWTensors& t) {
 template <typename Wide>
 AdamWNumbers<Wide> numbers_of(const AdamWFactors& f) {
   const auto as = [](double value) { return static_cast<Wide>(value); };
-  return {as(f.gradient_scale), as(f.beta1), as(f.beta2), as(f.keep), as(f.rate), as(f.root_scale), as(f.epsilon)};
+  return {as(f.gradient_scale), as(f.beta1), as(f.beta2), as(f.keep), as(f.rate), as(f.root_scale), as(f.epsilon),
+          as(1.0 - f.beta1), as(1.0 - f.beta2)};
 }
 
 }  // namespace

@@ -56,8 +56,8 @@ void adamw(Weights weights, const Value* gradient, Moment* first, Moment* second
   const auto all = [&](WideOf<Value> value) HWY_ATTR { return hn::Set(d, value); };
   for_each_vector<Value>(count, [&](int64_t i, auto part) HWY_ATTR {
     const auto g = hn::Mul(load(gradient + i, part), all(numbers.gradient_scale));
-    const auto m = hn::MulAdd(load(first + i, part), all(numbers.beta1), hn::Mul(g, all(1 - numbers.beta1)));
-    const auto square = hn::Mul(hn::Mul(g, g), all(1 - numbers.beta2));
+    const auto m = hn::MulAdd(load(first + i, part), all(numbers.beta1), hn::Mul(g, all(numbers.new_in_first)));
+    const auto square = hn::Mul(hn::Mul(g, g), all(numbers.new_in_second));
     const auto v = hn::MulAdd(load(second + i, part), all(numbers.beta2), square);
     const auto root = hn::MulAdd(hn::Sqrt(v), all(numbers.root_scale), all(numbers.epsilon));
     const auto step = hn::Div(hn::Mul(m, all(numbers.rate)), root);

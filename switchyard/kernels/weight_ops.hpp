@@ -14,6 +14,7 @@ namespace switchyard {
 template <typename Wide>
 struct AdamWNumbers {
   Wide gradient_scale, beta1, beta2, keep, rate, root_scale, epsilon;
+  Wide new_in_first, new_in_second;  // 1 - beta: rounded once, for of a beta in fp32 near 1 little is left
 };
 
 /// Weights in fp32 (double for double).

@@ -81,7 +81,7 @@ void ModelConfig::validate(const std::string& where) const {
                      "; expected a finite number, ", range);
   };
   finite("rope_theta", rope_theta, rope_theta > 0.0, "more than 0");
-  finite("norm_epsilon", norm_epsilon, norm_epsilon > 0.0, "more than 0");
+  finite("norm_epsilon", norm_epsilon, norm_epsilon >= 1e-20, "1e-20 or more: norms are taken in fp32");
   finite("init_deviation", init_deviation, init_deviation >= 0.0, "0 or more");
 }
 

@@ -57,7 +57,7 @@ void attach_compute(Parameter& parameter, at::ScalarType compute_type);
 /// Copies values into the master, whole or in halves, and so into what computes.
 /// @throws ShapeError unless they have its shape
 void set_master(Parameter& parameter, const at::Tensor& values);
-/// Adds the gradient of what computes into `grad`, in the master's type, and clears it.
+/// Adds the gradient of what computes into `grad`, and clears it: the first of a step stays in its type, sums are in the master's.
 void collect_gradient(Parameter& parameter);
 
 }  // namespace switchyard

@@ -1,13 +1,19 @@
 #include "switchyard/model/weights_file.hpp"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/util/accumulate.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <tuple>
 #include <vector>
@@ -127,6 +133,38 @@ void check_layout(std::vector<StoredTensor>& stored, uint64_t data_bytes, const 
                    "; it was cut short or appended to");
 }
 
+// A whole file in memory. Private: what is written stays in this process.
+class MappedFile {
+ public:
+  MappedFile(const std::string& path, uint64_t size) : size_(size) {
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file >= 0) {
+      data_ = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file, 0);
+      ::close(file);
+    }
+    SWITCHYARD_CHECK(data_ != MAP_FAILED, DataError, path, ": cannot be read: ", std::strerror(errno));
+  }
+  ~MappedFile() { ::munmap(data_, size_); }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  [[nodiscard]] char* at(uint64_t byte) const { return static_cast<char*>(data_) + byte; }
+
+ private:
+  void* data_ = MAP_FAILED;
+  uint64_t size_;
+};
+
+at::Tensor tensor_in(const std::shared_ptr<MappedFile>& mapped, uint64_t data_begin, const StoredTensor& stored) {
+  char* const bytes = mapped->at(data_begin + stored.begin);
+  if (reinterpret_cast<uintptr_t>(bytes) % c10::elementSize(stored.type) == 0) {
+    return at::from_blob(bytes, stored.shape, [mapped](void*) {}, at::TensorOptions(stored.type));
+  }
+  const at::Tensor copy = at::empty(stored.shape, stored.type);  // other writers may not align
+  std::memcpy(copy.mutable_data_ptr(), bytes, copy.nbytes());
+  return copy;
+}
+
 Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file) {
   uint64_t header_bytes = 0;
   SWITCHYARD_CHECK(file_bytes >= sizeof header_bytes, DataError, file, ": ", file_bytes,
@@ -197,12 +235,8 @@ TensorFile load_tensors(const std::filesystem::path& path) {
     }
   }
   check_layout(stored, static_cast<uint64_t>(file_bytes - data_begin), file);
-  for (const StoredTensor& tensor : stored) {  // in file order, so the stream stands at the right place
-    at::Tensor& target = result.tensors[tensor.name];
-    target = at::empty(tensor.shape, tensor.type);
-    in.read(static_cast<char*>(target.mutable_data_ptr()), static_cast<std::streamsize>(target.nbytes()));
-    SWITCHYARD_CHECK(in.good(), DataError, file, ": cannot read tensor '", tensor.name, "'");
-  }
+  const auto mapped = std::make_shared<MappedFile>(file, static_cast<uint64_t>(file_bytes));
+  for (const StoredTensor& tensor : stored) result.tensors[tensor.name] = tensor_in(mapped, static_cast<uint64_t>(data_begin), tensor);
   return result;
 }
 

@@ -35,6 +35,8 @@ struct TensorToSave {
 void save_tensors(const std::filesystem::path& path, const std::map<std::string, TensorToSave>& tensors,
                   const TensorMetadata& metadata = {});
 
+/// The tensors lie in the file, which stays mapped as long as one of them is kept: pages are read when they are used, ranks on one
+/// machine share them, and parts that are not asked for cost nothing. Writing into one changes this process's copy alone.
 /// @throws DataError naming the file and what is wrong: not a safetensors file, cut short, overlapping or missing bytes, a
 ///     size that does not fit its shape, an unknown type
 [[nodiscard]] TensorFile load_tensors(const std::filesystem::path& path);

@@ -165,9 +165,12 @@ bool is_whole(const fs::path& checkpoint) {
 BalanceState load_balance(const fs::path& path) {
   const NamedTensors tensors = load_tensors(path).tensors;
   BalanceState state;
-  if (tensors.contains(kPreviousCounts)) state.previous_counts_LE = tensors.at(kPreviousCounts);
-  if (tensors.contains(kEmaFractions)) state.ema_fractions_LE = tensors.at(kEmaFractions);
-  if (tensors.contains(kSelectionOffsets)) state.selection_offsets_LE = tensors.at(kSelectionOffsets);
+  const auto kept = [&](const char* name, at::Tensor& to) {  // a copy: the checkpoint may be removed
+    if (tensors.contains(name)) to = tensors.at(name).clone();
+  };
+  kept(kPreviousCounts, state.previous_counts_LE);
+  kept(kEmaFractions, state.ema_fractions_LE);
+  kept(kSelectionOffsets, state.selection_offsets_LE);
   return state;
 }
 

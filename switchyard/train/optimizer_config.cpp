@@ -16,6 +16,7 @@ const std::array<std::string, 2> kMomentNames = {"full", "bfloat16"};
 constexpr double kLargestRoundedBeta = 1.0 - 4.0 / 256.0;
 
 constexpr double kLeastEpsilon = 1e-20;
+constexpr double kLargestBeta = 1.0 - 1e-7;  // above half an fp32 unit below 1 a moment would never forget
 
 }  // namespace
 
@@ -32,8 +33,8 @@ void parse(std::string_view text, MomentType& value) { value = parse_choice<Mome
 void OptimizerConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(learning_rate > 0.0 && std::isfinite(learning_rate), "learning_rate", learning_rate, "a finite number above 0");
-  check(beta1 >= 0.0 && beta1 < 1.0, "beta1", beta1, "a number in [0, 1)");
-  check(beta2 >= 0.0 && beta2 < 1.0, "beta2", beta2, "a number in [0, 1)");
+  check(beta1 >= 0.0 && beta1 <= kLargestBeta, "beta1", beta1, "a number from 0 to 1 - 1e-7: the optimizer computes in fp32");
+  check(beta2 >= 0.0 && beta2 <= kLargestBeta, "beta2", beta2, "a number from 0 to 1 - 1e-7: the optimizer computes in fp32");
   const bool follows = moments == MomentType::Full || std::max(beta1, beta2) <= kLargestRoundedBeta;
   check(follows, "moments", to_string(moments),
         join_text("full for beta1 ", beta1, " and beta2 ", beta2, ": above ", kLargestRoundedBeta,

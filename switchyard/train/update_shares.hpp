@@ -1,7 +1,8 @@
 #pragma once
 // Ranks that hold the same parameters divide the work of the optimizer: each sums, and moves, an equal part of the rows of each
 // matrix and hands the new rows on (the optimizer's part of ZeRO, arXiv 1910.02054, section 5.1). Every number is what it would be
-// if every rank did everything; moments exist once over all ranks.
+// if every rank did everything, but for the last bits of the norm, whose sums end where the rows of a rank do; moments exist once
+// over all ranks.
 
 #include "switchyard/comm/communicator.hpp"
 #include "switchyard/core/parameter.hpp"

@@ -66,6 +66,18 @@ void expect_same_update(const AdamWTensors& given, double tolerance) {
   EXPECT_EQ(max_difference(given.gradient_parts.front(), gradient), 0.0);
 }
 
+// 1 - .99999 is off by .13 % where the fp32 beta is taken from 1.
+TEST(AdamWUpdate, TakesWhatIsNewOfAMomentExactly) {
+  AdamWFactors factors = some_factors();
+  factors.gradient_scale = 1.0;
+  factors.beta1 = factors.beta2 = 0.99999;
+  const AdamWTensors t = {at::tensor({1.0}, at::kFloat), at::Tensor(), at::tensor({0.0}, at::kFloat), at::tensor({0.0}, at::kFloat),
+                          {at::tensor({2.0}, at::kFloat)}};
+  adamw_update(t, factors);
+  EXPECT_NEAR(t.first.item<double>(), 2e-5, 2e-5 * 1e-6);
+  EXPECT_NEAR(t.second.item<double>(), 4e-5, 4e-5 * 1e-6);
+}
+
 TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
   // g = 2, m = .5 * 4 + .5 * 2 = 3, v = .75 * 4 + .25 * 4 = 4, w = .5 * 10 - 3 * 3 / (2 * 2 + 2) = 3.5
   const at::Tensor four = at::tensor({4.0}, at::kDouble);

@@ -40,6 +40,7 @@ TEST(ModelConfig, RefusesWhatCannotBeBuilt) {
   expect_refused([](ModelConfig& c) { c.dense_layers = {1}; c.dense_width = 0; }, "dense_width");
   expect_refused([](ModelConfig& c) { c.rope_theta = 0.0; }, "rope_theta");
   expect_refused([](ModelConfig& c) { c.norm_epsilon = 0.0; }, "norm_epsilon");
+  expect_refused([](ModelConfig& c) { c.norm_epsilon = 1e-46; }, "norm_epsilon");  // 0 in fp32
   expect_refused([](ModelConfig& c) { c.init_deviation = -0.1; }, "init_deviation");
 }
 

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 
@@ -42,6 +43,32 @@ class WeightsFile : public ::testing::Test {
   test::ScratchFolder scratch_;
   std::filesystem::path folder_ = scratch_.path();
 };
+
+TEST_F(WeightsFile, LoadedTensorsAreTheirOwnersAlone) {
+  const at::Tensor given = at::arange(6, at::kFloat);
+  save_tensors(path(), {{"a", given}});
+  const at::Tensor changed = load_tensors(path()).tensors.at("a");
+  changed.fill_(7.0);
+  const at::Tensor again = load_tensors(path()).tensors.at("a");
+  save_tensors(path(), {{"a", at::ones({2}, at::kFloat)}});  // in place of the file that they lie in
+  std::filesystem::remove(path());
+  EXPECT_TRUE(at::equal(again, given));
+  EXPECT_EQ(changed.sum().item<double>(), 42.0);
+}
+
+// Our header ends on a multiple of 8; another program's may not.
+TEST_F(WeightsFile, ReadsTensorsThatAreNotAligned) {
+  const std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
+  for (size_t spaces = 0; spaces < 4; ++spaces) {
+    const std::string padded = header + std::string(spaces, ' ');
+    std::string bytes(sizeof(uint64_t), '\0');
+    const uint64_t size = padded.size();
+    std::memcpy(bytes.data(), &size, sizeof size);
+    const std::array<float, 2> numbers = {1.5F, -2.0F};
+    write_file_atomically(path(), bytes + padded + std::string(reinterpret_cast<const char*>(numbers.data()), sizeof numbers));
+    EXPECT_TRUE(at::equal(load_tensors(path()).tensors.at("a"), at::tensor({1.5, -2.0}, at::kFloat))) << spaces;
+  }
+}
 
 TEST_F(WeightsFile, KeepsEveryTypeAndShape) {
   TensorMap tensors;

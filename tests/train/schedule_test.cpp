@@ -96,10 +96,10 @@ TEST(Schedule, RefusesStepsOutsideTheRun) {
 
 TEST(OptimizerConfig, NamesTheKeyOfABadValue) {
   OptimizerConfig config;
-  config.beta2 = 1.0;
+  config.beta2 = 1.0 - 1e-9;  // 1 in fp32
   try {
     config.validate("run.toml:7: optimizer");
-    FAIL() << "beta2 = 1 was taken";
+    FAIL() << "beta2 = 1 - 1e-9 was taken";
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("run.toml:7: optimizer.beta2 is 1; expected"));
   }
