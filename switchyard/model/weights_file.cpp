@@ -48,15 +48,13 @@ std::string_view type_name(at::ScalarType type, const std::string& tensor) {
   throw UsageError(join_text("tensor '", tensor, "' is ", type, ", which a safetensors file cannot hold; convert it first"));
 }
 
-using ToSave = std::map<std::string, TensorToSave>;
-
 uint64_t bytes_of(const TensorToSave& tensor) {
   return c10::elementSize(tensor.type) * static_cast<uint64_t>(c10::multiply_integers(tensor.sizes));
 }
 
 // Large elements first, as the reference writer does: each tensor is aligned to its element size without gaps.
-std::vector<ToSave::const_iterator> file_order(const ToSave& tensors) {
-  std::vector<ToSave::const_iterator> order;
+std::vector<TensorsToSave::const_iterator> file_order(const TensorsToSave& tensors) {
+  std::vector<TensorsToSave::const_iterator> order;
   for (auto entry = tensors.begin(); entry != tensors.end(); ++entry) order.push_back(entry);
   std::stable_sort(order.begin(), order.end(), [](const auto& left, const auto& right) {
     return c10::elementSize(left->second.type) > c10::elementSize(right->second.type);
@@ -64,7 +62,7 @@ std::vector<ToSave::const_iterator> file_order(const ToSave& tensors) {
   return order;
 }
 
-std::string make_header(const std::vector<ToSave::const_iterator>& order, const TensorMetadata& metadata) {
+std::string make_header(const std::vector<TensorsToSave::const_iterator>& order, const TensorMetadata& metadata) {
   Json header = Json::object();
   if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
   uint64_t begin = 0;
@@ -183,18 +181,27 @@ Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file
 
 }  // namespace
 
-void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata) {
-  ToSave to_save;
+TensorsToSave to_save(const TensorMap& tensors) {
+  TensorsToSave result;
   for (const auto& [name, tensor] : tensors) {
     SWITCHYARD_CHECK(tensor.defined(), UsageError, "tensor '", name, "' is undefined");
-    to_save[name] = {tensor.scalar_type(), tensor.sizes().vec(), [&given = tensor] { return given; }};
+    result[name] = {tensor.scalar_type(), tensor.sizes().vec(), [given = tensor] { return given; }};
   }
-  save_tensors(path, to_save, metadata);
+  return result;
 }
 
-void save_tensors(const std::filesystem::path& path, const std::map<std::string, TensorToSave>& tensors,
-                  const TensorMetadata& metadata) {
-  const std::vector<ToSave::const_iterator> order = file_order(tensors);
+void save_tensors(const std::filesystem::path& path, const TensorMap& tensors, const TensorMetadata& metadata) {
+  save_tensors(path, to_save(tensors), metadata);
+}
+
+std::vector<std::string> order_of_making(const TensorsToSave& tensors) {
+  std::vector<std::string> names;
+  for (const auto& entry : file_order(tensors)) names.push_back(entry->first);
+  return names;
+}
+
+void save_tensors(const std::filesystem::path& path, const TensorsToSave& tensors, const TensorMetadata& metadata) {
+  const std::vector<TensorsToSave::const_iterator> order = file_order(tensors);
   const std::string header = make_header(order, metadata);
   write_file_atomically(path, [&](std::ostream& out) {
     const uint64_t header_bytes = header.size();

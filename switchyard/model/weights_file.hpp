@@ -31,9 +31,15 @@ struct TensorToSave {
   std::vector<int64_t> sizes;
   std::function<at::Tensor()> make;  // of that type and those sizes
 };
+using TensorsToSave = std::map<std::string, TensorToSave>;
+
+/// Tensors that are there already. @throws UsageError for one that is undefined
+[[nodiscard]] TensorsToSave to_save(const TensorMap& tensors);
+
 /// The same file from tensors that are made one at a time.
-void save_tensors(const std::filesystem::path& path, const std::map<std::string, TensorToSave>& tensors,
-                  const TensorMetadata& metadata = {});
+void save_tensors(const std::filesystem::path& path, const TensorsToSave& tensors, const TensorMetadata& metadata = {});
+/// The names in the order in which save_tensors() makes them.
+[[nodiscard]] std::vector<std::string> order_of_making(const TensorsToSave& tensors);
 
 /// The tensors lie in the file, which stays mapped as long as one of them is kept: pages are read when they are used, ranks on one
 /// machine share them, and parts that are not asked for cost nothing. Writing into one changes this process's copy alone.

@@ -4,6 +4,7 @@
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
+#include <exception>
 #include <iomanip>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -55,20 +56,36 @@ at::Tensor kept_master(const Parameter& parameter) {
   return joined_halves(updated_rows(parameter, parameter.compute.detach()), updated_rows(parameter, parameter.lower));
 }
 
-/// All masters, whole, on the first rank.
-NamedTensors gathered_masters(const ParameterRefs& parameters, const OwnRowsByName& rows, Communicator& comm) {
-  NamedTensors own;
-  for (const Parameter* parameter : parameters) own[parameter->name] = kept_master(*parameter);
-  return gather_whole(own, rows, &comm);
-}
-
-/// Of one process: masters kept in halves are joined one at a time.
-void save_masters(const fs::path& path, const ParameterRefs& parameters) {
-  std::map<std::string, TensorToSave> masters;
+/// What this rank keeps of each master, joined when its turn comes.
+TensorsToSave own_masters(const ParameterRefs& parameters) {
+  TensorsToSave masters;
   for (const Parameter* parameter : parameters) {
     masters[parameter->name] = {master_type(*parameter), sizes_of(*parameter).vec(), [parameter] { return kept_master(*parameter); }};
   }
-  save_tensors(path, masters);
+  return masters;
+}
+
+/// The first rank writes what all make. Where it cannot, it makes the rest all the same, for the others wait for that, and keeps the
+/// `failure`. Collective
+void save_whole(const fs::path& path, const TensorsToSave& tensors, const RunRanks& ranks, std::exception_ptr& failure) {
+  size_t made = 0;
+  if (ranks.is_first() && !failure) {
+    TensorsToSave counted = tensors;
+    for (auto& [name, tensor] : counted) {
+      tensor.make = [&made, make = tensor.make] {
+        ++made;
+        return make();
+      };
+    }
+    try {
+      save_tensors(path, counted);
+      return;
+    } catch (const DataError&) {
+      failure = std::current_exception();
+    }
+  }
+  const std::vector<std::string> order = order_of_making(tensors);
+  for (; made < order.size(); ++made) static_cast<void>(tensors.at(order[made]).make());
 }
 
 /// Of what this rank keeps, the first parameter with a value that is not finite; empty if there is none.
@@ -208,30 +225,34 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
                      "' has values that are not finite, so it was not saved: training has diverged. Lower the learning rate; "
                      "the checkpoints before are kept");
   });
-  const OwnRowsByName rows = kept_rows(model.parameters());
-  std::optional<NamedTensors> masters;
-  if (ranks.comm() != nullptr) masters = gathered_masters(model.parameters(), rows, *ranks.comm());
-  const NamedTensors moments = gather_whole(optimizer.moments(), rows, ranks.comm());
-  if (!ranks.is_first()) return {};
   const fs::path target = run_folder / kFolder / folder_name(state.step);
-  if (fs::exists(target)) {
-    if (is_whole(target)) return target;  // training is a function of the step, so its content would be the same
-    remove_checkpoint(target);
-  }
-  StagedFolder folder(target);
-  if (masters) {
-    save_tensors(folder.path() / kModel, *masters);
-  } else {
-    save_masters(folder.path() / kModel, model.parameters());
-  }
-  save_tensors(folder.path() / kOptimizer, moments, {});
-  save_tensors(folder.path() / kBalance, balance_tensors(state.balance), {});
-  write_state(folder.path() / kState, info, model.compute_type(), optimizer, state);
-  write_file_atomically(folder.path() / kConfig, to_toml(info.config));
-  write_manifest(folder.path(), state.step);
-  folder.commit();
-  remove_old_checkpoints(run_folder, target, info.config.checkpoint.keep_last);
-  return target;
+  std::optional<StagedFolder> folder;  // of the first rank
+  ranks.together([&] {
+    if (!ranks.is_first()) return;
+    if (fs::exists(target)) {
+      if (is_whole(target)) return;  // training is a function of the step, so its content would be the same
+      remove_checkpoint(target);
+    }
+    folder.emplace(target);
+  });
+  const fs::path result = ranks.is_first() ? target : fs::path();
+  if (ranks.from_first(folder ? "new" : "").empty()) return result;
+  const fs::path files = folder ? folder->path() : fs::path();
+  const OwnRowsByName rows = kept_rows(model.parameters());
+  std::exception_ptr failure;
+  save_whole(files / kModel, whole_tensors(own_masters(model.parameters()), rows, ranks.comm()), ranks, failure);
+  save_whole(files / kOptimizer, whole_tensors(to_save(optimizer.moments()), rows, ranks.comm()), ranks, failure);
+  ranks.together([&] {
+    if (failure) std::rethrow_exception(failure);
+    if (!folder) return;
+    save_tensors(files / kBalance, balance_tensors(state.balance), {});
+    write_state(files / kState, info, model.compute_type(), optimizer, state);
+    write_file_atomically(files / kConfig, to_toml(info.config));
+    write_manifest(files, state.step);
+    folder->commit();
+    remove_old_checkpoints(run_folder, target, info.config.checkpoint.keep_last);
+  });
+  return result;
 }
 
 CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {

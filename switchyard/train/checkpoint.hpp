@@ -42,10 +42,10 @@ struct CheckpointInfo {
 [[nodiscard]] std::string saved_compute_type(const std::filesystem::path& run_folder);
 
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
-/// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, and writes; the file is the same for any
-/// number of ranks.
+/// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, a tensor at a time, and writes; the file is
+/// the same for any number of ranks.
 /// @return empty on the other ranks
-/// @throws StateError where a weight is not finite (on ranks SharedError where it is another's), DataError (disk full, no right): the
+/// @throws StateError where a weight is not finite, DataError (disk full, no right), on ranks SharedError where it is another's: the
 ///         checkpoints that were there are untouched
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
                                       const AdamW& optimizer, const TrainingState& state, RunRanks& ranks);

@@ -81,13 +81,16 @@ OwnRowsByName kept_rows(const ParameterRefs& parameters) {
   return rows;
 }
 
-TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm, int64_t most_bytes) {
-  TensorMap whole;
-  for (const auto& [name, tensor] : own) {
+TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator* comm, int64_t most_bytes) {
+  if (comm == nullptr) return own;
+  for (auto& [name, tensor] : own) {
     const auto found = rows.find(name);
-    whole[name] = found == rows.end() || comm == nullptr ? tensor : gather_rows(tensor, found->second, *comm, most_bytes);
+    if (found == rows.end()) continue;
+    const OwnRows part = found->second;
+    tensor.sizes[0] = part.whole;
+    tensor.make = [make = tensor.make, part, comm, most_bytes] { return gather_rows(make(), part, *comm, most_bytes); };
   }
-  return whole;
+  return own;
 }
 
 TensorMap take_own(const TensorMap& whole, const OwnRowsByName& rows) {

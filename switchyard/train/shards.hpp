@@ -25,11 +25,12 @@ using OwnRowsByName = std::map<std::string, OwnRows>;
 /// The same, and the rows whose masters and moments this rank alone keeps up to date (train/update_shares.hpp).
 [[nodiscard]] OwnRowsByName kept_rows(const ParameterRefs& parameters);
 
-/// Tensors in `own` that are divided become whole on the first rank, rank after rank; elsewhere they stay parts. The rest is
-/// handed through. Collective where any is divided.
+/// Tensors of which this rank makes its part, made whole on the first rank, rank after rank; elsewhere they stay parts. Those that
+/// are not divided are handed through. To make a divided one is collective: all ranks make them in one order.
+/// @param comm        must outlive the result; null: alone, nothing is divided
 /// @param most_bytes  that the first rank takes at a time; MPI's messages end at 2 GiB
-[[nodiscard]] TensorMap gather_whole(const TensorMap& own, const OwnRowsByName& rows, Communicator* comm,
-                                     int64_t most_bytes = int64_t{1} << 30);
+[[nodiscard]] TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator* comm,
+                                          int64_t most_bytes = int64_t{1} << 30);
 
 /// This rank's parts of whole tensors. No messages.
 /// @throws DataError naming a tensor that has another number of rows

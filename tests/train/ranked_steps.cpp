@@ -33,4 +33,10 @@ StepOutcome one_process(const ModelConfig& config, const BalanceConfig& balance,
   return outcome;
 }
 
+TensorMap make_all(const TensorsToSave& tensors) {
+  TensorMap made;
+  for (const std::string& name : order_of_making(tensors)) made[name] = tensors.at(name).make();
+  return made;
+}
+
 }  // namespace switchyard

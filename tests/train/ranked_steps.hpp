@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "switchyard/model/weights_file.hpp"
 #include "switchyard/train/step.hpp"
 #include "tests/train/fixtures.hpp"
 
@@ -25,5 +26,7 @@ struct StepOutcome {
 [[nodiscard]] const std::vector<StepOptions>& step_orders();
 [[nodiscard]] StepOutcome one_process(const ModelConfig& config, const BalanceConfig& balance,
                                       const std::vector<Batch>& micro_batches, const StepOptions& options, BalanceState state);
+/// All of them, in the order of a checkpoint.
+[[nodiscard]] TensorMap make_all(const TensorsToSave& tensors);
 
 }  // namespace switchyard

@@ -5,7 +5,9 @@
 #include <ATen/core/Tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <deque>
 #include <limits>
 #include <string>
@@ -21,6 +23,7 @@
 #include "switchyard/train/gradients.hpp"
 #include "switchyard/train/shards.hpp"
 #include "tests/train/ranked_runs.hpp"
+#include "tests/train/ranked_steps.hpp"
 
 namespace switchyard {
 namespace {
@@ -87,8 +90,8 @@ Outcome train(int64_t num_ranks, Update update) {
     }
     TensorMap masters;
     for (const Parameter& parameter : model.parameters) masters[parameter.name] = updated_rows(parameter, master_of(parameter));
-    masters = gather_whole(masters, kept_rows(model.refs), &comm);
-    const TensorMap moments = gather_whole(optimizer.moments(), kept_rows(model.refs), &comm);
+    masters = make_all(whole_tensors(to_save(masters), kept_rows(model.refs), &comm));
+    const TensorMap moments = make_all(whole_tensors(to_save(optimizer.moments()), kept_rows(model.refs), &comm));
     // The compute copies of the last rank, the whole masters and moments of the first.
     if (comm.rank() == comm.size() - 1) {
       for (const Parameter& parameter : model.parameters) outcome.computes.push_back(parameter.compute);
@@ -171,6 +174,19 @@ TEST_F(SharedUpdateRun, ResumedItHasTheSameBits) {
   for (const char* file : {"model.safetensors", "optimizer.safetensors", "state.json"}) {
     EXPECT_EQ(read_file(newest("whole") / file), read_file(newest("parts") / file)) << file;
   }
+}
+
+// A limit on the size of files stands for a full disk. The ranks that help to make the file must not wait for ever.
+TEST_F(SharedUpdateRun, AFullDiskEndsAllRanks) {
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old_limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
+  const rlimit limit{100'000, old_limit.rlim_max};  // some, not all, of the weights
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  const std::vector<std::string> texts = errors(2, run(), run());
+  ::setrlimit(RLIMIT_FSIZE, &old_limit);
+  std::signal(SIGXFSZ, old_handler);
+  for (const std::string& text : texts) EXPECT_THAT(text, ::testing::HasSubstr("model.safetensors"));
 }
 
 // SimBal's gradient is whole on every rank and joins those of the backward, of which a rank has its rows only.
