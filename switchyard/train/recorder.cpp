@@ -1,7 +1,10 @@
 #include "switchyard/train/recorder.hpp"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
+
+#include "switchyard/core/error.hpp"
 
 namespace switchyard {
 namespace {
@@ -104,7 +107,14 @@ void RunRecorder::put_row(const std::string& status) {
     row_.specialization = last_evaluation_->specialization;
     row_.max_vio = last_evaluation_->global.max_vio;
   }
-  store_.put(row_);
+  try {
+    store_.put(row_);
+  } catch (const DataError& error) {
+    if (!log_) throw;  // nothing is lost yet
+    if (!std::exchange(store_failed_, true)) {
+      notice(row_.step, join_text(error.what(), "; the run goes on, but its row in the store stays as it is"));
+    }
+  }
 }
 
 }  // namespace switchyard

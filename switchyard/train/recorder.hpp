@@ -34,6 +34,7 @@ class RunRecorder {
   [[nodiscard]] const std::optional<EvaluationRecord>& last_evaluation() const { return last_evaluation_; }
 
  private:
+  /// The store is an index of what the folders hold: once a run is under way, one that fails is a notice.
   void put_row(const std::string& status);
 
   const RunFolder& folder_;
@@ -43,6 +44,7 @@ class RunRecorder {
   std::optional<RunLogWriter> log_;
   std::optional<EventFileWriter> events_;
   std::optional<EvaluationRecord> last_evaluation_;
+  bool store_failed_ = false;
 };
 
 }  // namespace switchyard

@@ -5,7 +5,9 @@
 #include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -370,6 +372,27 @@ TEST_F(RunTest, ResumesWithoutTheStartOfItsLog) {
     EXPECT_EQ(log(name).steps.back().step, 6);
   }
   EXPECT_EQ(saved_compute_type(folder("none")), "");
+}
+
+// The store is an index only. Somebody empties it while the run is under way.
+TEST_F(RunTest, AStoreThatFailsDoesNotEndARun) {
+  class Emptier : public ProgressSink {
+   public:
+    explicit Emptier(fs::path store) : store_(std::move(store)) {}
+    void on_step(const StepRecord& record) override {
+      if (record.step != 1) return;
+      sqlite3* database = nullptr;
+      ASSERT_EQ(sqlite3_open(store_.c_str(), &database), SQLITE_OK);
+      EXPECT_EQ(sqlite3_exec(database, "DROP TABLE runs", nullptr, nullptr, nullptr), SQLITE_OK);
+      sqlite3_close(database);
+    }
+
+   private:
+    fs::path store_;
+  } progress(folder("a").parent_path() / kRunStoreName);
+  EXPECT_EQ(run_training(config(), {folder("a"), Resume::No, nullptr, "test"}, progress).reason, EndReason::Done);
+  const std::vector<std::string> texts = notices("a");
+  EXPECT_EQ(std::ranges::count_if(texts, [](const std::string& text) { return text.find("its row in the store") != std::string::npos; }), 1);
 }
 
 TEST_F(RunTest, OneProcessAtATime) {
