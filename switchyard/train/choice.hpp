@@ -2,6 +2,9 @@
 // Small helpers of the config structs of this folder.
 
 #include <array>
+#include <iomanip>
+#include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 
@@ -29,10 +32,20 @@ class SectionCheck {
   template <typename T>
   void operator()(bool holds, std::string_view key, const T& given, std::string_view expected) const {
     const std::string_view join = where_.empty() ? "" : where_.find(": ") == std::string::npos ? ": " : ".";
-    SWITCHYARD_CHECK(holds, ConfigError, where_, join, key, " is ", given, "; expected ", expected);
+    SWITCHYARD_CHECK(holds, ConfigError, where_, join, key, " is ", as_given(given), "; expected ", expected);
   }
 
  private:
+  template <typename T>
+  static const T& as_given(const T& value) {
+    return value;
+  }
+  /// Six digits would make 1 of .99999999.
+  static std::string as_given(double value) {
+    std::ostringstream text;
+    text << std::setprecision(std::numeric_limits<double>::digits10) << value;
+    return text.str();
+  }
   std::string where_;
 };
 

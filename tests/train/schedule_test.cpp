@@ -101,7 +101,7 @@ TEST(OptimizerConfig, NamesTheKeyOfABadValue) {
     config.validate("run.toml:7: optimizer");
     FAIL() << "beta2 = 1 - 1e-9 was taken";
   } catch (const ConfigError& error) {
-    EXPECT_THAT(error.what(), testing::HasSubstr("run.toml:7: optimizer.beta2 is 1; expected"));
+    EXPECT_THAT(error.what(), testing::HasSubstr("run.toml:7: optimizer.beta2 is 0.999999999; expected"));
   }
   config = OptimizerConfig();
   config.moments = MomentType::BFloat16;
