@@ -36,12 +36,9 @@ class SectionCheck {
   }
 
  private:
+  /// All digits that were given: six would make 1 of .99999999.
   template <typename T>
-  static const T& as_given(const T& value) {
-    return value;
-  }
-  /// Six digits would make 1 of .99999999.
-  static std::string as_given(double value) {
+  static std::string as_given(const T& value) {
     std::ostringstream text;
     text << std::setprecision(std::numeric_limits<double>::digits10) << value;
     return text.str();
