@@ -61,7 +61,7 @@ class StepReport:
     def max_vio(self) -> float:
         """Largest count over the mean count, minus 1, mean over layers. Counts of the whole step."""
         shares_LE = self.counts_LE.double() / self.counts_LE.sum(1, keepdim=True).clamp_min(1)
-        return float((shares_LE.amax(1) * shares_LE.shape[1] - 1).mean())
+        return float((shares_LE.amax(1) * shares_LE.shape[1] - 1).clamp_min(0.0).mean())  # 0 where nothing was counted
 
 
 class BalanceLoss:

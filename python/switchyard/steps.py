@@ -194,6 +194,14 @@ class PlannedStep(Step):
     def _close(self, micro_batch: int, frame: Frame) -> None:
         self._unfilled.append(micro_batch)
         self._add_up(micro_batch, frame, self._problems_of(micro_batch))
+        if micro_batch + 1 == len(self.plan.tokens[self.ranks.rank]):
+            self._add_up_missing()
+
+    def _add_up_missing(self) -> None:
+        """Of micro-batches that only other ranks have. Before this rank's last backward, in which DistributedDataParallel sums
+        gradients: all ranks must start their sums in one order."""
+        for micro_batch in range(self._num_closed, self.plan.num_micro_batches):
+            self._add_up(micro_batch, None, torch.zeros((), dtype=torch.int64, device=self.device))
 
     def _problems_of(self, micro_batch: int) -> Tensor:
         differing_S = self.frames[micro_batch].tokens_S() != self._planned_S[micro_batch]
@@ -284,8 +292,7 @@ class PlannedStep(Step):
         if len(self.closed) != own:
             raise StateError(f"step {self.number}: {len(self.closed)} of {own} forwards were closed; the step's counts are not "
                              "complete. Call close_forward() after each")
-        for micro_batch in range(self._num_closed, self.plan.num_micro_batches):
-            self._add_up(micro_batch, None, torch.zeros((), dtype=torch.int64, device=self.device))
+        self._add_up_missing()  # of a rank that has no micro-batch at all
         self._settle()
 
     def step_tokens(self) -> int:

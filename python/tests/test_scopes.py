@@ -178,6 +178,15 @@ def test_two_processes_of_a_real_group(tmp_path):
         assert torch.equal(counts_LE.double(), oracle.step_counts(weights, step))
 
 
+def test_unequal_micro_batches_under_data_parallel(tmp_path):
+    """Sums of counts and of gradients go through one group: every rank must start them in the same order."""
+    torchrun(pathlib.Path(__file__).with_name("ddp_run.py"), tmp_path / "out.pt")
+    first, second = (torch.load(f"{tmp_path / 'out.pt'}.{rank}", weights_only=False) for rank in (0, 1))
+    for scope, (counts_LE, grad) in first.items():
+        assert int(counts_LE.sum()) == 4 * 4 * 2  # four micro-batches of four tokens, two choices each
+        assert torch.equal(counts_LE, second[scope][0]) and torch.equal(grad, second[scope][1])
+
+
 def test_the_cut_and_the_order_do_not_matter_where_they_must_not():
     """B1, B4, B27: one forward, micro-batches in any order, and ranks give one gradient."""
     rng = torch.Generator().manual_seed(9)
@@ -305,3 +314,13 @@ def test_max_vio_is_the_mean_over_layers():
     report = loss.close_step()
     assert report.counts_LE.tolist() == [[4, 0], [0, 4]]
     assert report.max_vio() == pytest.approx(1.0)
+
+
+def test_max_vio_of_a_step_of_padding_is_0():
+    loss = make_loss("micro_batch", num_experts=2, num_layers=1)
+    loss.begin_step([[0]])
+    loss.begin_forward(torch.full((3,), -1))
+    probs = loss.through(0, torch.full((3, 2), 0.5, dtype=torch.float64))
+    loss.record(0, torch.zeros(3, 1, dtype=torch.int64), probs)
+    loss.close_forward()
+    assert loss.close_step().max_vio() == 0.0

@@ -87,6 +87,21 @@ std::string find_conflict(const std::vector<RankNote>& ranks, const std::vector<
       return join_text("ranks ", same, " and ", rank, " both say data_rank ", ranks[rank].data_rank,
                        " and plan different segments; they must list the same ones, each with its own tokens of them");
     }
+    const bool counts_once = std::ranges::any_of(
+        ranks, [&](const RankNote& other) { return other.data_rank == ranks[rank].data_rank && other.replica == 0; });
+    if (!counts_once || ranks[rank].replica < 0) {
+      return join_text("rank ", rank, " says data_rank ", ranks[rank].data_rank, ", replica ", ranks[rank].replica,
+                       "; expected replicas numbered from 0, one of which counts the data rank's tokens");
+    }
+  }
+  int64_t largest = -1;
+  for (size_t m = 0; m < forward_of.size(); ++m) {
+    if (forward_of[m].first == -1) continue;
+    if (forward_of[m].first < largest) {
+      return join_text("micro-batch ", m, " is in forward ", forward_of[m].first, " on rank ", forward_of[m].second,
+                       ", earlier ones are in forward ", largest, "; number micro-batch j of every rank j");
+    }
+    largest = forward_of[m].first;
   }
   return {};
 }

@@ -187,7 +187,8 @@ BalanceValues StepBalance::Impl::gather_values() {
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     double sum = 0.0;
     for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-      sum += std::max(0.0, output_losses[key(forward, layer)]);
+      const double loss = output_losses[key(forward, layer)];
+      sum += loss == kNotSeen ? 0.0 : loss;  // NaN stays NaN
     }
     shares.push_back(counted_here ? sum / tokens : 0.0);
   }

@@ -225,5 +225,30 @@ TEST(BadInput, RanksThatCutTheStepDifferentlyAreTold) {
       "forwards");
 }
 
+// Micro-batches 0 and 1 on the first rank, 2 and 3 on the second, each in two forwards: counts of 1 would be sent before they exist.
+TEST(BadInput, RanksThatNumberMicroBatchesRankAfterRankAreTold) {
+  expect_error_on_every_rank(
+      2,
+      [&](Communicator& comm) {
+        StepPlan plan = plan_of(make_layout({{3}, {2}}), Partition::Separate);
+        plan.num_micro_batches = 4;
+        for (int64_t& micro_batch : plan.segment_micro_batch) micro_batch += 2 * comm.rank();
+        const StepBalance balance({}, toy_shape(), plan, {}, {comm});
+      },
+      "number micro-batch j of every rank j");
+}
+
+TEST(BadInput, ReplicasOfWhichNoneCountsAreTold) {
+  const StepPlan plan = plan_of(make_layout({{3}}), Partition::Separate);
+  for (const int64_t first : {1, -1}) {
+    expect_error_on_every_rank(
+        2,
+        [&](Communicator& comm) {
+          const StepBalance balance({}, toy_shape(), plan, {}, {comm, RankShare{.data_rank = 0, .replica = first + comm.rank()}});
+        },
+        "expected replicas numbered from 0");
+  }
+}
+
 }  // namespace
 }  // namespace switchyard::toy

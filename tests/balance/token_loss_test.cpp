@@ -8,6 +8,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
+
 #include "explicit_routing.hpp"
 #include "switchyard/balance/orthogonality.hpp"
 #include "switchyard/balance/parameter_loss.hpp"
@@ -48,6 +50,18 @@ TEST(Orthogonality, EntersAsIfItWereAddedToTheLoss) {
   const at::Tensor plain = outputs_TKD.sum(1).square().sum().add(valid_loss.mul(0.3));
   const at::Tensor expected = torch::autograd::grad({plain}, {outputs_TKD})[0];
   EXPECT_LT(injected.sub(expected).abs().max().item<double>(), 1e-12);
+}
+
+TEST(Orthogonality, ThatIsNotANumberIsToldAsSuch) {
+  const BalanceConfig config{.method = "none", .orthogonality_coefficient = 0.3};
+  StepBalance balance(config, {.num_layers = 1, .num_experts = 2, .num_chosen = 2}, explicit_plan({{1}}), {});
+  const ExplicitForward forward = explicit_forward({{0, {0, 1}, {.6, .4}}}, 2);
+  record_explicit(balance, 0, 0, forward);
+  static_cast<void>(balance.through_outputs(0, 0, at::zeros({1, 3}, at::kDouble), at::tensor({std::nan("")}), forward.segment_T));
+  balance.close_forward(0);
+  balance.close_counting();
+  EXPECT_TRUE(std::isnan(balance.values().orthogonality_L.at(0)));
+  EXPECT_TRUE(std::isnan(balance.values().weighted_loss));
 }
 
 // Rows (1, 0), (1, 1): Gram minus identity is ((0, 1), (1, 1)), so 3.
