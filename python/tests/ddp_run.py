@@ -1,6 +1,5 @@
 """Under torchrun: DistributedDataParallel and a gloo group, three micro-batches on one rank and one on the other, as a user writes it."""
 import contextlib
-import os
 import sys
 
 import torch
@@ -8,6 +7,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import switchyard
+from torchrun import leave
 
 EXPERTS = 4
 
@@ -34,7 +34,7 @@ def main():
         loss = switchyard.BalanceLoss(num_experts=EXPERTS, num_layers=1, scope=scope, coefficient=1e-2,
                                       contract=switchyard.Contract("sum", "mean"))
         model = DistributedDataParallel(Model(loss))
-        kept.append(model)
+        kept.append(model)  # see leave()
         for _ in range(2):
             model.zero_grad()
             loss.begin_step([[4]] * own)
@@ -48,12 +48,8 @@ def main():
             report = loss.close_step()
         found[scope] = (report.counts_LE, model.module.router.weight.grad)
     torch.save(found, f"{sys.argv[1]}.{rank}")
-    dist.barrier()
-    # No model is let go, at the interpreter's end neither: its reducer may join gloo's thread while that waits for the interpreter's
-    # lock (seen with torch 2.13).
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

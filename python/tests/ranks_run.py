@@ -8,6 +8,7 @@ import torch.distributed as dist
 from caller import make_loss, one_step
 from oracle import make_weights
 from test_scopes import SCOPES, uneven_step
+from torchrun import leave
 
 
 def batches_of(rank):
@@ -28,4 +29,4 @@ if __name__ == "__main__":
         found[scope] = (total, report.lbl_L, report.counts_LE)
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[1])
-    dist.destroy_process_group()
+    leave()

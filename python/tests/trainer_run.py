@@ -11,6 +11,7 @@ import tempfile
 
 import torch
 from hf_models import gradients_of, make_model, make_rows, stack
+from torchrun import leave
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import switchyard
@@ -81,5 +82,6 @@ if __name__ == "__main__":
     found = [run(settings) for settings in json.loads(pathlib.Path(sys.argv[1]).read_text())]
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(found, sys.argv[2])
-    if torch.distributed.is_initialized():  # its threads end here, not while the interpreter does
-        torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        SCRATCH.cleanup()
+        leave()
