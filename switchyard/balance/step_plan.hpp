@@ -21,7 +21,7 @@ struct GradientContract {
 struct StepPlan {
   int64_t step = 0;
   std::vector<int64_t> segment_tokens{};       // valid tokens, in step order over all forwards
-  std::vector<int64_t> segment_micro_batch{};  // non-decreasing
+  std::vector<int64_t> segment_micro_batch{};  // non-decreasing; on ranks each counts from 0
   std::vector<int64_t> forward_begin{};        // F + 1 offsets into the segments
   std::vector<int64_t> segment_rank{};         // data rank that holds each, never falls in a micro-batch; empty: all of rank 0
   std::vector<int64_t> segment_domain{};       // label of each, -1 for none; empty: none. Expert divergence reads it
