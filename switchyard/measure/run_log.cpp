@@ -304,6 +304,28 @@ bool is_kept(const Line& line, int64_t keep_until_step) {
   return line.kind == "start" ? line.step - 1 <= keep_until_step : line.step <= keep_until_step;
 }
 
+// None without a start record.
+std::optional<RunLog> read_records(const std::filesystem::path& path) {
+  RunLog log;
+  bool started = false;
+  for (const Line& line : read_lines(path)) {
+    if (line.kind == "start") {
+      log.start = read_record<StartRecord>(line.object, line.where);
+      log.end.reset();
+      started = true;
+    } else if (line.kind == "step") {
+      log.steps.push_back(read_record<StepRecord>(line.object, line.where));
+    } else if (line.kind == "evaluation") {
+      log.evaluations.push_back(read_record<EvaluationRecord>(line.object, line.where));
+    } else if (line.kind == "notice") {
+      log.notices.push_back(read_record<NoticeRecord>(line.object, line.where));
+    } else if (line.kind == "end") {
+      log.end = read_record<EndRecord>(line.object, line.where);
+    }
+  }
+  return started ? std::optional(std::move(log)) : std::nullopt;
+}
+
 }  // namespace
 
 RunLogWriter::RunLogWriter(const std::filesystem::path& path, int64_t keep_until_step) : path_(path) {
@@ -335,36 +357,15 @@ void RunLogWriter::add_line(const std::string& line) {
                    ": the disk may be full; free space and resume the run");
 }
 
-RunLog read_run_log(const std::filesystem::path& path) {
-  RunLog log;
-  bool started = false;
-  for (const Line& line : read_lines(path)) {
-    if (line.kind == "start") {
-      log.start = read_record<StartRecord>(line.object, line.where);
-      log.end.reset();
-      started = true;
-    } else if (line.kind == "step") {
-      log.steps.push_back(read_record<StepRecord>(line.object, line.where));
-    } else if (line.kind == "evaluation") {
-      log.evaluations.push_back(read_record<EvaluationRecord>(line.object, line.where));
-    } else if (line.kind == "notice") {
-      log.notices.push_back(read_record<NoticeRecord>(line.object, line.where));
-    } else if (line.kind == "end") {
-      log.end = read_record<EndRecord>(line.object, line.where);
-    }
-  }
-  SWITCHYARD_CHECK(started, DataError, path.string(), ": no start record, so this is not a run log of switchyard");
-  return log;
+std::optional<RunLog> find_run_log(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error) ? read_records(path) : std::nullopt;
 }
 
-std::optional<StartRecord> find_start(const std::filesystem::path& path) {
-  std::optional<StartRecord> start;
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return start;
-  for (const Line& line : read_lines(path)) {
-    if (line.kind == "start") start = read_record<StartRecord>(line.object, line.where);
-  }
-  return start;
+RunLog read_run_log(const std::filesystem::path& path) {
+  std::optional<RunLog> log = read_records(path);
+  SWITCHYARD_CHECK(log.has_value(), DataError, path.string(), ": no start record, so this is not a run log of switchyard");
+  return *std::move(log);
 }
 
 std::string to_json_line(const EvaluationRecord& record) { return record_line("evaluation", record); }

@@ -180,9 +180,8 @@ struct RunLog {
 ///         missing key, a value of another type
 [[nodiscard]] RunLog read_run_log(const std::filesystem::path& path);
 
-/// The last start of a log; none where there is no file, or none yet in it: the process was killed before.
-/// @throws DataError as read_run_log()
-[[nodiscard]] std::optional<StartRecord> find_start(const std::filesystem::path& path);
+/// The same; none where there is no file, or no start record yet in it: the process was killed before.
+[[nodiscard]] std::optional<RunLog> find_run_log(const std::filesystem::path& path);
 
 /// One record as its line of the log, without the newline.
 [[nodiscard]] std::string to_json_line(const EvaluationRecord& record);

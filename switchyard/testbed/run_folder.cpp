@@ -35,10 +35,8 @@ FolderState inspect_run_folder(const fs::path& folder, const RunConfig& expected
 }
 
 std::optional<RunLog> read_finished_log(const fs::path& folder) {
-  const fs::path path = folder / "log.jsonl";
-  if (!find_start(path)) return std::nullopt;
-  RunLog log = read_run_log(path);
-  if (!log.end || log.end->reason != "done" || log.evaluations.empty()) return std::nullopt;
+  std::optional<RunLog> log = find_run_log(folder / "log.jsonl");
+  if (!log || !log->end || log->end->reason != "done" || log->evaluations.empty()) return std::nullopt;
   return log;
 }
 

@@ -236,7 +236,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
     folder.emplace(target);
   });
   const fs::path result = ranks.is_first() ? target : fs::path();
-  if (ranks.from_first(folder ? "new" : "").empty()) return result;
+  if (ranks.sum(folder ? 1 : 0) == 0) return result;
   const fs::path files = folder ? folder->path() : fs::path();
   const OwnRowsByName rows = kept_rows(model.parameters());
   std::exception_ptr failure;

@@ -350,8 +350,8 @@ ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, Ru
   std::string before;
   ranks.together([&] {
     if (folder == nullptr || config.execution.dtype != ComputeType::Auto) return;
-    const std::optional<StartRecord> start = find_start(folder->log_path());
-    before = start ? start->compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
+    const std::optional<RunLog> log = find_run_log(folder->log_path());
+    before = log ? log->start.compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
   });
   before = ranks.from_first(before);
   ComputeType type = config.execution.dtype;

@@ -50,8 +50,9 @@ void remove_leftovers(const fs::path& run) {
 
 bool is_abandoned_start(const fs::path& folder) {
   std::error_code error;
-  if (!fs::is_directory(folder, error)) return false;
-  return std::all_of(fs::directory_iterator(folder), fs::directory_iterator(), [](const fs::directory_entry& entry) {
+  const fs::directory_iterator entries(folder, error);
+  if (error) return false;  // no folder, or one that cannot be read
+  return std::all_of(entries, fs::directory_iterator(), [](const fs::directory_entry& entry) {
     return entry.path().filename() == kLockName || is_part(entry.path());
   });
 }

@@ -27,13 +27,14 @@ class WeightsFile : public ::testing::Test {
  protected:
   [[nodiscard]] std::filesystem::path path() const { return folder_ / "file.safetensors"; }
 
-  // A file with this header text and that many data bytes.
-  void write_raw(const std::string& header, size_t data_bytes) {
+  // A file with this header text and those data bytes.
+  void write_raw(const std::string& header, const std::string& data) {
     std::string bytes(sizeof(uint64_t), '\0');
     const uint64_t size = header.size();
     std::memcpy(bytes.data(), &size, sizeof size);
-    write_file_atomically(path(), bytes + header + std::string(data_bytes, '\0'));
+    write_file_atomically(path(), bytes + header + data);
   }
+  void write_raw(const std::string& header, size_t data_bytes) { write_raw(header, std::string(data_bytes, '\0')); }
 
   void expect_refused(const std::string& header, size_t data_bytes, const std::string& message) {
     write_raw(header, data_bytes);
@@ -43,6 +44,17 @@ class WeightsFile : public ::testing::Test {
   test::ScratchFolder scratch_;
   std::filesystem::path folder_ = scratch_.path();
 };
+
+// Read into memory of the process it would stay there as long as the process does.
+TEST_F(WeightsFile, StaysMappedWhileATensorOfItIsKept) {
+  save_tensors(path(), {{"a", at::ones({6}, at::kFloat)}});
+  const auto is_mapped = [&] { return read_file("/proc/self/maps").find(path().string()) != std::string::npos; };
+  {
+    const at::Tensor kept = load_tensors(path()).tensors.at("a");
+    EXPECT_TRUE(is_mapped());
+  }
+  EXPECT_FALSE(is_mapped());
+}
 
 TEST_F(WeightsFile, LoadedTensorsAreTheirOwnersAlone) {
   const at::Tensor given = at::arange(6, at::kFloat);
@@ -60,12 +72,8 @@ TEST_F(WeightsFile, LoadedTensorsAreTheirOwnersAlone) {
 TEST_F(WeightsFile, ReadsTensorsThatAreNotAligned) {
   const std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
   for (size_t spaces = 0; spaces < 4; ++spaces) {
-    const std::string padded = header + std::string(spaces, ' ');
-    std::string bytes(sizeof(uint64_t), '\0');
-    const uint64_t size = padded.size();
-    std::memcpy(bytes.data(), &size, sizeof size);
     const std::array<float, 2> numbers = {1.5F, -2.0F};
-    write_file_atomically(path(), bytes + padded + std::string(reinterpret_cast<const char*>(numbers.data()), sizeof numbers));
+    write_raw(header + std::string(spaces, ' '), std::string(reinterpret_cast<const char*>(numbers.data()), sizeof numbers));
     EXPECT_TRUE(at::equal(load_tensors(path()).tensors.at("a"), at::tensor({1.5, -2.0}, at::kFloat))) << spaces;
   }
 }

@@ -11,9 +11,9 @@ import statistics
 import time
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import switchyard
+from peer import make_model
 
 ARMS = {  # name: (whether the model adds its own loss, settings of attach())
     "no balancing loss": (False, None),
@@ -27,14 +27,8 @@ ARMS = {  # name: (whether the model adds its own loss, settings of attach())
 
 class Arm:
     def __init__(self, shape, own_loss, settings, autocast):
-        torch.manual_seed(1)
-        self.model = Qwen3MoeForCausalLM(Qwen3MoeConfig(
-            vocab_size=shape["vocabulary"], hidden_size=shape["width"], num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"], num_key_value_heads=shape["kv_heads"], head_dim=shape["head_width"],
-            num_experts=shape["experts"], num_experts_per_tok=shape["chosen"], moe_intermediate_size=shape["expert_width"],
-            max_position_embeddings=shape["positions"], norm_topk_prob=True, output_router_logits=own_loss,
-            router_aux_loss_coef=1e-3, use_cache=False, tie_word_embeddings=False, mlp_only_layers=[], decoder_sparse_step=1,
-        )).train()
+        self.model = make_model(shape, argparse.Namespace(experts="default", weights="float32"), torch)
+        self.model.config.output_router_logits = own_loss
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
         self.attachment = None if settings is None else switchyard.attach(self.model, coefficient=1e-3, **settings)
         self.autocast = autocast

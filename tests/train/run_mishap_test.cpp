@@ -1,0 +1,91 @@
+// Runs whose folder or store something has happened to.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+
+#include <algorithm>
+#include <fstream>
+#include <utility>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/train/checkpoint.hpp"
+#include "switchyard/train/run_store.hpp"
+#include "tests/train/run_fixture.hpp"
+
+namespace switchyard {
+namespace {
+
+TEST_F(RunTest, StartsWhereAKilledProcessLeftNoWholeFile) {
+  const RunConfig run = config();
+  start(run, "whole");
+  fs::create_directories(folder("a"));
+  for (const char* name : {".lock", ".config.toml.part-77"}) std::ofstream(folder("a") / name) << "half";
+  start(run, "a");
+  expect_same_run("whole", "a");
+  EXPECT_FALSE(fs::exists(folder("a") / ".config.toml.part-77"));
+  fs::create_directories(folder("b"));
+  std::ofstream(folder("b") / "thesis.txt") << "mine";
+  EXPECT_THROW(start(run, "b"), UsageError);
+}
+
+// Killed before the start record, or the log lost in a power cut: `auto` goes on in the type of the checkpoint.
+TEST_F(RunTest, ResumesWithoutTheStartOfItsLog) {
+  RunConfig run = config();
+  run.execution.dtype = ComputeType::Auto;
+  for (const std::string name : {"a", "b"}) {
+    start_and_stop(run, name, 4);
+    EXPECT_EQ(saved_compute_type(folder(name)), log(name).start.compute_type);
+    std::ofstream(folder(name) / "log.jsonl") << (name == "a" ? "" : R"({"kind":"start","schema":1,"na)");
+    resume(run, name);
+    EXPECT_EQ(log(name).steps.front().step, 5);
+    EXPECT_EQ(log(name).steps.back().step, 6);
+  }
+  EXPECT_EQ(saved_compute_type(folder("none")), "");
+}
+
+// A run of `auto` that began on a processor of the other kind.
+TEST_F(RunTest, AutoGoesOnInTheTypeOfTheCheckpointWithoutALog) {
+  RunConfig run = config();
+  run.execution.dtype = ComputeType::Auto;
+  start_and_stop(run, "a", 4);
+  const bool half = log("a").start.compute_type == "bfloat16";
+  const std::string here = half ? R"( "bfloat16")" : R"( "float32")", other = half ? R"( "float32" )" : R"("bfloat16")";
+  const fs::path checkpoint = list_checkpoints(folder("a")).back();
+  const auto replace = [](const fs::path& file, const std::string& from, const std::string& to) {
+    std::string text = read_file(file);
+    ASSERT_NE(text.find(from), std::string::npos) << file;
+    std::ofstream(file, std::ios::binary) << text.replace(text.find(from), from.size(), to);
+  };
+  const std::string hash = sha256_file(checkpoint / "state.json");
+  replace(checkpoint / "state.json", here, other);
+  replace(checkpoint / "manifest.json", hash, sha256_file(checkpoint / "state.json"));
+  fs::remove(folder("a") / "log.jsonl");
+  resume(run, "a");
+  EXPECT_EQ(log("a").start.compute_type, half ? "float32" : "bfloat16");
+}
+
+// The store is an index only. Somebody empties it while the run is under way.
+TEST_F(RunTest, AStoreThatFailsDoesNotEndARun) {
+  class Emptier : public ProgressSink {
+   public:
+    explicit Emptier(fs::path store) : store_(std::move(store)) {}
+    void on_step(const StepRecord& record) override {
+      if (record.step != 1) return;
+      sqlite3* database = nullptr;
+      ASSERT_EQ(sqlite3_open(store_.c_str(), &database), SQLITE_OK);
+      EXPECT_EQ(sqlite3_exec(database, "DROP TABLE runs", nullptr, nullptr, nullptr), SQLITE_OK);
+      sqlite3_close(database);
+    }
+
+   private:
+    fs::path store_;
+  } progress(folder("a").parent_path() / kRunStoreName);
+  EXPECT_EQ(run_training(config(), {folder("a"), Resume::No, nullptr, "test"}, progress).reason, EndReason::Done);
+  const std::vector<std::string> texts = notices("a");
+  EXPECT_EQ(std::ranges::count_if(texts, [](const std::string& text) { return text.find("its row in the store") != std::string::npos; }), 1);
+}
+
+}  // namespace
+}  // namespace switchyard
