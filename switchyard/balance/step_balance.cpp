@@ -17,6 +17,15 @@ namespace {
 constexpr const char* kPart = "balancing";
 constexpr double kNotSeen = -1.0;  // of sums that are never negative
 
+// One entry of the config from the first step to the last: lbl_L must not change its meaning where another entry takes over.
+std::vector<double> first_lbl(const BalanceConfig& config, int64_t step, const std::vector<TermValues>& terms) {
+  const auto is_lbl = [](const BalanceTerm& term) { return term.method == "lbl"; };
+  const std::vector<BalanceTerm> configured = all_terms(config);
+  const auto entry = std::ranges::find_if(configured, is_lbl);
+  if (entry == configured.end() || !entry->active(step)) return {};
+  return std::ranges::find_if(terms, is_lbl, &TermValues::term)->value_L;  // of the active ones it comes first
+}
+
 }  // namespace
 
 struct StepBalance::Impl {
@@ -201,8 +210,8 @@ BalanceValues StepBalance::Impl::gather_values() {
     from += shape.num_layers;
     gathered.terms.push_back({term->term(), term->has_values() ? value_L : std::vector<double>{}});
     for (const double value : gathered.terms.back().value_L) gathered.weighted_loss += term->per_layer() * value;
-    if (gathered.lbl_L.empty() && term->term().method == "lbl") gathered.lbl_L = gathered.terms.back().value_L;
   }
+  gathered.lbl_L = first_lbl(config, plan.step, gathered.terms);
   if (config.z_coefficient != 0.0) gathered.z_loss_L.assign(from, from + shape.num_layers);
   from += shape.num_layers;
   if (config.orthogonality_coefficient != 0.0) gathered.orthogonality_L.assign(from, from + shape.num_layers);

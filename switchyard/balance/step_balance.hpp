@@ -54,7 +54,7 @@ struct TermValues {
 /// Values of a finished step, for the log, over all ranks. Raw: lambda not applied.
 struct BalanceValues {
   std::vector<TermValues> terms;  // in the order of active_terms()
-  std::vector<double> lbl_L;      // those of the first term whose method is lbl (1 is uniform); empty if there is none
+  std::vector<double> lbl_L;      // of the config's first lbl entry (1 is uniform); empty in steps without it or its history
   std::vector<double> z_loss_L;   // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
   std::vector<double> orthogonality_L;  // mean over valid tokens of orthogonality_loss(); empty if its coefficient is 0
   double weighted_loss = 0.0;     // what these added to the training loss, lambda applied, over this rank's layers

@@ -113,7 +113,7 @@ struct StepRecord {
   int64_t tokens = 0;         // valid tokens since step 0
   double loss = 0.0;          // cross-entropy, nats per scored token; balancing excluded
   double balance_loss = 0.0;  // weighted, as added
-  std::vector<double> lbl_layers;     // raw LBL per MoE layer at the run's scope, 1 is uniform; empty where there is none
+  std::vector<double> lbl_layers;     // raw LBL per MoE layer of the first lbl entry, 1 is uniform; empty where it has none
   std::optional<double> lbl;          // their mean
   std::optional<double> z_loss;       // mean over layers, raw
   std::vector<BalanceTermRecord> balance_terms;  // every loss of the step but the z-loss; absent in the earliest logs

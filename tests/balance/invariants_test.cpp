@@ -290,6 +290,31 @@ TEST(Invariants, ALossThatDoesNotActNeedsNoOtherForward) {
   EXPECT_FALSE(StepBalance(config, shape, plan, {}).lacks_history());
 }
 
+// A log whose `lbl` took another entry's value where the first ends would show a jump that is none.
+TEST(Invariants, TheLblOfAStepIsThatOfTheFirstEntryOrNone) {
+  BalanceConfig config = config_of(ScopeKind::OptimizerBatch);
+  config.to_step = 3;
+  config.terms = {{.method = "variance", .scope = {.kind = ScopeKind::OptimizerBatch}, .coefficient = 0.1},
+                  {.method = "lbl", .scope = {.kind = ScopeKind::Sequence}, .coefficient = 0.5}};
+  const std::vector<std::vector<Token>> tokens = {repeated_tokens(4), repeated_tokens(4)};
+  StepPlan plan = explicit_plan({{4}, {4}});
+  const auto values_at = [&](int64_t step) {
+    plan.step = step;
+    return explicit_step(config, tokens, plan, 4).values();
+  };
+  const BalanceValues before = values_at(2);
+  EXPECT_EQ(before.lbl_L, before.terms[0].value_L);
+  const BalanceValues after = values_at(3);
+  EXPECT_TRUE(after.lbl_L.empty());
+  EXPECT_EQ(after.terms[1].value_L.size(), 1U);
+
+  config.to_step = 0;
+  config.scope.kind = ScopeKind::PreviousStep;
+  EXPECT_TRUE(values_at(0).lbl_L.empty());  // no history yet
+  config.method = "none";
+  EXPECT_EQ(values_at(0).lbl_L, values_at(0).terms[1].value_L);  // now the later one is the first
+}
+
 TEST(Invariants, B22StateChangesOncePerStepAndOnlyByFinish) {
   const BalanceConfig config = config_of(ScopeKind::Ema);
   const std::vector<std::vector<Token>> tokens = {repeated_tokens(4), repeated_tokens(4)};
