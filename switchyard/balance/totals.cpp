@@ -74,6 +74,13 @@ void StepTotals::seal() {
                                    [&cell](const SegmentRange& range) { return within(cell, range); });
     if (asked) cells_.push_back(cell);
   }
+  auto next = cells_.begin();
+  for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
+    const SegmentRange segments = segments_of_forward(forward);
+    const auto first = next;
+    next = std::find_if_not(first, cells_.end(), [&segments](const SegmentRange& cell) { return within(cell, segments); });
+    cells_of_forward_F_.push_back({first - cells_.begin(), next - cells_.begin()});
+  }
 }
 
 SegmentRange StepTotals::local_range(const SegmentRange& range) const {
@@ -82,13 +89,8 @@ SegmentRange StepTotals::local_range(const SegmentRange& range) const {
   return {first - plan_.whole_of_local.begin(), last - plan_.whole_of_local.begin()};
 }
 
-SegmentRange StepTotals::cells_of_forward(int64_t forward) const {
-  const SegmentRange range{plan_.whole.forward_begin[static_cast<size_t>(forward)],
-                           plan_.whole.forward_begin[static_cast<size_t>(forward) + 1]};
-  const auto inside = [&range](const SegmentRange& cell) { return within(cell, range); };
-  const auto first = std::find_if(cells_.begin(), cells_.end(), inside);
-  const auto last = std::find_if_not(first, cells_.end(), inside);
-  return {first - cells_.begin(), last - cells_.begin()};
+SegmentRange StepTotals::segments_of_forward(int64_t forward) const {
+  return {plan_.whole.forward_begin[static_cast<size_t>(forward)], plan_.whole.forward_begin[static_cast<size_t>(forward) + 1]};
 }
 
 bool StepTotals::any_cells(int64_t forward) const { return !cells_of_forward(forward).empty(); }
@@ -164,8 +166,7 @@ int64_t StepTotals::finish(int64_t forward) {
 
 bool StepTotals::complete(const SegmentRange& range) const {
   for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
-    const int64_t begin = plan_.whole.forward_begin[static_cast<size_t>(forward)];
-    const int64_t end = plan_.whole.forward_begin[static_cast<size_t>(forward) + 1];
+    const auto [begin, end] = segments_of_forward(forward);
     if (begin < range.end && end > range.begin && begin < end && !shipments_F_[static_cast<size_t>(forward)].finished) {
       return false;
     }

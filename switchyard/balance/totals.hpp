@@ -73,7 +73,10 @@ class StepTotals {
   };
 
   [[nodiscard]] bool any_cells(int64_t forward) const;
-  [[nodiscard]] SegmentRange cells_of_forward(int64_t forward) const;
+  [[nodiscard]] SegmentRange segments_of_forward(int64_t forward) const;
+  [[nodiscard]] const SegmentRange& cells_of_forward(int64_t forward) const {
+    return cells_of_forward_F_[static_cast<size_t>(forward)];
+  }
   [[nodiscard]] int64_t sum_rows() const;
   void pack_cell(const SegmentRange& cell, int64_t* counts, double* sums) const;
   void add_domain_rows(int64_t layer, const SegmentRange& local, double* rows_NE, int64_t row_stride) const;
@@ -93,6 +96,7 @@ class StepTotals {
   std::vector<TokenSum> sum_kinds_;    // the same
   bool ship_domains_ = false;
   std::vector<SegmentRange> cells_;    // rising, each within one forward
+  std::vector<SegmentRange> cells_of_forward_F_;  // indices of cells_
   std::vector<Shipment> shipments_F_;
 };
 
