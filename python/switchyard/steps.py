@@ -266,9 +266,10 @@ class PlannedStep(Step):
         if self.config.scope.from_earlier_steps:
             return self._earlier().unsqueeze(1).expand(-1, len(groups), -1)
         if not self._shared:
-            # Each group lies within this forward.
-            index_S = torch.tensor([max(group, 0) for group in groups], dtype=torch.int64, device=self.device)
-            sums_LGE = torch.zeros(self.config.num_layers, len(self._grouping.groups) + 1, self.config.num_experts,
+            # Each group lies within this forward, so it is enough to number those; -1 gets a number too.
+            number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+            index_S = torch.tensor([number_of[group] for group in groups], dtype=torch.int64, device=self.device)
+            sums_LGE = torch.zeros(self.config.num_layers, len(number_of), self.config.num_experts,
                                    dtype=torch.int64, device=self.device).index_add_(1, index_S, frame.counts_LSE)
             return fractions(sums_LGE.index_select(1, index_S))
         counts = []

@@ -285,6 +285,29 @@ def test_a_step_of_padding_does_not_become_the_history(scope):
         assert torch.equal(after["ema_fractions_LE"], before["ema_fractions_LE"])
 
 
+def test_a_forward_keeps_counts_of_its_own_groups_only(monkeypatch):
+    """By groups of the whole step, the cost would be the square of the number of micro-batches."""
+    weights, loss, sizes, zeros = make_weights(), make_loss("sequence"), [], torch.zeros
+    batches = [make_batch(torch.Generator().manual_seed(m), [3, 0, 2]) for m in range(40)]
+
+    def spy(*shape, **settings):
+        made = zeros(*shape, **settings)
+        sizes.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "zeros", spy)
+    one_step(loss, weights, batches)
+    assert 0 < max(sizes) <= oracle.L * (3 + 1) * oracle.E
+
+
+@pytest.mark.parametrize("scope", ["sequence", "sequences(1)", "micro_batch"])
+def test_a_micro_batch_without_sequences(scope):
+    weights, loss = make_weights(), make_loss(scope)
+    batches = [make_batch(torch.Generator().manual_seed(1), lengths) for lengths in ([4, 2], [])]
+    _, report = one_step(loss, weights, batches)
+    assert report.lbl_L == pytest.approx(one_step(make_loss(scope), weights, batches[:1])[1].lbl_L, abs=TOLERANCE)
+
+
 def test_hand_worked():
     """One layer, two experts, top-1. Counts 3 and 1: f = (.75, .25); P = (.6, .4): LBL = 2 (.45 + .1) = 1.1."""
     loss = switchyard.BalanceLoss(num_experts=2, num_layers=1, scope="optimizer_batch", coefficient=0.5,
