@@ -21,6 +21,7 @@ A backward that reaches an unfilled coefficient is an error on the CPU and gives
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
@@ -251,14 +252,36 @@ class BalanceLoss:
     # Inside.
 
     def _check_same_on_ranks(self, kind_of_step: str) -> None:
-        """Collective. Sums over ranks need equal shapes and order: a rank that differs would make the others wait for ever."""
-        own = (self.config.num_layers, self.config.num_experts, zlib.crc32(f"{self.config}, {kind_of_step}".encode()))
+        """Collective. Sums over ranks need equal shapes and order: a rank that differs would make the others wait for ever. One
+        with another past would train towards another loss."""
+        if self.ranks.size == 1:
+            return
+        settings = zlib.crc32(f"{self.config}, {kind_of_step}".encode())
+        own = [self.config.num_layers, self.config.num_experts, settings, self.step_number, self._hash_of_history()]
         found = self.ranks.gather(own, self.device)
-        if any(tuple(row) != own for row in found):
-            sizes = ", ".join(f"rank {rank}: {layers} layers of {experts} experts" for rank, (layers, experts, _) in
-                              enumerate(found))
+        if any(row[:3] != own[:3] for row in found):
+            sizes = ", ".join(f"rank {rank}: {row[0]} layers of {row[1]} experts" for rank, row in enumerate(found))
             raise ConfigError(f"the ranks differ in layers, experts, settings or in having a plan ({sizes}; here "
                               f"{self.config}, {kind_of_step}). Give every rank the same")
+        for what, column in (("steps done", 3), (f"counts of earlier steps, which {self.config.scope} reads (as a hash, 0: "
+                                                 "none)", 4)):
+            if any(row[column] != own[column] for row in found):
+                values = ", ".join(f"rank {rank}: {row[column]}" for rank, row in enumerate(found))
+                raise StateError(f"the ranks differ in {what}: {values}. Give every rank the same state: load_state_dict() of "
+                                 "one state_dict() on all of them, or on none")
+
+    def _hash_of_history(self) -> int:
+        """Of what earlier steps left for the scope; 0 for nothing. Elsewhere than on the CPU only whether there is something,
+        for looking would wait for the device."""
+        kept_LE = self._previous_counts_LE
+        if self.config.scope.kind == "ema":
+            kept_LE = self._ema_fractions_LE
+        if not self.config.scope.from_earlier_steps or kept_LE is None:
+            return 0
+        if self.device.type != "cpu":
+            return 1
+        kept_LE = kept_LE.contiguous()
+        return 1 + zlib.crc32(ctypes.string_at(kept_LE.data_ptr(), kept_LE.nbytes))  # numpy need not be there
 
     def _current_step(self, what: str) -> Step:
         if self._step is None:

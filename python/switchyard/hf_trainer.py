@@ -149,3 +149,5 @@ class _Callback(TrainerCallback):
             raise StateError(f"training resumes at step {state.global_step}, but {folder / STATE_FILE} is not there, and the "
                              f"scope '{attachment.loss.config.scope}' needs the counts of earlier steps. Call load() of the "
                              "attachment with the folder of the checkpoint")
+        else:  # nothing else of the state is read, and ranks that see the file and ranks that do not must be at one step
+            attachment.loss.step_number = state.global_step

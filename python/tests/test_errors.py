@@ -236,6 +236,41 @@ def test_ranks_that_differ(change):
     assert all("the ranks differ" in message and "rank 1: 2 layers of" in message for message in found)
 
 
+def history(scope, step, counts):
+    fractions_LE = torch.tensor([counts] * L, dtype=torch.float64)
+    return {"step": step, "scope": scope, "previous_counts_LE": fractions_LE.long(), "ema_fractions_LE": fractions_LE}
+
+
+COUNTS = [1.0] * (E - 1) + [2.0]
+
+
+@pytest.mark.parametrize("other, message", [
+    (None, "steps done: rank 0: 3, rank 1: 0"), ((3, None), r"counts of earlier steps.*, rank 1: 0"),
+    ((3, COUNTS[::-1]), "counts of earlier steps"), ((3, COUNTS), ""),
+], ids=["restored on one", "counts on one", "other counts", "the same"])
+@pytest.mark.parametrize("scope", ["previous_step", "ema(0.5)", "prefix"])
+def test_ranks_with_another_past(scope, other, message):
+    """Restored on one rank only: without a word each would train towards its own loss."""
+    found = ["", ""]
+
+    def work(rank, ranks):
+        loss = make_loss(scope, ranks=ranks)
+        if rank == 0 or other is not None:
+            step, counts = other if rank == 1 else (3, COUNTS)
+            state = history(scope, step, counts or COUNTS)
+            loss.load_state_dict(state if counts else {**state, "previous_counts_LE": None, "ema_fractions_LE": None})
+        try:
+            loss.begin_step([[4]])
+        except StateError as error:
+            found[rank] = str(error)
+
+    run_ranks(2, work)
+    if scope == "prefix" and message.startswith("counts"):
+        message = ""  # a past that the scope does not read
+    for text in found:
+        assert re.search(message, text) and "Give every rank the same state" in text if message else text == ""
+
+
 def test_shapes():
     batch = batch_of(4, 2)
     loss = make_loss("prefix")

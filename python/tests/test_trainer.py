@@ -162,6 +162,10 @@ def test_resuming_takes_the_counts_of_the_step_before(tmp_path):
     (tmp_path / "checkpoint-2" / "switchyard_balance.pt").unlink()
     with pytest.raises(switchyard.StateError, match="resumes at step 2, but .* is not there"):
         make()[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer, keeper = make()
+    keeper.attachment.loss.change(scope="optimizer_batch")  # needs no file, but the ranks that lack it must count on as well
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert keeper.reports[0].step == 2
 
 
 def test_a_batch_that_was_not_fetched():

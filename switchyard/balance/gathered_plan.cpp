@@ -180,14 +180,20 @@ std::vector<RankNote> gather_facts(const RankNote& mine, std::vector<AgreedFact>
   return ranks;
 }
 
+void check_arguments(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state) {
+  config.validate("");
+  SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1 && shape.layers_of_model() >= shape.num_layers, UsageError,
+                   "balance: ", shape.num_layers, " MoE layers (", shape.total_layers, " in all stages) of ",
+                   shape.num_experts, " experts; expected at least 1 of each, and no fewer in all than here");
+  check_plan(plan);
+  check_state(config, shape, state);
+}
+
 // What is wrong with the arguments, empty if nothing is: a single rank must not throw before the others know.
-std::string find_problem(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan) {
+std::string find_problem(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan,
+                         const BalanceState& state) {
   try {
-    config.validate("");
-    SWITCHYARD_CHECK(shape.num_layers >= 1 && shape.num_experts >= 1 && shape.layers_of_model() >= shape.num_layers, UsageError,
-                     "balance: ", shape.num_layers, " MoE layers (", shape.total_layers, " in all stages) of ",
-                     shape.num_experts, " experts; expected at least 1 of each, and no fewer in all than here");
-    check_plan(plan);
+    check_arguments(config, shape, plan, state);
   } catch (const Error& error) {
     return error.what();
   }
@@ -196,6 +202,24 @@ std::string find_problem(const BalanceConfig& config, const BalanceShape& shape,
 
 // Equal on two ranks that are asked for the same losses.
 int64_t fingerprint(const BalanceConfig& config) { return static_cast<int64_t>(hash_text(to_toml(config))); }
+
+// 0 for one that is not there.
+int64_t fingerprint(const at::Tensor& kept) {
+  if (!kept.defined()) return 0;
+  const at::Tensor host = kept.to(at::kCPU).contiguous();
+  return static_cast<int64_t>(hash_text({static_cast<const char*>(host.const_data_ptr()), host.nbytes()}));
+}
+
+// Ranks of which one lost its history would train towards different losses, without a word. What no loss reads may differ. As
+// many facts whatever the settings, for they travel before anybody knows whether those agree.
+std::vector<AgreedFact> facts_of(const BalanceConfig& config, const BalanceState& state) {
+  std::vector<AgreedFact> facts;
+  for (const NamedState& read : state_read_by(config, state)) {
+    facts.push_back({join_text("(hash, 0 is none) as ", read.name, " of the balance state"), fingerprint(read.kept_LE)});
+  }
+  facts.resize(3);
+  return facts;
+}
 
 }  // namespace
 
@@ -226,20 +250,20 @@ GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const st
   return gathered;
 }
 
-GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& local, const RankShare& share,
-                         Communicator& comm) {
-  if (comm.size() > 1) {
-    throw_if_any(comm, find_problem(config, shape, local));
-  } else {
-    config.validate("");  // keeps the type of the error
-    SWITCHYARD_CHECK(find_problem(config, shape, local).empty(), UsageError, find_problem(config, shape, local));
+GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& local,
+                         const BalanceState& state, const RankShare& share, Communicator& comm) {
+  if (comm.size() == 1) {
+    check_arguments(config, shape, local, state);
+    return alone(local);
   }
-  return gather_plan(local, share,
-                     {{"experts", shape.num_experts},
-                      {"MoE layers", shape.num_layers},
-                      {"experts chosen per token", shape.num_chosen},
-                      {"(hash) as balance settings", fingerprint(config)}},
-                     comm);
+  throw_if_any(comm, find_problem(config, shape, local, state));
+  std::vector<AgreedFact> facts = {{"experts", shape.num_experts},
+                                   {"MoE layers", shape.num_layers},
+                                   {"experts chosen per token", shape.num_chosen},
+                                   {"(hash) as balance settings", fingerprint(config)}};
+  const std::vector<AgreedFact> history = facts_of(config, state);
+  facts.insert(facts.end(), history.begin(), history.end());
+  return gather_plan(local, share, facts, comm);
 }
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 
 #include "switchyard/balance/config.hpp"
 #include "switchyard/balance/shape.hpp"
+#include "switchyard/balance/state.hpp"
 #include "switchyard/balance/step_plan.hpp"
 #include "switchyard/comm/communicator.hpp"
 
@@ -22,7 +23,8 @@ struct RankShare {
   int64_t replica = 0;
 };
 
-/// The step over all ranks, as one process that is told the same partition would plan it.
+/// The step over all ranks, as one process that is told the same partition would plan it. Where the ranks left the number of
+/// micro-batches open, whole.micro_batch_count() is the largest of theirs.
 struct GatheredPlan {
   StepPlan whole;                           // forward_begin: segments of all ranks in each forward
   std::vector<int64_t> whole_of_local;      // [S of this rank], rising
@@ -44,9 +46,10 @@ struct AgreedFact {
 [[nodiscard]] GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
                                        Communicator& comm);
 
-/// The same for a step of StepBalance: checks its arguments first, and that the ranks ask for the same losses.
-/// @throws ConfigError, UsageError with one rank, CommError on every rank with several
+/// The same for a step of StepBalance: checks its arguments first, and that the ranks ask for the same losses and have the same
+/// history.
+/// @throws ConfigError, UsageError, ShapeError with one rank, CommError on every rank with several
 [[nodiscard]] GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& local,
-                                       const RankShare& share, Communicator& comm);
+                                       const BalanceState& state, const RankShare& share, Communicator& comm);
 
 }  // namespace switchyard

@@ -84,10 +84,6 @@ SelectionStep::SelectionStep(const SelectionConfig& config, const BalanceShape& 
   offsets_LE_ = state.selection_offsets_LE.defined()
                     ? state.selection_offsets_LE
                     : at::zeros({shape.num_layers, shape.num_experts}, at::kFloat);
-  SWITCHYARD_CHECK(offsets_LE_.dim() == 2 && offsets_LE_.size(0) == shape.num_layers &&
-                       offsets_LE_.size(1) == shape.num_experts && offsets_LE_.scalar_type() == at::kFloat,
-                   ShapeError, "balance state: selection_offsets_LE is ", offsets_LE_.scalar_type(), " ", offsets_LE_.sizes(),
-                   "; expected float [", shape.num_layers, ", ", shape.num_experts, "]");
   const auto rows = static_cast<size_t>(shape.num_layers * shape.num_experts);
   if (config.rule == SelectionRule::Quantile) histogram_.assign(rows * static_cast<size_t>(kAllBins), 0);
   if (config.rule == SelectionRule::MeanQuantile) thresholds_.assign(rows + static_cast<size_t>(shape.num_layers), 0.0);

@@ -42,7 +42,8 @@ struct ThresholdBins {
 /// Gathers one step's statistics for a rule and updates the offsets from them.
 class SelectionStep {
  public:
-  /// @throws ShapeError when the kept offsets do not fit; UsageError for Quantile rules unless K < E
+  /// @param state  one that check_state() let pass
+  /// @throws UsageError for Quantile rules unless K < E
   SelectionStep(const SelectionConfig& config, const BalanceShape& shape, const BalanceState& state);
 
   /// Offsets to add to the layer's scores, fp32 [E]; undefined without a rule.

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "switchyard/balance/config.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/core/scope.hpp"
 
@@ -17,8 +18,20 @@ struct BalanceState {
   at::Tensor selection_offsets_LE{};  // float, added to scores for choosing; undefined where no rule is asked for
 };
 
+/// Which tensors of the state these settings read, in any step; undefined ones are among them.
+struct NamedState {
+  const char* name = "";
+  at::Tensor kept_LE{};
+  at::ScalarType type = at::kLong;
+  const char* type_name = "int64";
+};
+[[nodiscard]] std::vector<NamedState> state_read_by(const BalanceConfig& config, const BalanceState& state);
+
+/// @throws ShapeError when a tensor that the settings read has another shape or type
+void check_state(const BalanceConfig& config, const BalanceShape& shape, const BalanceState& state);
+
 /// f of each layer as earlier steps left it, for scopes that take it from there; empty where they left nothing.
-/// @throws ShapeError when what is kept has another shape or type
+/// @param state  one that check_state() let pass
 [[nodiscard]] std::vector<std::vector<double>> earlier_fractions(const Scope& scope, const BalanceState& state,
                                                                  const BalanceShape& shape);
 

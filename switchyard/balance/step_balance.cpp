@@ -29,14 +29,13 @@ std::vector<double> first_lbl(const BalanceConfig& config, int64_t step, const s
 }  // namespace
 
 struct StepBalance::Impl {
-  Impl(const BalanceConfig& given_config, const BalanceShape& given_shape, const StepPlan& given_plan,
-       const BalanceState& state, std::unique_ptr<Communicator> given_solo, const BalanceRanks& given_ranks)
+  Impl(const BalanceConfig& given_config, const BalanceShape& given_shape, const StepPlan& local, const GatheredPlan& gathered,
+       const BalanceState& state, const BalanceRanks& given_ranks)
       : config(given_config),
         shape(given_shape),
-        plan(given_plan),
-        own_comm(std::move(given_solo)),
+        plan(local),
         ranks(given_ranks),
-        totals(gather_plan(config, shape, plan, ranks.share, ranks.comm), plan, shape, ranks.comm),
+        totals(gathered, plan, shape, ranks.comm),
         selection(config.selection, shape, state),
         cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), token_weights()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
@@ -224,13 +223,14 @@ BalanceValues StepBalance::Impl::gather_values() {
 
 StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state) {
   std::unique_ptr<Communicator> own = make_solo_communicator();
-  Communicator& comm = *own;
-  impl_ = std::make_unique<Impl>(config, shape, plan, state, std::move(own), BalanceRanks{comm});
+  *this = StepBalance(config, shape, plan, state, BalanceRanks{*own});
+  impl_->own_comm = std::move(own);
 }
 
 StepBalance::StepBalance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan, const BalanceState& state,
                          const BalanceRanks& ranks)
-    : impl_(std::make_unique<Impl>(config, shape, plan, state, nullptr, ranks)) {}
+    : impl_(std::make_unique<Impl>(config, shape, plan, gather_plan(config, shape, plan, state, ranks.share, ranks.comm), state,
+                                   ranks)) {}
 
 StepBalance::~StepBalance() = default;
 StepBalance::StepBalance(StepBalance&&) noexcept = default;

@@ -1,6 +1,7 @@
 // N ranks x M micro-batches give the counts, the loss and the gradients of one process that is told the same partition: every
 // scope, every method, uneven ranks, a rank without tokens, a micro-batch of padding.
 
+#include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -185,6 +186,54 @@ TEST(BadInput, OtherScopesOnTwoRanksEndBoth) {
         const StepBalance balance({.scope = scope}, toy_shape(), plan, {}, {comm});
       },
       "balance settings");
+}
+
+// Restored on one rank only: what a loss reads must be the same on all, what none reads need not be.
+TEST(BadInput, AHistoryThatOneRankLacksEndsEveryRank) {
+  const StepPlan plan = plan_of(make_layout({{3}}), Partition::Separate);
+  const auto begin = [&plan](const BalanceConfig& config, const BalanceState& state) {
+    return [&plan, config, state](Communicator& comm) {
+      const StepBalance balance(config, toy_shape(), plan, comm.rank() == 1 ? state : BalanceState{}, {comm});
+    };
+  };
+  const BalanceState counts{.previous_counts_LE = some_history(5).previous_counts_LE};
+  const BalanceState ema{.ema_fractions_LE = some_history(5).ema_fractions_LE};
+  const BalanceState offsets{.selection_offsets_LE = at::zeros({kLayers, kExperts}, at::kFloat)};
+  const BalanceConfig previous{.scope = {.kind = ScopeKind::PreviousStep}};
+  expect_error_on_every_rank(2, begin(previous, counts), "previous_counts_LE");
+  expect_error_on_every_rank(2, begin({.scope = {.kind = ScopeKind::Ema, .decay = 0.9}}, ema), "ema_fractions_LE");
+  expect_error_on_every_rank(2, begin({.selection = {.rule = SelectionRule::Bias}}, offsets), "selection_offsets_LE");
+  BalanceConfig later{.terms = {{.scope = previous.scope, .from_step = 100}}};
+  expect_error_on_every_rank(2, begin(later, counts), "previous_counts_LE");
+  run_ranks(2, begin(previous, ema));
+  run_ranks(2, begin({}, counts));
+}
+
+TEST(BadInput, OtherNumbersInAHistoryEndEveryRank) {
+  const StepPlan plan = plan_of(make_layout({{3}}), Partition::Separate);
+  expect_error_on_every_rank(
+      3,
+      [&](Communicator& comm) {
+        const BalanceConfig config{.scope = {.kind = ScopeKind::PreviousStep}};
+        const StepBalance balance(config, toy_shape(), plan, some_history(comm.rank() == 2 ? 6 : 5), {comm});
+      },
+      "(hash, 0 is none) as previous_counts_LE of the balance state, rank 2 has");
+}
+
+TEST(BadInput, AHistoryOfAnotherShapeOnOneRankEndsEveryRank) {
+  const StepPlan plan = plan_of(make_layout({{3}}), Partition::Separate);
+  const BalanceState wide{.previous_counts_LE = at::zeros({kLayers, 2 * kExperts}, at::kLong),
+                          .selection_offsets_LE = at::zeros({kLayers, 2 * kExperts}, at::kFloat)};
+  for (const BalanceConfig& config : {BalanceConfig{.scope = {.kind = ScopeKind::PreviousStep}},
+                                      BalanceConfig{.selection = {.rule = SelectionRule::Bias}}}) {
+    expect_error_on_every_rank(
+        2,
+        [&](Communicator& comm) {
+          const StepBalance balance(config, toy_shape(), plan, comm.rank() == 1 ? wide : BalanceState{}, {comm});
+        },
+        "rank 1: balance state: ");
+    EXPECT_THROW(StepBalance(config, toy_shape(), plan, wide), ShapeError);
+  }
 }
 
 TEST(BadInput, APlanThatOneRankGetsWrongEndsEveryRank) {
