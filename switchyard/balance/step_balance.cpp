@@ -26,6 +26,12 @@ std::vector<double> first_lbl(const BalanceConfig& config, int64_t step, const s
   return std::ranges::find_if(terms, is_lbl, &TermValues::term)->value_L;  // of the active ones it comes first
 }
 
+// A rank whose last forwards are empty cannot count the step's micro-batches; all ranks together can.
+StepPlan with_micro_batches(StepPlan local, const GatheredPlan& gathered) {
+  local.num_micro_batches = gathered.whole.micro_batch_count();
+  return local;
+}
+
 }  // namespace
 
 struct StepBalance::Impl {
@@ -33,7 +39,7 @@ struct StepBalance::Impl {
        const BalanceState& state, const BalanceRanks& given_ranks)
       : config(given_config),
         shape(given_shape),
-        plan(local),
+        plan(with_micro_batches(local, gathered)),
         ranks(given_ranks),
         totals(gathered, plan, shape, ranks.comm),
         selection(config.selection, shape, state),

@@ -105,6 +105,7 @@ RankedResult run_ranked_step(const ToyModel& model, const RankedLayout& layout, 
     const ToyModel part = part_of(model, token_index);
     StepPlan plan = plan_of(layout.ranks[rank], options.partition, options.contract.micro_batches);
     plan.contract.ranks = options.contract.ranks;
+    if (options.counted == CountedBy::Nobody) plan.num_micro_batches = 0;
     const BalanceRanks ranks{comm};
     const RankSide side{&ranks, layout.whole.num_valid(), weight_of_rank(options.contract.ranks, layout, comm.rank())};
     StepResult own = run_step(part, layout.ranks[rank], config, plan, options.state, options.order, side);

@@ -23,11 +23,14 @@ struct RankedLayout {
 /// Uneven ranks, an empty rank in a micro-batch, padding only, a segment without tokens. 4 micro-batches.
 [[nodiscard]] RankedLayout uneven_ranks(int64_t num_ranks, int64_t num_domains = 0);
 
+enum class CountedBy { Caller, Nobody };  // who says how many micro-batches there are
+
 struct RankedOptions {
   Partition partition = Partition::Separate;
   Order order = Order::Retain;
   GradientContract contract{};
   BalanceState state{};
+  CountedBy counted = CountedBy::Caller;
 };
 
 /// What each rank got; gradients are those of the whole step, after what the contract says the callers do.

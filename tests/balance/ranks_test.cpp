@@ -152,6 +152,24 @@ TEST(Terms, AddUp) {
   EXPECT_EQ(result.ranks[0].values.terms.size(), 4U);
 }
 
+// Rank 1 has nothing in the last forward, so it alone would count one micro-batch less.
+TEST(MicroBatches, ThatNobodyCountsAreThoseOfAllRanks) {
+  const RankedLayout layout = make_ranked_layout({{{6, 2}, {3}}, {{5}, {4}}, {{2, 1}, {}}});
+  const ToyModel model = make_model(4, layout.whole.num_tokens());
+  for (const ScopeKind kind : {ScopeKind::Sequence, ScopeKind::Ranks, ScopeKind::OptimizerBatch}) {
+    const BalanceConfig config{.scope = {.kind = kind}, .coefficient = 0.7, .z_coefficient = 0.05};
+    const StepResult one = run_step(model, layout.whole, config, plan_of(layout.whole, Partition::Separate));
+    for (const Averaging contract : {Averaging::Sum, Averaging::Mean, Averaging::ByTokens}) {
+      const RankedResult result = run_ranked_step(
+          model, layout, config, {.contract = {.micro_batches = contract}, .counted = CountedBy::Nobody});
+      EXPECT_LT(max_difference(result.gradients, one.gradients), kNear) << static_cast<int>(contract);
+      EXPECT_EQ(result.ranks[1].micro_batch_counts_MLE.size(0), 3 * 2);
+      EXPECT_TRUE(result.ranks[0].counts_LE.equal(one.counts_LE));
+      expect_ranks_agree(result);
+    }
+  }
+}
+
 void expect_error_on_every_rank(int64_t num_ranks, const std::function<void(Communicator&)>& body,
                                 std::string_view part_of_message) {
   std::atomic<int64_t> errors{0};
