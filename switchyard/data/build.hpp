@@ -36,8 +36,8 @@ void build_dataset(const BuildOptions& options, Progress& progress);
 void build_dataset(const BuildOptions& options, PackageFetcher& fetcher, Progress& progress);
 
 /// Reads one folder of text files: each file is a document, longer ones are cut at blank lines (or line ends) behind every
-/// 64 KB. Hidden files are passed over; files are taken in order of their paths.
-/// @throws DataError naming file and byte offset for text that is not UTF-8
+/// 64 KB. Hidden files are passed over; files are taken in order of their paths. Links to files and folders are followed.
+/// @throws DataError naming file and byte offset for text that is not UTF-8, and links that lead nowhere or in a circle
 [[nodiscard]] DomainText read_text_folder(const std::filesystem::path& folder, int64_t cap_bytes);
 
 /// Which documents are held out: those with the smallest hash of their text, until they make `fraction` of the bytes or what

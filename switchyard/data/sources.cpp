@@ -63,28 +63,54 @@ void check_domain_name(const fs::path& folder) {
   SWITCHYARD_CHECK(good, DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
 }
 
+// A link that leads nowhere is text that its owner believes to be there.
+void check_link(const fs::directory_entry& entry) {
+  std::error_code error;
+  if (!entry.is_symlink(error) || fs::exists(entry.path(), error)) return;
+  throw DataError(join_text("link ", entry.path().string(), " leads to ", fs::read_symlink(entry.path(), error).string(),
+                            ", which is not there or cannot be reached; mend the link or take it out"));
+}
+
+// The folder without links. What lies in it would be read for ever if it held one of `way`, the folders down to it.
+fs::path real_folder(const fs::path& folder, const std::vector<fs::path>& way) {
+  std::error_code error;
+  fs::path real = fs::canonical(folder, error);
+  SWITCHYARD_CHECK(!error, DataError, "cannot read folder ", folder.string(), ": ", error.message());
+  for (const fs::path& above : way) {
+    const bool holds_it = std::mismatch(real.begin(), real.end(), above.begin(), above.end()).first == real.end();
+    SWITCHYARD_CHECK(!holds_it, DataError, "link ", folder.string(), " leads to ", real.string(),
+                     ", a folder that it lies in itself; take the link out");
+  }
+  return real;
+}
+
 template <typename Keep>
 std::vector<fs::path> visible_entries(const fs::path& folder, const Keep& keep) {
   std::vector<fs::path> found;
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    if (!entry->path().filename().string().starts_with('.') && keep(*entry)) found.push_back(entry->path());
+    if (entry->path().filename().string().starts_with('.')) continue;
+    check_link(*entry);
+    if (keep(*entry)) found.push_back(entry->path());
   }
   SWITCHYARD_CHECK(!error, DataError, "cannot read folder ", folder.string(), ": ", error.message());
   std::sort(found.begin(), found.end());
   return found;
 }
 
-// Files of a folder and the folders in it.
-void collect_files(const fs::path& folder, std::vector<fs::path>& files) {
+// Files of a folder and the folders in it, links followed.
+// @param way  the folders down to this one
+void collect_files(const fs::path& folder, std::vector<fs::path>& way, std::vector<fs::path>& files) {
+  way.push_back(real_folder(folder, way));
   const auto wanted = [](const fs::directory_entry& entry) { return entry.is_directory() || entry.is_regular_file(); };
   for (const fs::path& path : visible_entries(folder, wanted)) {
-    if (!fs::is_directory(path)) {
+    if (fs::is_directory(path)) {
+      collect_files(path, way, files);
+    } else {
       files.push_back(path);
-    } else if (!fs::is_symlink(path)) {
-      collect_files(path, files);
     }
   }
+  way.pop_back();
 }
 
 // The end of the document that begins at `at`: a blank line behind 64 KB, else a line end, else the end of the text.
@@ -112,7 +138,8 @@ void add_text_file(const fs::path& path, DocumentSink& sink) {
 
 DomainText read_text_folder(const fs::path& folder, int64_t cap_bytes) {
   std::vector<fs::path> files;
-  collect_files(folder, files);
+  std::vector<fs::path> way;
+  collect_files(folder, way, files);
   DocumentSink sink(cap_bytes);
   for (const fs::path& file : files) {
     if (sink.full()) break;
@@ -149,6 +176,7 @@ std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& pro
       visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
   SWITCHYARD_CHECK(!folders.empty(), DataError, options.from.string(),
                    " holds no folder; expected one folder of text files per domain");
+  for (const fs::path& folder : folders) static_cast<void>(real_folder(folder, {fs::canonical(options.from)}));
   const auto count = static_cast<int64_t>(folders.size());
   std::vector<SourceDomain> domains(folders.size());
   PhaseCounter read(progress, "extract", count);

@@ -212,6 +212,48 @@ TEST_F(BuildTest, LongFilesAreCutAndCapped) {
   EXPECT_EQ(capped.documents.front(), whole.documents.front());
 }
 
+TEST_F(BuildTest, LinksToFilesAndFoldersAreFollowed) {
+  const fs::path folder = scratch_.path() / "linked";
+  test::put_file(folder / "a.txt", "plain");
+  test::put_file(scratch_.path() / "elsewhere" / "deep" / "b.txt", "behind a link");
+  test::put_file(scratch_.path() / "one.txt", "one file");
+  fs::create_directory_symlink(scratch_.path() / "elsewhere", folder / "first");
+  fs::create_directory_symlink("../elsewhere", folder / "second");  // once more, by a relative link
+  fs::create_symlink(scratch_.path() / "one.txt", folder / "z.txt");
+  fs::create_symlink("nowhere", folder / ".hidden");
+  EXPECT_THAT(read_text_folder(folder, 0).documents, ElementsAre("plain", "behind a link", "one file"));
+}
+
+TEST_F(BuildTest, LinksThatLeadNowhereAreNamed) {
+  const test::ScratchFolder other;
+  const fs::path folder = other.path() / "broken";
+  test::put_file(folder / "deep" / "a.txt", "text");
+  fs::create_symlink("gone.txt", folder / "deep" / "lost");
+  EXPECT_THAT(error_of<DataError>([&] { static_cast<void>(read_text_folder(folder, 0)); }),
+              HasSubstr("deep/lost leads to gone.txt, which is not there"));
+  fs::remove(folder / "deep" / "lost");
+  fs::create_symlink("self", folder / "self");
+  EXPECT_THAT(error_of<DataError>([&] { static_cast<void>(read_text_folder(folder, 0)); }), HasSubstr("broken/self leads to self"));
+  fs::create_symlink("gone", from() / "domain");
+  EXPECT_THAT(error_of<DataError>([this] { build(); }), HasSubstr("/domain leads to gone"));
+  expect_nothing_left();
+}
+
+TEST_F(BuildTest, LinksInACircleAreNamed) {
+  const test::ScratchFolder other;
+  const fs::path folder = other.path() / "circle";
+  test::put_file(folder / "deep" / "a.txt", "text");
+  for (const fs::path& target : {folder / "deep", folder, other.path(), fs::path("/")}) {
+    fs::create_directory_symlink(target, folder / "deep" / "back");
+    EXPECT_THAT(error_of<DataError>([&] { static_cast<void>(read_text_folder(folder, 0)); }),
+                HasSubstr("circle/deep/back leads to " + fs::canonical(target).string() + ", a folder that it lies in"));
+    fs::remove(folder / "deep" / "back");
+  }
+  fs::create_directory_symlink(".", from() / "all");
+  EXPECT_THAT(error_of<DataError>([this] { build(); }), HasSubstr("/all leads to"));
+  expect_nothing_left();
+}
+
 TEST(ChooseHeldout, DoesNotDependOnOrderAndLeavesEnough) {
   DomainText text;
   for (uint64_t i = 0; i < 5000; ++i) text.documents.push_back(words("held", i, 400));
