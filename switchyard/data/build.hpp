@@ -35,8 +35,9 @@ void build_dataset(const BuildOptions& options, Progress& progress);
 /// The same with packages from somewhere else than apt.
 void build_dataset(const BuildOptions& options, PackageFetcher& fetcher, Progress& progress);
 
-/// Reads one folder of text files: each file is a document, longer ones are cut at blank lines (or line ends) behind every
-/// 64 KB. Hidden files are passed over; files are taken in order of their paths. Links to files and folders are followed.
+/// Reads one folder of text files: each file is a document, longer ones are cut behind every 64 KB at blank lines, else line
+/// ends, else (none for 128 KB more) before spaces or between characters. Hidden files are passed over; files are taken in
+/// order of their paths. Links to files and folders are followed.
 /// @throws DataError naming file and byte offset for text that is not UTF-8, and links that lead nowhere or in a circle
 [[nodiscard]] DomainText read_text_folder(const std::filesystem::path& folder, int64_t cap_bytes);
 

@@ -113,13 +113,26 @@ void collect_files(const fs::path& folder, std::vector<fs::path>& way, std::vect
   way.pop_back();
 }
 
-// The end of the document that begins at `at`: a blank line behind 64 KB, else a line end, else the end of the text.
-size_t document_end(std::string_view text, size_t at) {
+struct DocumentCut {
+  size_t end = 0;   // of a document
+  size_t next = 0;  // where the next one begins
+};
+
+// The document that begins at `at` ends at a blank line behind 64 KB, else a line end, else before a space, else between two
+// characters, else with the text. What lies further is not looked through: that would cost the square of a text without such.
+DocumentCut cut_document(std::string_view text, size_t at) {
   constexpr size_t kDocumentBytes = 65536;
-  if (text.size() - at <= 2 * kDocumentBytes) return text.size();
-  const size_t blank = text.find("\n\n", at + kDocumentBytes);
-  if (blank != std::string_view::npos && blank - at <= 2 * kDocumentBytes) return blank;
-  return std::min(text.find('\n', at + kDocumentBytes), text.size());
+  const std::string_view near = text.substr(at, 3 * kDocumentBytes);
+  const DocumentCut whole = {text.size(), text.size()};
+  if (near.size() <= 2 * kDocumentBytes) return whole;
+  const size_t blank = near.substr(0, 2 * kDocumentBytes + 2).find("\n\n", kDocumentBytes);
+  if (blank != std::string_view::npos) return {at + blank, at + blank + 1};
+  const size_t newline = near.find('\n', kDocumentBytes);
+  if (newline != std::string_view::npos) return {at + newline, at + newline + 1};
+  if (at + near.size() == text.size()) return whole;
+  const size_t space = near.find(' ', kDocumentBytes);
+  const size_t end = space != std::string_view::npos ? at + space : character_begin(text, at + near.size());
+  return {end, end};
 }
 
 void add_text_file(const fs::path& path, DocumentSink& sink) {
@@ -128,9 +141,9 @@ void add_text_file(const fs::path& path, DocumentSink& sink) {
   SWITCHYARD_CHECK(!bad, DataError, path.string(), " is not UTF-8 at byte ", bad.value_or(0),
                    "; convert the file (iconv -f latin1 -t utf-8) or take it out");
   for (size_t at = 0; at < text.size() && !sink.full();) {
-    const size_t end = document_end(text, at);
-    sink.add(std::string_view(text).substr(at, end - at));
-    at = end + 1;
+    const DocumentCut cut = cut_document(text, at);
+    sink.add(std::string_view(text).substr(at, cut.end - at));
+    at = cut.next;
   }
 }
 

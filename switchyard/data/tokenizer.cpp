@@ -23,12 +23,25 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
   return out.append(text.substr(at));
 }
 
-// No piece reaches over a newline, so a document may be encoded in parts that end with one: SentencePiece slows down on
-// long input, and the memory it takes per byte is large.
+// Where the first run of spaces behind `from` begins.
+size_t find_run_of_spaces(std::string_view text, size_t from) {
+  size_t at = text.find(' ', from);
+  while (at != kNone && text[at - 1] == ' ') at = text.find(' ', at + 1);
+  return at;
+}
+
+// No piece reaches over a newline or from a character to a space behind it, so a document may be encoded in parts that end
+// there: SentencePiece slows down on long input, and takes 150 bytes of memory a byte. Text that has neither for 64 KB is
+// parted between characters.
 std::string_view next_part(std::string_view rest) {
   constexpr size_t kPartBytes = 2048;
-  const size_t newline = rest.find('\n', std::min(kPartBytes, rest.size()));
-  return rest.substr(0, newline == kNone ? newline : newline + 1);
+  constexpr size_t kLongestPart = kPartBytes + 65536;
+  const std::string_view near = rest.substr(0, kLongestPart);
+  const size_t newline = near.find('\n', std::min(kPartBytes, near.size()));
+  if (newline != kNone) return rest.substr(0, newline + 1);
+  if (near.size() == rest.size()) return rest;
+  const size_t space = find_run_of_spaces(near, kPartBytes);
+  return rest.substr(0, space != kNone ? space : character_begin(rest, kLongestPart));
 }
 
 void check_kind(const sentencepiece::SentencePieceProcessor& processor, std::string_view name) {

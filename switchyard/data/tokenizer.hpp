@@ -46,7 +46,8 @@ class Tokenizer {
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
-  /// Ids without begin or end. @throws DataError for text that is not UTF-8, with the byte offset
+  /// Ids without begin or end. Where text has neither newline nor space for 64 KB, a piece ends there.
+  /// @throws DataError for text that is not UTF-8, with the byte offset
   [[nodiscard]] std::vector<int32_t> encode(std::string_view text) const;
   /// Text of any ids; <unk>, <s> and </s> are left out. Bytes that make no character become U+FFFD.
   [[nodiscard]] std::string decode(std::span<const int32_t> ids) const;

@@ -6,6 +6,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/data/tokenizer.hpp"
 #include "switchyard/data/tokenizer_impl.hpp"
+#include "switchyard/data/unicode.hpp"
 
 namespace switchyard {
 namespace {
@@ -19,8 +20,7 @@ void add_line(std::string_view line, std::vector<std::string>& lines) {
   std::erase(text, '\0');
   size_t at = 0;
   while (at < text.size()) {
-    size_t end = std::min(at + kLongestLine, text.size());
-    while (end < text.size() && end > at && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
+    const size_t end = character_begin(text, std::min(at + kLongestLine, text.size()));
     lines.push_back(text.substr(at, end - at));
     at = end;
   }

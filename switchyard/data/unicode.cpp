@@ -77,6 +77,11 @@ char32_t next_code_point(std::string_view text, size_t& at) {
   return point;
 }
 
+size_t character_begin(std::string_view text, size_t at) {
+  while (at > 0 && at < text.size() && is_continuation(text[at])) --at;
+  return at;
+}
+
 void append_code_point(char32_t point, std::string& out) {
   const auto put = [&](char32_t byte) { out += static_cast<char>(byte); };
   if (point < 0x80) {

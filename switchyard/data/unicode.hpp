@@ -21,6 +21,9 @@ namespace switchyard {
 /// Reads the code point at `at` of well-formed text and moves `at` behind it.
 [[nodiscard]] char32_t next_code_point(std::string_view text, size_t& at);
 
+/// Where the character of well-formed text begins that the byte at `at` belongs to: no cut there parts a character.
+[[nodiscard]] size_t character_begin(std::string_view text, size_t at);
+
 void append_code_point(char32_t point, std::string& out);
 
 /// White space as Unicode's White_Space property has it, and the separators U+001C..U+001F.

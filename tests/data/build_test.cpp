@@ -11,6 +11,7 @@
 #include "switchyard/core/rng.hpp"
 #include "switchyard/data/batcher.hpp"
 #include "switchyard/data/dataset.hpp"
+#include "switchyard/data/unicode.hpp"
 #include "tests/data/support.hpp"
 
 namespace switchyard {
@@ -210,6 +211,31 @@ TEST_F(BuildTest, LongFilesAreCutAndCapped) {
   const DomainText capped = read_text_folder(folder, 200000);
   EXPECT_LE(capped.bytes, 200000);
   EXPECT_EQ(capped.documents.front(), whole.documents.front());
+}
+
+// No line end for 64 KB and more: documents end at a space, else between characters, and nothing is lost on the way.
+TEST_F(BuildTest, LongTextWithoutLineEndsIsCutAndKeptWhole) {
+  const fs::path folder = scratch_.path() / "from" / "endless";
+  const std::vector<std::string> letters = {"a", "b", "\u00e9", "\u3042", "\U0001F680"};
+  Rng rng(5, "endless");
+  for (const bool spaces : {false, true}) {
+    std::string text = "x";
+    while (text.size() < 1'000'000) text += spaces && rng.below(8) == 0 ? " " : letters[rng.below(letters.size())];
+    test::put_file(folder / "a.txt", text);
+    const DomainText cut = read_text_folder(folder, 0);
+    EXPECT_GE(cut.documents.size(), spaces ? 14U : 5U);
+    std::string joined;
+    for (const std::string& document : cut.documents) {
+      EXPECT_LE(document.size(), 196608U);
+      EXPECT_EQ(find_invalid_utf8(document), std::nullopt);
+      joined += document;
+    }
+    EXPECT_EQ(joined, text);
+  }
+  // A line end within reach is where the cut was before.
+  test::put_file(folder / "a.txt", std::string(150'000, 'y') + "\n" + std::string(100'000, 'z'));
+  EXPECT_THAT(read_text_folder(folder, 0).documents,
+              ElementsAre(std::string(150'000, 'y'), std::string(100'000, 'z')));
 }
 
 TEST_F(BuildTest, LinksToFilesAndFoldersAreFollowed) {

@@ -109,6 +109,45 @@ TEST_F(TokenizerTest, NastyTextComesBack) {
   for (const std::string& text : nasty) EXPECT_EQ(around(text), text);
 }
 
+// SentencePiece takes 150 bytes of memory for each of a text that it gets at once.
+TEST_F(TokenizerTest, LongTextWithoutLineEndsIsEncodedInParts) {
+  Rng rng(7, "endless");
+  const std::vector<std::string> letters = {"mir", "ka", "\u0416", "\u3042", "\U0001F680", "\u2581", "\U0010F581"};
+  std::string text;
+  while (text.size() < 1'000'000) text += letters[rng.below(letters.size())];
+  EXPECT_EQ(around(text), text);
+  EXPECT_EQ(around(std::string(300'000, ' ')), std::string(300'000, ' '));
+
+  constexpr size_t kLongest = 2048 + 65536;
+  std::string within = "x";  // the border lies within the piece "mir"
+  while (within.size() < 2 * kLongest) within += "mir";
+  std::vector<int32_t> parts;
+  for (const std::string& part : {within.substr(0, kLongest), within.substr(kLongest)}) {
+    const std::vector<int32_t> ids = tokenizer_.encode(part);
+    parts.insert(parts.end(), ids.begin(), ids.end());
+  }
+  EXPECT_EQ(tokenizer_.encode(within), parts);
+}
+
+// Neither line ends nor spaces lie within a piece, so where there are any the parts give the ids of the whole.
+TEST_F(TokenizerTest, PartsGiveTheIdsOfTheWhole) {
+  std::string line;
+  for (const char letter : made_up_text("line", 6000)) line += letter == '\n' ? ' ' : letter;
+  line = line.substr(0, line.rfind("ka", 60'000) + 2);  // one part, and a word at its end
+  ASSERT_GT(line.size(), 40'000U);
+  for (const std::string& gap : {std::string(" "), std::string("   "), std::string("\n")}) {
+    const std::vector<int32_t> begin = tokenizer_.encode("ka" + line);
+    const std::vector<int32_t> again = tokenizer_.encode(gap + "ka" + line);
+    std::vector<int32_t> expected = begin;
+    std::string text = "ka" + line;
+    for (int i = 0; i < 4; ++i) {
+      expected.insert(expected.end(), again.begin(), again.end());
+      text += gap + "ka" + line;
+    }
+    EXPECT_EQ(tokenizer_.encode(text), expected);
+  }
+}
+
 TEST_F(TokenizerTest, NamesOfSpecialPiecesAreText) {
   for (const int32_t id : tokenizer_.encode("<s></s><unk>")) EXPECT_GE(id, kFirstBytePiece);
 }
