@@ -55,7 +55,9 @@ void keep_counts(const at::Tensor& counts_LE, double ema_decay, BalanceState& st
   if (ema_decay == 0.0) return;
   const at::Tensor fractions_LE = counts_LE.to(at::kDouble).div(counts_LE.sum(1, /*keepdim=*/true).clamp_min(1));
   const at::Tensor& kept_LE = state.ema_fractions_LE;
-  state.ema_fractions_LE = kept_LE.defined() ? kept_LE.mul(ema_decay).add(fractions_LE, 1.0 - ema_decay) : fractions_LE;
+  // Each product rounded by itself: add() with a factor rounds once on some processors, and ranks compare the bits.
+  state.ema_fractions_LE =
+      kept_LE.defined() ? kept_LE.mul(ema_decay).add(fractions_LE.mul(1.0 - ema_decay)) : fractions_LE;
 }
 
 }  // namespace switchyard
