@@ -1,6 +1,7 @@
-// Each fused operation beside its plain ATen reference, forward and backward, bf16, at the sizes of shape (ii). GFLOP/s and GB/s
-// count what the operation needs at least: products, and each operand read or written once; `of peak` divides the larger of the
-// two shares by what a large product and a large copy reach in the same run. OMP_NUM_THREADS sets the threads.
+// Each fused operation beside its plain ATen reference, forward and backward, bf16 (those with products also fp32), at the sizes of
+// shape (ii). GFLOP/s and GB/s count what the operation needs at least: products, and each operand read or written once; `of peak`
+// divides the larger of the two shares by what a large product of the type and a large copy reach in the same run.
+// OMP_NUM_THREADS sets the threads.
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
@@ -14,6 +15,7 @@
 #include <array>
 #include <chrono>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "switchyard/core/rng.hpp"
@@ -46,8 +48,10 @@ struct Work {
   double flops, bytes;
 };
 
+double bytes_of(at::ScalarType type) { return static_cast<double>(c10::elementSize(type)); }
+
 // Per second of wall time: the best of some repeats.
-Work measure_limits() {
+Work measure_limits(at::ScalarType type) {
   const auto best = [](const auto& run) {
     double seconds = 1e9;
     run();
@@ -59,7 +63,7 @@ Work measure_limits() {
     return seconds;
   };
   constexpr int64_t kSide = 2048;
-  const at::Tensor square = Rng(1, "bench").normal_tensor({kSide, kSide}, 1.0).to(at::kBFloat16);
+  const at::Tensor square = Rng(1, "bench").normal_tensor({kSide, kSide}, 1.0).to(type);
   at::Tensor product = at::zeros_like(square);
   const double product_seconds = best([&] { at::mm_out(product, square, square); });
   const at::Tensor from = at::ones({int64_t{1} << 26}, at::kFloat);
@@ -68,9 +72,11 @@ Work measure_limits() {
   return {2.0 * kSide * kSide * kSide / product_seconds, 8.0 * static_cast<double>(from.numel()) / copy_seconds};
 }
 
-void add(const char* name, const Work& work, const std::function<void()>& run) {
-  static const Work limits = measure_limits();
-  benchmark::RegisterBenchmark(name, [=](benchmark::State& state) {
+void add(const std::string& name, const Work& work, const std::function<void()>& run, at::ScalarType type = at::kBFloat16) {
+  static const Work limits_bf16 = measure_limits(at::kBFloat16), limits_f32 = measure_limits(at::kFloat);
+  const Work limits = type == at::kFloat ? limits_f32 : limits_bf16;
+  const std::string full_name = type == at::kFloat ? name + "/float32" : name;
+  benchmark::RegisterBenchmark(full_name.c_str(), [=](benchmark::State& state) {
     run();
     for (auto _ : state) run();
     const double share = std::max(work.flops / limits.flops, work.bytes / limits.bytes);
@@ -123,17 +129,18 @@ void add_rope() {
   add("split_norm_rotate/aten", work, [=] { run(split_norm_rotate_reference); });
 }
 
-void add_attention() {
+void add_attention(at::ScalarType type) {
   const auto [batch, positions, kv_heads, group, width] = kHeads;
-  const AttentionHeads heads = {leaf({batch, kv_heads, positions, group, width}), leaf({batch, kv_heads, positions, width}),
-                                leaf({batch, kv_heads, positions, width})};
-  const at::Tensor direction = leaf({kTokens, kHeads.query_width()}).detach();
+  const AttentionHeads heads = {leaf({batch, kv_heads, positions, group, width}, type),
+                                leaf({batch, kv_heads, positions, width}, type), leaf({batch, kv_heads, positions, width}, type)};
+  const at::Tensor direction = leaf({kTokens, kHeads.query_width()}, type).detach();
   // Two products forward and four backward over the causal half; seven with the scores made again.
   const double pairs = 0.5 * static_cast<double>(positions * (positions + 1) * batch * kv_heads * group);
-  const Work work{6.0 * 2.0 * static_cast<double>(width) * pairs, 2.0 * 5.0 * static_cast<double>(kTokens * kHeads.qkv_width())};
-  add("causal_attention/tiles", work, [=] { causal_attention(heads).backward(direction); });
-  add("causal_attention/blocks", work, [=] { block_attention(heads).backward(direction); });
-  add("causal_attention/aten", work, [=] { causal_attention_reference(heads).backward(direction); });
+  const Work work{6.0 * 2.0 * static_cast<double>(width) * pairs,
+                  bytes_of(type) * 5.0 * static_cast<double>(kTokens * kHeads.qkv_width())};
+  add("causal_attention/tiles", work, [=] { causal_attention(heads).backward(direction); }, type);
+  add("causal_attention/blocks", work, [=] { block_attention(heads).backward(direction); }, type);
+  add("causal_attention/aten", work, [=] { causal_attention_reference(heads).backward(direction); }, type);
 }
 
 void add_accumulate() {
@@ -152,12 +159,12 @@ void add_swiglu() {
   add("swiglu/aten", work, [=] { swiglu_reference(gate_up).backward(direction); });
 }
 
-void add_head() {
-  const at::Tensor hidden = leaf({kTokens, kWidth}), head = leaf({kVocabulary, kWidth});
+void add_head(at::ScalarType type) {
+  const at::Tensor hidden = leaf({kTokens, kWidth}, type), head = leaf({kVocabulary, kWidth}, type);
   const at::Tensor targets = at::full({kTokens}, 7, at::kLong);
-  const Work work{6.0 * kTokens * kWidth * kVocabulary, 4.0 * (kTokens + kVocabulary) * kWidth};
-  add("linear_cross_entropy/ours", work, [=] { linear_cross_entropy(hidden, head, targets, -100).backward(); });
-  add("linear_cross_entropy/aten", work, [=] { linear_cross_entropy_reference(hidden, head, targets, -100).backward(); });
+  const Work work{6.0 * kTokens * kWidth * kVocabulary, 2.0 * bytes_of(type) * (kTokens + kVocabulary) * kWidth};
+  add("linear_cross_entropy/ours", work, [=] { linear_cross_entropy(hidden, head, targets, -100).backward(); }, type);
+  add("linear_cross_entropy/aten", work, [=] { linear_cross_entropy_reference(hidden, head, targets, -100).backward(); }, type);
 }
 
 using Sizes = std::array<int64_t, kExperts>;
@@ -187,16 +194,16 @@ ExpertSlots some_slots(const Sizes& sizes) {
   return {tensor(tokens), at::full({static_cast<int64_t>(tokens.size())}, 0.5, at::kFloat), tensor(offsets)};
 }
 
-void add_experts() {
-  const at::Tensor hidden = leaf({kTokens, kWidth}), gate_up = leaf({kExperts, 2 * kExpertWidth, kWidth});
-  const at::Tensor down = leaf({kExperts, kWidth, kExpertWidth}), direction = at::ones_like(hidden);
+void add_experts(at::ScalarType type) {
+  const at::Tensor hidden = leaf({kTokens, kWidth}, type), gate_up = leaf({kExperts, 2 * kExpertWidth, kWidth}, type);
+  const at::Tensor down = leaf({kExperts, kWidth, kExpertWidth}, type), direction = at::ones_like(hidden);
   const ExpertSlots slots = some_slots(kBalanced), one_domain = some_slots(kOneDomain);
   const auto num_slots = static_cast<double>(slots.token_A.numel());
   const auto numbers = static_cast<double>(gate_up.numel() + down.numel() + 2 * hidden.numel());
-  const Work work{18.0 * num_slots * kWidth * kExpertWidth, 4.0 * numbers};
-  add("grouped_experts/ours", work, [=] { grouped_experts(hidden, gate_up, down, slots).backward(direction); });
-  add("grouped_experts/one_domain", work, [=] { grouped_experts(hidden, gate_up, down, one_domain).backward(direction); });
-  add("grouped_experts/aten", work, [=] { grouped_experts_reference(hidden, gate_up, down, slots).backward(direction); });
+  const Work work{18.0 * num_slots * kWidth * kExpertWidth, 2.0 * bytes_of(type) * numbers};
+  add("grouped_experts/ours", work, [=] { grouped_experts(hidden, gate_up, down, slots).backward(direction); }, type);
+  add("grouped_experts/one_domain", work, [=] { grouped_experts(hidden, gate_up, down, one_domain).backward(direction); }, type);
+  add("grouped_experts/aten", work, [=] { grouped_experts_reference(hidden, gate_up, down, slots).backward(direction); }, type);
 }
 
 // Tokens to their slots and back, as divided experts send them.
@@ -227,16 +234,17 @@ void add_embedding() {
 }
 
 // The head's gradient of one chunk of tokens, added to the sum in fp32.
-void add_outer() {
+void add_outer(at::ScalarType type) {
   constexpr int64_t kChunk = 512;
-  const at::Tensor rows = leaf({kChunk, kWidth}).detach(), values = leaf({kChunk, kVocabulary}).detach();
-  const Work work{2.0 * kChunk * kWidth * kVocabulary, 8.0 * kWidth * kVocabulary + 2.0 * kChunk * (kWidth + kVocabulary)};
+  const at::Tensor rows = leaf({kChunk, kWidth}, type).detach(), values = leaf({kChunk, kVocabulary}, type).detach();
+  const double bytes = 8.0 * kWidth * kVocabulary + bytes_of(type) * kChunk * (kWidth + kVocabulary);
+  const Work work{2.0 * kChunk * kWidth * kVocabulary, bytes};
   if (has_tile_outer(rows)) {
     const at::Tensor sum = make_outer_sum(kWidth, kVocabulary);
-    add("add_tile_outer/ours", work, [=] { add_tile_outer(sum, rows, values, TileSum::Add); });
+    add("add_tile_outer/ours", work, [=] { add_tile_outer(sum, rows, values, TileSum::Add); }, type);
   }
   const at::Tensor sum = at::zeros({kVocabulary, kWidth}, at::kFloat);
-  add("add_tile_outer/aten", work, [=] { (void)sum.add_(at::mm(values.t(), rows)); });
+  add("add_tile_outer/aten", work, [=] { (void)sum.add_(at::mm(values.t(), rows)); }, type);
 }
 
 void add_halves() {
@@ -286,14 +294,16 @@ int main(int count, char** values) {
   add_norm();
   add_residual_norm();
   add_rope();
-  add_attention();
   add_accumulate();
   add_swiglu();
-  add_head();
-  add_experts();
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    add_attention(type);
+    add_head(type);
+    add_experts(type);
+    add_outer(type);
+  }
   add_rows();
   add_embedding();
-  add_outer();
   add_halves();
   add_sum_of_squares();
   add_adamw();

@@ -1,8 +1,8 @@
 """Switchyard and its peers on the same shapes, in one run: order rotated each round, medians over all measured steps.
 
 compare.py --program build/release/bench/step_bench --shape ii --rounds 3 --threads 1
-Writes bench/results/DATE-peers-SHAPE-PROCESSOR.json and .md. Each measurement is a process of its own. --isa AVX512_CORE_BF16 keeps all
-programs from the processor's matrix unit, as on one that has none; the files then end in that name.
+Writes bench/results/DATE-peers-SHAPE-PROCESSOR-INSTRUCTIONS.json and .md. Each measurement is a process of its own.
+--isa AVX512_CORE_BF16 keeps all programs from the processor's matrix unit, as on one that has none; the files then end in that name.
 """
 import argparse
 import datetime
@@ -88,14 +88,16 @@ def markdown(report):
     lines = [
         f"# Peers at shape ({report['shape_name']}), {report['date']}"
         + (f", instructions up to {report['isa']}" if report["isa"] else ""), "",
-        f"`{report['command']}`, commit {report['commit']}, {report['processor']}, {report['threads']} thread(s); load of the "
-        f"machine {report['load_before']:.1f} before and {report['load_after']:.1f} after. Shape: {json.dumps(report['shape'])}.",
+        f"`{report['command']}`, commit {report['commit']}, {report['processor']} ({report['instructions']}), "
+        f"{report['threads']} thread(s); load of the machine {report['load_before']:.1f} before and {report['load_after']:.1f} after. Shape: {json.dumps(report['shape'])}.",
         f"Forward + balancing loss + backward + clipping + AdamW; medians over {report['rounds']} rounds of "
         f"{report['steps']} steps, order rotated. Clock of the columns: {clock} time"
         + (" (of all threads of the process: what a machine shared with other work still measures)." if clock == "processor"
            else "."),
         f"FLOPs of a step: {report['step_flops'] / 1e9:.1f} G (matrix products, forward + 2 x that, causal half of attention). "
-        f"Best bf16 product in this run: {report['peak'][clock + '_flops'] / 1e9:.0f} GF/s.", "",
+        f"Best product in this run: {report['peak'][clock + '_flops'] / 1e9:.0f} GF/s "
+        f"(wall time: bf16 {report['peak']['wall_flops_bfloat16'] / 1e9:.0f}, "
+        f"fp32 {report['peak']['wall_flops_float32'] / 1e9:.0f}).", "",
         "| program | tokens/s | GF/s | share of matmul peak | peak memory | first step (wall) | Switchyard is faster by |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -117,6 +119,13 @@ def processor_name():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def instructions():
+    """What decides how fast products are, and is in no processor's name."""
+    flags = next((line for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("flags")), "").split()
+    known = {"amx_bf16": "amx", "avx512_bf16": "avx512-bf16", "avx512f": "avx512", "avx2": "avx2"}
+    return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
 
 def short_name(processor):
@@ -175,13 +184,14 @@ def main():
     date = datetime.date.today().isoformat()
     report = {
         "date": date, "command": "compare.py " + shlex.join(sys.argv[1:]), "commit": commit(), "processor": processor_name(),
-        "threads": arguments.threads, "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock,
+        "instructions": instructions(), "threads": arguments.threads,
+        "load_before": load_before, "load_after": os.getloadavg()[0], "clock": arguments.clock,
         "isa": arguments.isa, "shape_name": arguments.shape, "shape": shape, "rounds": arguments.rounds, "steps": arguments.steps,
         "step_flops": step_flops, "peak": peak, "table": summarize(results, peak, shape, step_flops), "failed": failed,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / "-".join([date, "peers", arguments.shape, short_name(report["processor"])] +
-                                    ([arguments.isa.lower()] if arguments.isa else []))
+    stem = arguments.out / "-".join([date, "peers", arguments.shape, short_name(report["processor"]),
+                                     arguments.isa.lower() if arguments.isa else report["instructions"]])
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
     print(markdown(report))

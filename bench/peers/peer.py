@@ -19,20 +19,24 @@ def processor_seconds():
 
 
 def measure_matmul(torch):
-    """Best rate over shapes and repeats, bf16 into memory that is there, by wall and by processor time."""
+    """Best rate over shapes, repeats and both types, into memory that is there, by wall and by processor time; and of each type."""
     best = {"wall_flops": 0.0, "processor_flops": 0.0}
-    for rows, columns, inner in MATMUL_SHAPES:
-        left, right = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
-        out = torch.empty(rows, columns, dtype=torch.bfloat16)
-        flops = 2 * rows * columns * inner
-        repeats = max(1, int(2e10 / flops))
-        for _ in range(6):
-            wall, processor = time.perf_counter(), processor_seconds()
-            for _ in range(repeats):
-                torch.mm(left, right.t(), out=out)
-            best["wall_flops"] = max(best["wall_flops"], flops * repeats / (time.perf_counter() - wall))
-            used = processor_seconds() - processor
-            best["processor_flops"] = max(best["processor_flops"], flops * repeats / used) if used > 0 else 0.0
+    for dtype in (torch.bfloat16, torch.float32):
+        of_type = f"wall_flops_{str(dtype).removeprefix('torch.')}"
+        best[of_type] = 0.0
+        for rows, columns, inner in MATMUL_SHAPES:
+            left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+            out = torch.empty(rows, columns, dtype=dtype)
+            flops = 2 * rows * columns * inner
+            repeats = max(1, int(2e10 / flops))
+            for _ in range(6):
+                wall, processor = time.perf_counter(), processor_seconds()
+                for _ in range(repeats):
+                    torch.mm(left, right.t(), out=out)
+                best[of_type] = max(best[of_type], flops * repeats / (time.perf_counter() - wall))
+                used = processor_seconds() - processor
+                best["processor_flops"] = max(best["processor_flops"], flops * repeats / used) if used > 0 else 0.0
+        best["wall_flops"] = max(best["wall_flops"], best[of_type])
     return best
 
 

@@ -154,9 +154,10 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
       }
     }
     if (d_head_sum.defined()) {
+      const at::ScalarType head_type = context->saved_data["head_type"].toScalarType();
       d_head_VD = context->saved_data["transposed"].toBool()
-                      ? scaled_transpose(d_head_sum, gradients[0].item<double>())
-                      : at::mul(d_head_sum, gradients[0]).to(context->saved_data["head_type"].toScalarType());
+                      ? scaled_transpose(d_head_sum, gradients[0].item<double>(), head_type)
+                      : at::mul(d_head_sum, gradients[0]).to(head_type);
     }
     return {d_hidden_TD, d_head_VD, at::Tensor(), at::Tensor()};
   }

@@ -16,7 +16,7 @@ namespace HWY_NAMESPACE {
 
 using c10::BFloat16;
 
-void pair_rows(const Matrix<const BFloat16>& given, const PairedMatrix& out) {
+void as_right(const Matrix<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
   const hn::ScalableTag<uint32_t> words;
   const hn::Rebind<uint16_t, decltype(words)> halves;
   const auto lanes = static_cast<int64_t>(hn::Lanes(words));
@@ -104,7 +104,19 @@ void transpose_words(const Word* from, int64_t rows, int64_t columns, int64_t fr
   }
 }
 
-void pair_rows_of_transposed(const Matrix<const BFloat16>& given, const PairedMatrix& out) {
+void as_right(const Matrix<const float>& given, const RightMatrix<float>& out) {
+  for (int64_t row = 0; row < out.rows; ++row) {
+    float* const to = out.data + row * out.leading;
+    if (row < given.rows) {
+      std::copy_n(given.data + row * given.leading, given.columns, to);
+    } else {
+      std::fill_n(to, given.columns, 0.0F);
+    }
+  }
+}
+
+// A pair of bf16 numbers is one word.
+void transpose_as_right(const Matrix<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
   transpose_words(reinterpret_cast<const uint32_t*>(given.data), given.rows, given.columns / 2, given.leading / 2,
                   reinterpret_cast<uint32_t*>(out.data), out.columns, out.leading);
 }
@@ -114,13 +126,19 @@ void transpose(const Matrix<const BFloat16>& given, const Matrix<BFloat16>& out)
                   reinterpret_cast<uint16_t*>(out.data), out.columns, out.leading);
 }
 
-void transpose_wide(const Matrix<const float>& given, const Matrix<float>& out) {
+void transpose(const Matrix<const float>& given, const Matrix<float>& out) {
   transpose_words(reinterpret_cast<const uint32_t*>(given.data), given.rows, given.columns, given.leading,
                   reinterpret_cast<uint32_t*>(out.data), out.columns, out.leading);
 }
 
-constexpr LayoutOps kLayoutOps = {&pair_rows, &pair_rows_of_transposed, &transpose, &transpose_wide};
-const LayoutOps* all_layout_ops() { return &kLayoutOps; }
+void transpose_as_right(const Matrix<const float>& given, const RightMatrix<float>& out) {
+  transpose(given, Matrix<float>{out.data, out.rows, out.columns, out.leading});
+}
+
+template <typename Value>
+constexpr LayoutOps<Value> kLayoutOps = {&as_right, &transpose_as_right, &transpose};
+const LayoutOps<BFloat16>* layout_ops_bf16() { return &kLayoutOps<BFloat16>; }
+const LayoutOps<float>* layout_ops_f32() { return &kLayoutOps<float>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace switchyard
@@ -129,10 +147,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace switchyard {
 namespace {
-HWY_EXPORT(all_layout_ops);
+HWY_EXPORT(layout_ops_bf16);
+HWY_EXPORT(layout_ops_f32);
 }  // namespace
 
-const LayoutOps& layout_ops() { return *HWY_DYNAMIC_DISPATCH(all_layout_ops)(); }
+template <>
+const LayoutOps<c10::BFloat16>& layout_ops() {
+  return *HWY_DYNAMIC_DISPATCH(layout_ops_bf16)();
+}
+template <>
+const LayoutOps<float>& layout_ops() {
+  return *HWY_DYNAMIC_DISPATCH(layout_ops_f32)();
+}
 
 }  // namespace switchyard
 #endif

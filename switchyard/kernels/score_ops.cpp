@@ -33,7 +33,8 @@ int64_t whole_vectors(int64_t visible) {
   return (visible + lanes - 1) / lanes * lanes;
 }
 
-ExpSum exponentials(const float* scores, c10::BFloat16* exps, int64_t visible, int64_t width) {
+template <typename Value>
+ExpSum exponentials(const float* scores, Value* exps, int64_t visible, int64_t width) {
   const Floats d;
   const auto lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
   auto most_v = lowest;
@@ -46,13 +47,13 @@ ExpSum exponentials(const float* scores, c10::BFloat16* exps, int64_t visible, i
     sum_v = hn::Add(sum_v, value);
     store(value, exps + i, Whole());
   });
-  for (int64_t i = whole_vectors(visible); i < width; ++i) exps[i] = c10::BFloat16(0);
+  for (int64_t i = whole_vectors(visible); i < width; ++i) exps[i] = Value(0);
   const float sum = total(d, sum_v);
   return {1.0F / sum, most + std::log(sum)};
 }
 
 // scores become probabilities; returns sum(probs * d_probs).
-HWY_INLINE float probabilities(const ScoreRowPair::Row& row, int64_t width) {
+HWY_INLINE float probabilities(const ScoreRow& row, int64_t width) {
   const Floats d;
   const auto log_sum = hn::Set(d, row.log_sum);
   auto product = hn::Zero(d);
@@ -71,7 +72,7 @@ HWY_INLINE float probabilities(const ScoreRowPair::Row& row, int64_t width) {
   return total(d, product);
 }
 
-void gradient(const ScoreRowPair& rows, int64_t width) {
+void gradient_bf16(const ScoreRowPair<c10::BFloat16>& rows, int64_t width) {
   const Floats d;
   const hn::ScalableTag<uint32_t> bits;
   const auto upper_mean = hn::Set(d, probabilities(rows.upper, width));
@@ -84,24 +85,39 @@ void gradient(const ScoreRowPair& rows, int64_t width) {
   for (int64_t i = 0; i < width; i += lanes) {
     const auto upper = hn::LoadU(d, rows.upper.scores + i);
     const auto lower = hn::LoadU(d, rows.lower.scores + i);
-    hn::StoreU(pairs(rounded_bits(upper), rounded_bits(lower)), bits, reinterpret_cast<uint32_t*>(rows.probs_pairs) + i);
+    hn::StoreU(pairs(rounded_bits(upper), rounded_bits(lower)), bits, reinterpret_cast<uint32_t*>(rows.probs_right) + i);
     const auto d_upper = rounded_bits(hn::Mul(upper, hn::Sub(hn::LoadU(d, rows.upper.d_probs + i), upper_mean)));
     const auto d_lower = rounded_bits(hn::Mul(lower, hn::Sub(hn::LoadU(d, rows.lower.d_probs + i), lower_mean)));
-    store_rounded(d_upper, rows.upper.d_scores + i);
-    store_rounded(d_lower, rows.lower.d_scores + i);
-    hn::StoreU(pairs(d_upper, d_lower), bits, reinterpret_cast<uint32_t*>(rows.d_scores_pairs) + i);
+    store_rounded(d_upper, rows.upper_d_scores + i);
+    store_rounded(d_lower, rows.lower_d_scores + i);
+    hn::StoreU(pairs(d_upper, d_lower), bits, reinterpret_cast<uint32_t*>(rows.d_scores_right) + i);
   }
 }
 
-void scale(const float* from, float factor, c10::BFloat16* to, int64_t width) {
+void gradient_f32(const ScoreRowPair<float>& rows, int64_t width) {
+  const Floats d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (const ScoreRow& row : {rows.upper, rows.lower}) {
+    const auto mean = hn::Set(d, probabilities(row, width));
+    for (int64_t i = 0; i < width; i += lanes) {
+      const auto difference = hn::Sub(hn::LoadU(d, row.d_probs + i), mean);
+      hn::StoreU(hn::Mul(hn::LoadU(d, row.scores + i), difference), d, row.d_probs + i);
+    }
+  }
+}
+
+template <typename Value>
+void scale(const float* from, float factor, Value* to, int64_t width) {
   const auto factor_v = hn::Set(Floats(), factor);
-  for_each_vector<c10::BFloat16>(width, [&](int64_t i, auto part) HWY_ATTR {
+  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
     store(hn::Mul(load(from + i, part), factor_v), to + i, part);
   });
 }
 
-constexpr ScoreOps kScoreOps = {&exponentials, &gradient, &scale};
-const ScoreOps* all_score_ops() { return &kScoreOps; }
+constexpr ScoreOps<c10::BFloat16> kBf16Ops = {&exponentials<c10::BFloat16>, &gradient_bf16, &scale<c10::BFloat16>};
+constexpr ScoreOps<float> kF32Ops = {&exponentials<float>, &gradient_f32, &scale<float>};
+const ScoreOps<c10::BFloat16>* score_ops_bf16() { return &kBf16Ops; }
+const ScoreOps<float>* score_ops_f32() { return &kF32Ops; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace switchyard
@@ -110,10 +126,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace switchyard {
 namespace {
-HWY_EXPORT(all_score_ops);
+HWY_EXPORT(score_ops_bf16);
+HWY_EXPORT(score_ops_f32);
 }  // namespace
 
-const ScoreOps& score_ops() { return *HWY_DYNAMIC_DISPATCH(all_score_ops)(); }
+template <>
+const ScoreOps<c10::BFloat16>& score_ops() {
+  return *HWY_DYNAMIC_DISPATCH(score_ops_bf16)();
+}
+template <>
+const ScoreOps<float>& score_ops() {
+  return *HWY_DYNAMIC_DISPATCH(score_ops_f32)();
+}
 
 }  // namespace switchyard
 #endif

@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
@@ -17,6 +18,9 @@ namespace switchyard {
 namespace {
 
 using c10::BFloat16;
+
+template <typename Value>
+constexpr bool kStaysWide = std::is_same_v<Value, float>;
 
 // Letters as in kernels/rope.hpp. A row is a (position, query head) pair of one key head.
 struct Sizes {
@@ -32,8 +36,9 @@ struct Sizes {
       : batch(query_BJSIW.size(0)), kv_heads(query_BJSIW.size(1)), positions(query_BJSIW.size(2)), group(query_BJSIW.size(3)),
         width(query_BJSIW.size(4)), keys(rounded_up(positions, kScoreLanes)), leading(keys + kPad) {
     // 64 rows keep the matrix unit busy; a longer sequence takes fewer, so that a block's scores stay in a megabyte.
-    constexpr int64_t kMostRows = 64, kLeastRows = 16, kBytesOfScore = 14, kCache = 1 << 20;
-    const int64_t rows = std::clamp(kCache / (kBytesOfScore * keys), kLeastRows, kMostRows);
+    constexpr int64_t kMostRows = 64, kLeastRows = 16, kCache = 1 << 20;
+    const int64_t bytes_of_score = query_BJSIW.scalar_type() == at::kFloat ? 8 : 14;  // of a score and its gradient, backward
+    const int64_t rows = std::clamp(kCache / (bytes_of_score * keys), kLeastRows, kMostRows);
     block_positions = std::clamp<int64_t>(rows / group, 1, positions);
     block_rows = rounded_up(block_positions * group, 2);
   }
@@ -58,12 +63,13 @@ void for_each_block(const Sizes& sizes, const Body& body) {
   }
 }
 
+template <typename Value>
 struct HeadPointers {
-  const BFloat16 *query, *key, *value;
+  const Value *query, *key, *value;
   HeadPointers(const AttentionHeads& heads, const Sizes& s, int64_t head)
-      : query(heads.query_BJSIW.const_data_ptr<BFloat16>() + head * s.positions * s.group * s.width),
-        key(heads.key_BJSW.const_data_ptr<BFloat16>() + head * s.positions * s.width),
-        value(heads.value_BJSW.const_data_ptr<BFloat16>() + head * s.positions * s.width) {}
+      : query(heads.query_BJSIW.const_data_ptr<Value>() + head * s.positions * s.group * s.width),
+        key(heads.key_BJSW.const_data_ptr<Value>() + head * s.positions * s.width),
+        value(heads.value_BJSW.const_data_ptr<Value>() + head * s.positions * s.width) {}
 };
 
 AttentionHeads contiguous(const AttentionHeads& heads) {
@@ -81,15 +87,20 @@ void for_each_head(const Sizes& sizes, const Tensors&... tensors) {
   });
 }
 
+// fp32 numbers go into the next product where the last one put them, bf16 ones are rounded into a place of their own.
+float* rounded(Scratch<float>& /*numbers*/, float* wide, int64_t /*count*/) { return wide; }
+BFloat16* rounded(Scratch<BFloat16>& numbers, const float* /*wide*/, int64_t count) { return numbers.take(count); }
+
+template <typename Value>
 class ForwardTask {
  public:
   explicit ForwardTask(const Sizes& sizes)
-      : s_(sizes), halves_((2 * s_.width + s_.block_rows) * s_.leading), floats_(s_.block_rows * (s_.leading + s_.width + 1)) {}
+      : s_(sizes), numbers_((2 * s_.width + s_.block_rows) * s_.leading), floats_(s_.block_rows * (s_.leading + s_.width + 1)) {}
 
-  void run(int64_t head, const AttentionHeads& heads, BFloat16* out, float* log_sums) {
-    const HeadPointers from(heads, s_, head);
-    layout_.pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
-    layout_.pair_rows({from.value, s_.positions, s_.width, s_.width}, value_);
+  void run(int64_t head, const AttentionHeads& heads, Value* out, float* log_sums) {
+    const HeadPointers<Value> from(heads, s_, head);
+    layout_.transpose_as_right({from.key, s_.positions, s_.width, s_.width}, key_t_);
+    layout_.as_right({from.value, s_.positions, s_.width, s_.width}, value_);
     for_each_block(s_, [&](const Block& block) {
       const int64_t first_row = block.begin * s_.group;
       tile_product({from.query + first_row * s_.width, block.rows, s_.width, s_.width}, key_t_,
@@ -103,7 +114,7 @@ class ForwardTask {
       tile_product({exps_, block.rows, block.keys, s_.leading}, value_, {sums_, block.rows, s_.width, s_.width},
                    TileSum::Overwrite);
       for (int64_t row = 0; row < block.rows; ++row) {
-        BFloat16* const to = out + s_.out_offset(head, block.begin + row / s_.group) + row % s_.group * s_.width;
+        Value* const to = out + s_.out_offset(head, block.begin + row / s_.group) + row % s_.group * s_.width;
         ops_.scale(sums_ + row * s_.width, inverse_[row], to, s_.width);
       }
     });
@@ -111,39 +122,40 @@ class ForwardTask {
 
  private:
   const Sizes& s_;
-  const ScoreOps& ops_ = score_ops();
-  const LayoutOps& layout_ = layout_ops();
-  Scratch<BFloat16> halves_;
+  const ScoreOps<Value>& ops_ = score_ops<Value>();
+  const LayoutOps<Value>& layout_ = layout_ops<Value>();
+  Scratch<Value> numbers_;
   Scratch<float> floats_;
-  PairedMatrix key_t_{halves_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
-  PairedMatrix value_{halves_.take(s_.keys * s_.width), s_.keys, s_.width, s_.width};
-  BFloat16* exps_ = halves_.take(s_.block_rows * s_.leading);
+  RightMatrix<Value> key_t_{numbers_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
+  RightMatrix<Value> value_{numbers_.take(s_.keys * s_.width), s_.keys, s_.width, s_.width};
   float* scores_ = floats_.take(s_.block_rows * s_.leading);
+  Value* exps_ = rounded(numbers_, scores_, s_.block_rows * s_.leading);
   float* sums_ = floats_.take(s_.block_rows * s_.width);
   float* inverse_ = floats_.take(s_.block_rows);
 };
 
 // With P the probabilities and G the gradient of the scores, both [row, key]: gradients of values P^T d_out, of queries G K, of keys
 // G^T Q. The sums over rows are kept as [W, S] in fp32: to transpose the few columns of a head is cheap, P and G are not.
+template <typename Value>
 class BackwardTask {
  public:
   explicit BackwardTask(const Sizes& sizes)
       : s_(sizes),
-        halves_((3 * s_.width + 3 * s_.block_rows) * s_.leading + 3 * (s_.block_rows + Sizes::kPad) * s_.width),
+        numbers_((3 * s_.width + 3 * s_.block_rows) * s_.leading + 3 * (s_.block_rows + Sizes::kPad) * s_.width),
         floats_((2 * s_.width + 2 * s_.block_rows) * s_.leading + s_.block_rows * s_.width) {}
 
-  void run(int64_t head, const AttentionHeads& heads, const float* log_sums, const BFloat16* d_out,
+  void run(int64_t head, const AttentionHeads& heads, const float* log_sums, const Value* d_out,
            const AttentionHeads& gradients) {
-    const HeadPointers from(heads, s_, head);
-    layout_.pair_rows_of_transposed({from.key, s_.positions, s_.width, s_.width}, key_t_);
-    layout_.pair_rows_of_transposed({from.value, s_.positions, s_.width, s_.width}, value_t_);
-    layout_.pair_rows({from.key, s_.positions, s_.width, s_.width}, key_);
+    const HeadPointers<Value> from(heads, s_, head);
+    layout_.transpose_as_right({from.key, s_.positions, s_.width, s_.width}, key_t_);
+    layout_.transpose_as_right({from.value, s_.positions, s_.width, s_.width}, value_t_);
+    layout_.as_right({from.key, s_.positions, s_.width, s_.width}, key_);
     std::fill_n(d_key_t_, s_.width * s_.leading, 0.0F);
     std::fill_n(d_value_t_, s_.width * s_.leading, 0.0F);
-    BFloat16* const d_query = gradients.query_BJSIW.mutable_data_ptr<BFloat16>() + head * s_.positions * s_.group * s_.width;
+    Value* const d_query = gradients.query_BJSIW.mutable_data_ptr<Value>() + head * s_.positions * s_.group * s_.width;
     for_each_block(s_, [&](const Block& block) {
       const int64_t first_row = block.begin * s_.group;
-      const Matrix<const BFloat16> query{from.query + first_row * s_.width, block.rows, s_.width, s_.width};
+      const Matrix<const Value> query{from.query + first_row * s_.width, block.rows, s_.width, s_.width};
       for (int64_t row = 0; row < block.rows; row += s_.group) {
         std::copy_n(d_out + s_.out_offset(head, block.begin + row / s_.group), s_.group * s_.width, d_out_ + row * s_.width);
       }
@@ -152,67 +164,80 @@ class BackwardTask {
         ops_.scale(d_query_ + row * s_.width, 1.0F, d_query + (first_row + row) * s_.width, s_.width);
       }
     });
-    store_transposed(d_key_t_, gradients.key_BJSW.mutable_data_ptr<BFloat16>() + head * s_.positions * s_.width);
-    store_transposed(d_value_t_, gradients.value_BJSW.mutable_data_ptr<BFloat16>() + head * s_.positions * s_.width);
+    store_transposed(d_key_t_, gradients.key_BJSW.mutable_data_ptr<Value>() + head * s_.positions * s_.width);
+    store_transposed(d_value_t_, gradients.value_BJSW.mutable_data_ptr<Value>() + head * s_.positions * s_.width);
   }
 
  private:
-  void add_block(const Block& block, const Matrix<const BFloat16>& query, const float* log_sums) {
+  void add_block(const Block& block, const Matrix<const Value>& query, const float* log_sums) {
     const int64_t rows = rounded_up(block.rows, 2), leading = s_.leading, columns = s_.block_rows + Sizes::kPad;
-    const Matrix<const BFloat16> d_out{d_out_, block.rows, s_.width, s_.width};
+    const Matrix<const Value> d_out{d_out_, block.rows, s_.width, s_.width};
     tile_product(query, key_t_, {scores_, block.rows, block.keys, leading}, TileSum::Overwrite);
     tile_product(d_out, value_t_, {d_probs_, block.rows, block.keys, leading}, TileSum::Overwrite);
-    for (int64_t row = 0; row < rows; row += 2) {
-      const auto one = [&](int64_t r) {
-        const bool there = r < block.rows;
-        return ScoreRowPair::Row{scores_ + r * leading, d_probs_ + r * leading, there ? log_sums[r] : 0.0F,
-                                 there ? block.visible(r, s_.group) : 0, d_scores_ + r * leading};
-      };
-      ops_.gradient({one(row), one(row + 1), probs_pairs_ + row * leading, d_scores_pairs_ + row * leading}, block.keys);
-    }
+    for (int64_t row = 0; row < rows; row += 2) add_rows(block, row, log_sums);
     layout_.transpose(d_out, {d_out_t_, s_.width, rows, columns});
     layout_.transpose(query, {query_t_, s_.width, rows, columns});
-    tile_product({d_out_t_, s_.width, rows, columns}, {probs_pairs_, rows, block.keys, leading},
+    tile_product({d_out_t_, s_.width, rows, columns}, {probs_, rows, block.keys, leading},
                  {d_value_t_, s_.width, block.keys, leading}, TileSum::Add);
-    tile_product({query_t_, s_.width, rows, columns}, {d_scores_pairs_, rows, block.keys, leading},
+    tile_product({query_t_, s_.width, rows, columns}, {d_scores_right_, rows, block.keys, leading},
                  {d_key_t_, s_.width, block.keys, leading}, TileSum::Add);
     tile_product({d_scores_, block.rows, block.keys, leading}, key_, {d_query_, block.rows, s_.width, s_.width},
                  TileSum::Overwrite);
   }
 
-  void store_transposed(const float* from_WS, BFloat16* to_SW) const {
-    for (int64_t position = 0; position < s_.positions; ++position) {
-      for (int64_t w = 0; w < s_.width; ++w) to_SW[position * s_.width + w] = BFloat16(from_WS[w * s_.leading + position]);
+  void add_rows(const Block& block, int64_t row, const float* log_sums) {
+    const int64_t leading = s_.leading;
+    const auto score_row = [&](int64_t r) {
+      const bool there = r < block.rows;
+      return ScoreRow{scores_ + r * leading, d_probs_ + r * leading, there ? log_sums[r] : 0.0F,
+                      there ? block.visible(r, s_.group) : 0};
+    };
+    if constexpr (kStaysWide<Value>) {
+      ops_.gradient({score_row(row), score_row(row + 1)}, block.keys);
+    } else {
+      ops_.gradient({score_row(row), score_row(row + 1), d_scores_ + row * leading, d_scores_ + (row + 1) * leading,
+                     probs_ + row * leading, d_scores_right_ + row * leading},
+                    block.keys);
+    }
+  }
+
+  void store_transposed(const float* from_WS, Value* to_SW) const {
+    if constexpr (kStaysWide<Value>) {
+      layout_.transpose({from_WS, s_.width, s_.positions, s_.leading}, {to_SW, s_.positions, s_.width, s_.width});
+    } else {
+      for (int64_t position = 0; position < s_.positions; ++position) {
+        for (int64_t w = 0; w < s_.width; ++w) to_SW[position * s_.width + w] = Value(from_WS[w * s_.leading + position]);
+      }
     }
   }
 
   const Sizes& s_;
-  const ScoreOps& ops_ = score_ops();
-  const LayoutOps& layout_ = layout_ops();
-  Scratch<BFloat16> halves_;
+  const ScoreOps<Value>& ops_ = score_ops<Value>();
+  const LayoutOps<Value>& layout_ = layout_ops<Value>();
+  Scratch<Value> numbers_;
   Scratch<float> floats_;
-  PairedMatrix key_t_{halves_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
-  PairedMatrix value_t_{halves_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
-  PairedMatrix key_{halves_.take(s_.keys * s_.width), s_.keys, s_.width, s_.width};
-  BFloat16* probs_pairs_ = halves_.take(s_.block_rows * s_.leading);
-  BFloat16* d_scores_pairs_ = halves_.take(s_.block_rows * s_.leading);
-  BFloat16* d_scores_ = halves_.take(s_.block_rows * s_.leading);
-  BFloat16* d_out_ = halves_.take(s_.block_rows * s_.width);
-  BFloat16* d_out_t_ = halves_.take((s_.block_rows + Sizes::kPad) * s_.width);
-  BFloat16* query_t_ = halves_.take((s_.block_rows + Sizes::kPad) * s_.width);
+  RightMatrix<Value> key_t_{numbers_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
+  RightMatrix<Value> value_t_{numbers_.take(s_.leading * s_.width), s_.width, s_.keys, s_.leading};
+  RightMatrix<Value> key_{numbers_.take(s_.keys * s_.width), s_.keys, s_.width, s_.width};
+  Value* d_out_ = numbers_.take(s_.block_rows * s_.width);
+  Value* d_out_t_ = numbers_.take((s_.block_rows + Sizes::kPad) * s_.width);
+  Value* query_t_ = numbers_.take((s_.block_rows + Sizes::kPad) * s_.width);
   float* scores_ = floats_.take(s_.block_rows * s_.leading);
   float* d_probs_ = floats_.take(s_.block_rows * s_.leading);
   float* d_key_t_ = floats_.take(s_.leading * s_.width);
   float* d_value_t_ = floats_.take(s_.leading * s_.width);
   float* d_query_ = floats_.take(s_.block_rows * s_.width);
+  Value* probs_ = rounded(numbers_, scores_, s_.block_rows * s_.leading);
+  Value* d_scores_ = rounded(numbers_, d_probs_, s_.block_rows * s_.leading);        // as a left-hand matrix
+  Value* d_scores_right_ = rounded(numbers_, d_probs_, s_.block_rows * s_.leading);  // as a right-hand one
 };
 
 }  // namespace
 
 bool has_tile_attention(const AttentionHeads& heads) {
   const at::Tensor& query = heads.query_BJSIW;
-  return query.is_cpu() && query.scalar_type() == at::kBFloat16 && query.size(4) % 2 == 0 && query.numel() > 0 &&
-         has_tile_products();
+  const bool fits = query.scalar_type() == at::kFloat || query.size(4) % 2 == 0;
+  return query.is_cpu() && fits && query.numel() > 0 && has_tile_products(query.scalar_type());
 }
 
 TileAttention tile_attention(const AttentionHeads& given) {
@@ -223,8 +248,11 @@ TileAttention tile_attention(const AttentionHeads& given) {
   result.out_TC = at::empty({sizes.batch * sizes.positions, sizes.kv_heads * sizes.group * sizes.width},
                             heads.query_BJSIW.options());
   result.log_sum_BJSI = at::empty({sizes.batch, sizes.kv_heads, sizes.positions, sizes.group}, at::kFloat);
-  for_each_head<ForwardTask>(sizes, heads, result.out_TC.mutable_data_ptr<BFloat16>(),
-                             result.log_sum_BJSI.mutable_data_ptr<float>());
+  for_tile_type(heads.query_BJSIW.scalar_type(), [&](auto number) {
+    using Value = decltype(number);
+    for_each_head<ForwardTask<Value>>(sizes, heads, result.out_TC.mutable_data_ptr<Value>(),
+                                      result.log_sum_BJSI.mutable_data_ptr<float>());
+  });
   return result;
 }
 
@@ -235,8 +263,11 @@ AttentionHeads tile_attention_backward(const AttentionHeads& given, const at::Te
   const at::Tensor d_out = d_out_TC.contiguous();
   const AttentionHeads gradients = {at::empty_like(heads.query_BJSIW), at::empty_like(heads.key_BJSW),
                                     at::empty_like(heads.value_BJSW)};
-  for_each_head<BackwardTask>(Sizes(heads.query_BJSIW), heads, log_sum_BJSI.const_data_ptr<float>(),
-                              d_out.const_data_ptr<BFloat16>(), gradients);
+  for_tile_type(heads.query_BJSIW.scalar_type(), [&](auto number) {
+    using Value = decltype(number);
+    for_each_head<BackwardTask<Value>>(Sizes(heads.query_BJSIW), heads, log_sum_BJSI.const_data_ptr<float>(),
+                                       d_out.const_data_ptr<Value>(), gradients);
+  });
   return gradients;
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// Causal attention on processors that multiply bf16 in pairs, as in FlashAttention (arXiv 2205.14135, 2307.08691): of the
+// Causal attention in bf16 or fp32 by tiles, as in FlashAttention (arXiv 2205.14135, 2307.08691): of the
 // probabilities only the logarithm of each row's sum is kept, backward computes them again. A block of queries meets all keys before
 // it at once: its scores stay in the second-level cache, so no running maximum is needed.
 
@@ -9,7 +9,7 @@
 
 namespace switchyard {
 
-/// bf16 on a processor with tile products, head width even.
+/// bf16 or fp32 on a processor with tile products of them; in bf16 the head width is even.
 [[nodiscard]] bool has_tile_attention(const AttentionHeads& heads);
 
 struct TileAttention {

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
@@ -15,51 +16,51 @@
 namespace switchyard {
 namespace {
 
-using c10::BFloat16;
-
 // Slots of a group that are worked on together: their rows and gradients stay in the second-level cache.
 constexpr int64_t kChunk = 256;
 
 // What the groups share.
+template <typename Value>
 struct Expert {
   int64_t width, expert_width;
-  const BFloat16 *gate_up, *down;  // of expert 0
+  const Value *gate_up, *down;  // of expert 0
   const int64_t* tokens;
 
   Expert(const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF, const at::Tensor& token_A)
-      : width(down_EDF.size(1)), expert_width(down_EDF.size(2)), gate_up(gate_up_EFD.const_data_ptr<BFloat16>()),
-        down(down_EDF.const_data_ptr<BFloat16>()), tokens(token_A.const_data_ptr<int64_t>()) {}
+      : width(down_EDF.size(1)), expert_width(down_EDF.size(2)), gate_up(gate_up_EFD.const_data_ptr<Value>()),
+        down(down_EDF.const_data_ptr<Value>()), tokens(token_A.const_data_ptr<int64_t>()) {}
 
   [[nodiscard]] int64_t size() const { return 2 * expert_width * width; }  // of gate_up; down is half of it
-  [[nodiscard]] Matrix<const BFloat16> gate_up_of(int64_t expert) const {
+  [[nodiscard]] Matrix<const Value> gate_up_of(int64_t expert) const {
     return {gate_up + expert * size(), 2 * expert_width, width, width};
   }
-  [[nodiscard]] Matrix<const BFloat16> down_of(int64_t expert) const {
+  [[nodiscard]] Matrix<const Value> down_of(int64_t expert) const {
     return {down + expert * size() / 2, width, expert_width, expert_width};
   }
 };
 
 // Rows of a chunk, with zeros behind them up to a whole unit.
+template <typename Value>
 class Rows {
  public:
-  Rows(Scratch<BFloat16>& scratch, int64_t width) : data_(scratch.take(numbers(width))), width_(width) {}
+  Rows(Scratch<Value>& scratch, int64_t width) : data_(scratch.take(numbers(width))), width_(width) {}
   [[nodiscard]] static int64_t numbers(int64_t width) { return kChunk * leading(width); }
 
-  [[nodiscard]] BFloat16* row(int64_t i) const { return data_ + i * leading(width_); }
-  [[nodiscard]] Matrix<const BFloat16> first(int64_t count) const { return {data_, count, width_, leading(width_)}; }
-  [[nodiscard]] Matrix<BFloat16> writable(int64_t count) const { return {data_, count, width_, leading(width_)}; }
+  [[nodiscard]] Value* row(int64_t i) const { return data_ + i * leading(width_); }
+  [[nodiscard]] Matrix<const Value> first(int64_t count) const { return {data_, count, width_, leading(width_)}; }
+  [[nodiscard]] Matrix<Value> writable(int64_t count) const { return {data_, count, width_, leading(width_)}; }
 
-  void gather(const BFloat16* from_TD, const int64_t* tokens, int64_t count) const {
+  void gather(const Value* from_TD, const int64_t* tokens, int64_t count) const {
     for (int64_t i = 0; i < count; ++i) std::copy_n(from_TD + tokens[i] * width_, width_, row(i));
     clear_behind(count);
   }
   void clear_behind(int64_t count) const {
-    for (int64_t i = count; i < rounded_up(count, kRowUnit); ++i) std::fill_n(row(i), width_, BFloat16(0));
+    for (int64_t i = count; i < rounded_up(count, kRowUnit); ++i) std::fill_n(row(i), width_, Value(0));
   }
 
  private:
   [[nodiscard]] static int64_t leading(int64_t width) { return width + kPad; }
-  BFloat16* data_;
+  Value* data_;
   int64_t width_;
 };
 
@@ -71,21 +72,22 @@ void for_each_chunk(int64_t begin, int64_t size, const Body& body) {
   }
 }
 
-void forward_group(const Expert& of, int64_t expert, int64_t begin, int64_t size, const BFloat16* hidden_TD, BFloat16* gate_up_AF,
-                   BFloat16* out_AD) {
+template <typename Value>
+void forward_group(const Expert<Value>& of, int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, Value* gate_up_AF,
+                   Value* out_AD) {
   const int64_t width = of.width, inner = of.expert_width;
-  Scratch<BFloat16> scratch(Panels::numbers(width, 2 * inner) + Panels::numbers(inner, width) + Rows::numbers(width) +
-                            Rows::numbers(inner));
-  const Panels gate_up_t(scratch.take(Panels::numbers(width, 2 * inner)), width, 2 * inner);
-  const Panels down_t(scratch.take(Panels::numbers(inner, width)), inner, width);
-  const Rows hidden(scratch, width), activated(scratch, inner);
-  const RowOps<BFloat16>& ops = row_ops<BFloat16>();
+  Scratch<Value> scratch(Panels<Value>::numbers(width, 2 * inner) + Panels<Value>::numbers(inner, width) + Rows<Value>::numbers(width) +
+                            Rows<Value>::numbers(inner));
+  Panels<Value> gate_up_t(scratch.take(Panels<Value>::numbers(width, 2 * inner)), width, 2 * inner);
+  Panels<Value> down_t(scratch.take(Panels<Value>::numbers(inner, width)), inner, width);
+  const Rows<Value> hidden(scratch, width), activated(scratch, inner);
+  const RowOps<Value>& ops = row_ops<Value>();
   const TileProducts products;
   gate_up_t.take_transposed(of.gate_up_of(expert));
   down_t.take_transposed(of.down_of(expert));
   for_each_chunk(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
     hidden.gather(hidden_TD, of.tokens + slot, count);
-    const Matrix<BFloat16> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
+    const Matrix<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
     multiply(hidden.first(filled), gate_up_t, gate_up);
     for (int64_t i = 0; i < count; ++i) ops.swiglu(gate_up.data + i * 2 * inner, activated.row(i), inner);
     activated.clear_behind(count);
@@ -93,20 +95,22 @@ void forward_group(const Expert& of, int64_t expert, int64_t begin, int64_t size
   });
 }
 
+template <typename Value>
 class BackwardGroup {
  public:
-  explicit BackwardGroup(const Expert& of)
+  explicit BackwardGroup(const Expert<Value>& of)
       : of_(of),
-        halves_(Panels::numbers(width_, inner_) + Panels::numbers(2 * inner_, width_) + Panels::numbers(kChunk, width_) +
-                Panels::numbers(kChunk, inner_) + 2 * Rows::numbers(width_) + 2 * Rows::numbers(inner_) +
-                Rows::numbers(2 * inner_) + (width_ + 2 * inner_) * kColumns),
+        numbers_(Panels<Value>::numbers(width_, inner_) + Panels<Value>::numbers(2 * inner_, width_) + Panels<Value>::numbers(kChunk, width_) +
+                Panels<Value>::numbers(kChunk, inner_) + 2 * Rows<Value>::numbers(width_) + 2 * Rows<Value>::numbers(inner_) +
+                Rows<Value>::numbers(2 * inner_) + (width_ + 2 * inner_) * kColumns),
         floats_(3 * inner_ * width_ + 2 * inner_ * kPadFloats + width_ * kPadFloats) {}
 
-  void run(int64_t expert, int64_t begin, int64_t size, const BFloat16* hidden_TD, const BFloat16* d_out_TD, const float* weight_A,
-           const BFloat16* gate_up_AF, const ExpertRowsGradients& to) {
+  void run(int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, const Value* d_out_TD, const float* weight_A,
+           const Value* gate_up_AF, const ExpertRowsGradients& to) {
     const TileProducts products;
     down_.take(of_.down_of(expert));
     gate_up_.take(of_.gate_up_of(expert));
+    if constexpr (kStaysWide) take_sums(expert, to);
     TileSum sum = TileSum::Overwrite;
     for_each_chunk(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
       hidden_.gather(hidden_TD, of_.tokens + slot, count);
@@ -119,21 +123,28 @@ class BackwardGroup {
       }
       d_gate_up_.clear_behind(count);
       weighted_.clear_behind(count);
-      multiply(d_gate_up_.first(filled), gate_up_, {to.rows_AD.mutable_data_ptr<BFloat16>() + slot * width_, count, width_, width_});
+      multiply(d_gate_up_.first(filled), gate_up_, {to.rows_AD.mutable_data_ptr<Value>() + slot * width_, count, width_, width_});
       add_weight_gradients(filled, sum);
       sum = TileSum::Add;
     });
-    store(expert, to);
+    if constexpr (!kStaysWide) store(expert, to);
   }
 
  private:
   static constexpr int64_t kColumns = kChunk + kPad;
+  static constexpr bool kStaysWide = std::is_same_v<Value, float>;
+
+  // fp32 sums are the gradients themselves.
+  void take_sums(int64_t expert, const ExpertRowsGradients& to) {
+    gate_up_sum_ = {to.gate_up_EFD.mutable_data_ptr<float>() + expert * of_.size(), 2 * inner_, width_, width_};
+    down_sum_ = {to.down_EDF.mutable_data_ptr<float>() + expert * of_.size() / 2, width_, inner_, inner_};
+  }
 
   void add_weight_gradients(int64_t filled, TileSum sum) {
-    const Matrix<BFloat16> d_gate_up_t{d_gate_up_t_, 2 * inner_, filled, kColumns}, d_out_t{d_out_t_, width_, filled, kColumns};
-    layout_ops().transpose(d_gate_up_.first(filled), d_gate_up_t);
-    layout_ops().transpose(d_out_.first(filled), d_out_t);
-    const Panels hidden(hidden_panels_, filled, width_), weighted(weighted_panels_, filled, inner_);
+    const Matrix<Value> d_gate_up_t{d_gate_up_t_, 2 * inner_, filled, kColumns}, d_out_t{d_out_t_, width_, filled, kColumns};
+    layout_ops<Value>().transpose(d_gate_up_.first(filled), d_gate_up_t);
+    layout_ops<Value>().transpose(d_out_.first(filled), d_out_t);
+    Panels<Value> hidden(hidden_panels_, filled, width_), weighted(weighted_panels_, filled, inner_);
     hidden.take(hidden_.first(filled));
     weighted.take(weighted_.first(filled));
     multiply({d_gate_up_t.data, 2 * inner_, filled, kColumns}, hidden, gate_up_sum_, sum);
@@ -142,7 +153,7 @@ class BackwardGroup {
 
   void store(int64_t expert, const ExpertRowsGradients& to) const {
     const auto round = [&](const Matrix<float>& from, const at::Tensor& all) {
-      BFloat16* const out = all.mutable_data_ptr<BFloat16>() + expert * from.rows * from.columns;
+      Value* const out = all.mutable_data_ptr<Value>() + expert * from.rows * from.columns;
       for (int64_t row = 0; row < from.rows; ++row) {
         ops_.store(from.data + row * from.leading, out + row * from.columns, from.columns);
       }
@@ -151,19 +162,19 @@ class BackwardGroup {
     round(down_sum_, to.down_EDF);
   }
 
-  const Expert& of_;
-  const RowOps<BFloat16>& ops_ = row_ops<BFloat16>();
+  const Expert<Value>& of_;
+  const RowOps<Value>& ops_ = row_ops<Value>();
   int64_t width_ = of_.width, inner_ = of_.expert_width;
-  Scratch<BFloat16> halves_;
+  Scratch<Value> numbers_;
   Scratch<float> floats_;
-  Panels down_{halves_.take(Panels::numbers(width_, inner_)), width_, inner_};
-  Panels gate_up_{halves_.take(Panels::numbers(2 * inner_, width_)), 2 * inner_, width_};
-  BFloat16* hidden_panels_ = halves_.take(Panels::numbers(kChunk, width_));
-  BFloat16* weighted_panels_ = halves_.take(Panels::numbers(kChunk, inner_));
-  Rows hidden_{halves_, width_}, d_out_{halves_, width_}, d_activated_{halves_, inner_}, weighted_{halves_, inner_};
-  Rows d_gate_up_{halves_, 2 * inner_};
-  BFloat16* d_gate_up_t_ = halves_.take(2 * inner_ * kColumns);
-  BFloat16* d_out_t_ = halves_.take(width_ * kColumns);
+  Panels<Value> down_{numbers_.take(Panels<Value>::numbers(width_, inner_)), width_, inner_};
+  Panels<Value> gate_up_{numbers_.take(Panels<Value>::numbers(2 * inner_, width_)), 2 * inner_, width_};
+  Value* hidden_panels_ = numbers_.take(Panels<Value>::numbers(kChunk, width_));
+  Value* weighted_panels_ = numbers_.take(Panels<Value>::numbers(kChunk, inner_));
+  Rows<Value> hidden_{numbers_, width_}, d_out_{numbers_, width_}, d_activated_{numbers_, inner_}, weighted_{numbers_, inner_};
+  Rows<Value> d_gate_up_{numbers_, 2 * inner_};
+  Value* d_gate_up_t_ = numbers_.take(2 * inner_ * kColumns);
+  Value* d_out_t_ = numbers_.take(width_ * kColumns);
   Matrix<float> gate_up_sum_{floats_.take(2 * inner_ * (width_ + kPadFloats)), 2 * inner_, width_, width_ + kPadFloats};
   Matrix<float> down_sum_{floats_.take(width_ * (inner_ + kPadFloats)), width_, inner_, inner_ + kPadFloats};
 };
@@ -171,43 +182,50 @@ class BackwardGroup {
 }  // namespace
 
 bool has_tile_experts(const at::Tensor& hidden_TD, const at::Tensor& down_EDF) {
-  return hidden_TD.is_cpu() && hidden_TD.scalar_type() == at::kBFloat16 && down_EDF.size(1) % 2 == 0 && down_EDF.size(2) % 2 == 0 &&
-         has_tile_products();
+  const at::ScalarType type = hidden_TD.scalar_type();
+  const bool fits = type == at::kFloat || (down_EDF.size(1) % 2 == 0 && down_EDF.size(2) % 2 == 0);
+  return hidden_TD.is_cpu() && fits && has_tile_products(type);
 }
 
 ExpertRows tile_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
-                         const at::Tensor& token_A, std::span<const int64_t> offsets) {
+                        const at::Tensor& token_A, std::span<const int64_t> offsets) {
   const KernelScope profiled("experts");
   const at::Tensor hidden = hidden_TD.contiguous(), gate_up = gate_up_EFD.contiguous(), down = down_EDF.contiguous();
   const at::Tensor tokens = token_A.contiguous();
-  const Expert of(gate_up, down, tokens);
-  ExpertRows result = {at::empty({offsets.back(), 2 * of.expert_width}, hidden.options()),
-                        at::empty({offsets.back(), of.width}, hidden.options())};
-  for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
-    if (size == 0) return;
-    forward_group(of, expert, begin, size, hidden.const_data_ptr<BFloat16>(), result.gate_up.mutable_data_ptr<BFloat16>(),
-                  result.out_AD.mutable_data_ptr<BFloat16>());
+  ExpertRows result = {at::empty({offsets.back(), gate_up.size(1)}, hidden.options()),
+                       at::empty({offsets.back(), gate_up.size(2)}, hidden.options())};
+  for_tile_type(hidden.scalar_type(), [&](auto number) {
+    using Value = decltype(number);
+    const Expert<Value> of(gate_up, down, tokens);
+    for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
+      if (size == 0) return;
+      forward_group(of, expert, begin, size, hidden.const_data_ptr<Value>(), result.gate_up.mutable_data_ptr<Value>(),
+                    result.out_AD.mutable_data_ptr<Value>());
+    });
   });
   return result;
 }
 
 ExpertRowsGradients tile_experts_backward(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
-                                           const at::Tensor& token_A, const at::Tensor& weight_A, std::span<const int64_t> offsets,
-                                           const at::Tensor& gate_up_AF, const at::Tensor& d_out_TD) {
+                                          const at::Tensor& token_A, const at::Tensor& weight_A, std::span<const int64_t> offsets,
+                                          const at::Tensor& gate_up_AF, const at::Tensor& d_out_TD) {
   const KernelScope profiled("experts backward");
   const at::Tensor hidden = hidden_TD.contiguous(), gate_up = gate_up_EFD.contiguous(), down = down_EDF.contiguous();
   const at::Tensor tokens = token_A.contiguous(), weights = weight_A.contiguous(), d_out = d_out_TD.contiguous();
-  const Expert of(gate_up, down, tokens);
-  const ExpertRowsGradients result = {at::empty({offsets.back(), of.width}, hidden.options()), at::empty_like(gate_up),
-                                       at::empty_like(down), at::empty_like(weights)};
-  for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
-    if (size == 0) {
-      result.gate_up_EFD.select(0, expert).zero_();
-      result.down_EDF.select(0, expert).zero_();
-      return;
-    }
-    BackwardGroup(of).run(expert, begin, size, hidden.const_data_ptr<BFloat16>(), d_out.const_data_ptr<BFloat16>(),
-                          weights.const_data_ptr<float>(), gate_up_AF.const_data_ptr<BFloat16>(), result);
+  const ExpertRowsGradients result = {at::empty({offsets.back(), gate_up.size(2)}, hidden.options()), at::empty_like(gate_up),
+                                      at::empty_like(down), at::empty_like(weights)};
+  for_tile_type(hidden.scalar_type(), [&](auto number) {
+    using Value = decltype(number);
+    const Expert<Value> of(gate_up, down, tokens);
+    for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
+      if (size == 0) {
+        result.gate_up_EFD.select(0, expert).zero_();
+        result.down_EDF.select(0, expert).zero_();
+        return;
+      }
+      BackwardGroup<Value>(of).run(expert, begin, size, hidden.const_data_ptr<Value>(), d_out.const_data_ptr<Value>(),
+                                   weights.const_data_ptr<float>(), gate_up_AF.const_data_ptr<Value>(), result);
+    });
   });
   return result;
 }

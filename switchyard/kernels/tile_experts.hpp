@@ -9,7 +9,7 @@
 
 namespace switchyard {
 
-/// bf16 on a processor with tile products, both widths even.
+/// bf16 or fp32 on a processor with tile products of them; in bf16 both widths are even.
 [[nodiscard]] bool has_tile_experts(const at::Tensor& hidden_TD, const at::Tensor& down_EDF);
 
 /// As expert_rows() and expert_rows_backward(); gate_up is [A, 2F].

@@ -8,7 +8,7 @@
 
 namespace switchyard {
 
-/// bf16 on a processor with tile products.
+/// bf16 or fp32 on a processor with tile products of them.
 [[nodiscard]] bool has_tile_outer(const at::Tensor& rows_CD);
 
 /// Uninitialised, for add_tile_outer(): fp32 [D, V] whose rows lie apart as the processor's caches like it.
@@ -17,7 +17,7 @@ namespace switchyard {
 /// sum_DV = or += rows_CD^T * values_CV, in fp32; the same bits for any number of threads.
 void add_tile_outer(const at::Tensor& sum_DV, const at::Tensor& rows_CD, const at::Tensor& values_CV, TileSum sum);
 
-/// factor * sum_DV, transposed and rounded to bf16: [V, D]
-[[nodiscard]] at::Tensor scaled_transpose(const at::Tensor& sum_DV, double factor);
+/// factor * sum_DV, transposed and rounded to bf16 or left in fp32: [V, D]
+[[nodiscard]] at::Tensor scaled_transpose(const at::Tensor& sum_DV, double factor, at::ScalarType type);
 
 }  // namespace switchyard

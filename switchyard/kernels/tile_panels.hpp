@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "switchyard/kernels/layout_ops.hpp"
 #include "switchyard/kernels/tile_product.hpp"
 
 namespace switchyard {
@@ -17,41 +19,80 @@ inline constexpr int64_t kRowUnit = 32;
 // Numbers from the end of a row to the next, no power of two either: of bf16, of fp32.
 inline constexpr int64_t kPad = 32, kPadFloats = 16;
 
-/// A right-hand matrix in panels of kPanelColumns columns, each a PairedMatrix. The number of rows is even.
+/// A right-hand matrix in panels of kPanelColumns columns. In bf16 the number of rows is even.
+template <typename Value>
 class Panels {
  public:
   /// Numbers of memory that a matrix takes.
   [[nodiscard]] static int64_t numbers(int64_t rows, int64_t columns) {
     return (columns + kPanelColumns - 1) / kPanelColumns * kPanelLeading * rows;
   }
-  Panels(c10::BFloat16* memory, int64_t rows, int64_t columns) : memory_(memory), rows_(rows), columns_(columns) {}
+  Panels(Value* memory, int64_t rows, int64_t columns) : memory_(memory), rows_(rows), columns_(columns) {}
 
   [[nodiscard]] int64_t rows() const { return rows_; }
   [[nodiscard]] int64_t columns() const { return columns_; }
 
-  /// Becomes `given` [up to rows, columns]; rows that are missing are zero.
-  void take(const Matrix<const c10::BFloat16>& given) const;
+  /// Becomes `given` [up to rows, columns]; rows that are missing are zero. May refer to `given` from then on.
+  void take(const Matrix<const Value>& given) {
+    if (can_stay(given)) {
+      from_ = given.data;
+      step_ = kPanelColumns;
+      leading_ = given.leading;
+      return;
+    }
+    lay_out([&](int64_t column, const RightMatrix<Value>& panel) {
+      layout_ops<Value>().as_right({given.data + column, given.rows, panel.columns, given.leading}, panel);
+    });
+  }
   /// Becomes the transpose of `given` [columns, rows].
-  void take_transposed(const Matrix<const c10::BFloat16>& given) const;
+  void take_transposed(const Matrix<const Value>& given) {
+    lay_out([&](int64_t column, const RightMatrix<Value>& panel) {
+      layout_ops<Value>().transpose_as_right(
+          {given.data + column * given.leading, panel.columns, given.columns, given.leading}, panel);
+    });
+  }
 
   /// body(first column, panel)
   template <typename Body>
   void for_each(const Body& body) const {
     for (int64_t column = 0; column < columns_; column += kPanelColumns) {
-      body(column, PairedMatrix{memory_ + column / kPanelColumns * kPanelLeading * rows_, rows_,
-                                std::min(kPanelColumns, columns_ - column), kPanelLeading});
+      body(column, RightMatrix<const Value>{from_ + column / kPanelColumns * step_, rows_,
+                                            std::min(kPanelColumns, columns_ - column), leading_});
     }
   }
 
  private:
-  c10::BFloat16* memory_;
+  // fp32 is read as it lies, unless rows are whole pages apart and fall on the same lines of the cache.
+  [[nodiscard]] bool can_stay(const Matrix<const Value>& given) const {
+    constexpr int64_t kPage = 4096 / sizeof(float);
+    return std::is_same_v<Value, float> && given.rows == rows_ && given.leading % kPage != 0;
+  }
+
+  template <typename Body>
+  void lay_out(const Body& body) {
+    from_ = memory_;
+    step_ = kPanelLeading * rows_;
+    leading_ = kPanelLeading;
+    for (int64_t column = 0; column < columns_; column += kPanelColumns) {
+      body(column, RightMatrix<Value>{memory_ + column / kPanelColumns * step_, rows_, std::min(kPanelColumns, columns_ - column),
+                                      leading_});
+    }
+  }
+
+  Value* memory_;
   int64_t rows_, columns_;
+  const Value* from_ = nullptr;  // of the first panel
+  int64_t step_ = 0;             // numbers from a panel to the next
+  int64_t leading_ = 0;
 };
 
-/// out = left * right, rounded. left may have more rows than out, so that few sizes occur: ATen generates code for each.
-void multiply(const Matrix<const c10::BFloat16>& left, const Panels& right, const Matrix<c10::BFloat16>& out);
+/// out = left * right, in fp32 rounded to bf16. left may have more rows than out, so that few sizes occur: ATen generates code for
+/// each.
+void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<c10::BFloat16>& out);
+void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out);
 
 /// out = left * right, or out += left * right, in fp32. right may have more rows than take part: left.columns do.
-void multiply(const Matrix<const c10::BFloat16>& left, const Panels& right, const Matrix<float>& out, TileSum sum);
+void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<float>& out, TileSum sum);
+void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out, TileSum sum);
 
 }  // namespace switchyard

@@ -11,14 +11,20 @@ using c10::BFloat16;
 
 namespace {
 
-// What brgemm can do depends on the processor, on how PyTorch was built and on ONEDNN_MAX_CPU_ISA, and only a call tells: where it
-// cannot, it throws.
-bool multiplies_pairs() {
-  const std::array<BFloat16, 2> left = {1, 2};              // 1 x 2
-  const std::array<BFloat16, 4> right_pairs = {3, 5, 4, 6};  // rows (3, 4) and (5, 6)
+template <typename Value>
+void multiply_tile(const Matrix<const Value>& left, const RightMatrix<const Value>& right, const Matrix<float>& out, TileSum sum) {
+  at::native::cpublas::brgemm(out.rows, out.columns, left.columns, left.leading, right.leading, out.leading, sum == TileSum::Add,
+                              left.data, right.data, out.data);
+}
+
+// Whether (1, 2) times `right`, rows (3, 4) and (5, 6), comes out right. What brgemm can do depends on the processor, on how PyTorch
+// was built and on ONEDNN_MAX_CPU_ISA, and only a call tells: where it cannot, it throws.
+template <typename Value>
+bool multiplies(std::array<Value, 4> right) {
+  const std::array<Value, 2> left = {1, 2};
   std::array<float, 2> out = {0, 0};
   try {
-    at::native::cpublas::brgemm(1, 2, 2, 2, 2, 2, /*add_C=*/false, left.data(), right_pairs.data(), out.data());
+    multiply_tile<Value>({left.data(), 1, 2, 2}, {right.data(), 2, 2, 2}, {out.data(), 1, 2, 2}, TileSum::Overwrite);
     at::native::cpublas::brgemm_release();
   } catch (const std::exception&) {
     return false;
@@ -28,16 +34,21 @@ bool multiplies_pairs() {
 
 }  // namespace
 
-bool has_tile_products() {
-  static const bool has = multiplies_pairs();
-  return has;
+bool has_tile_products(c10::ScalarType type) {
+  static const bool pairs = multiplies<BFloat16>({3, 5, 4, 6});
+  static const bool wide = multiplies<float>({3, 4, 5, 6});
+  return (type == c10::kBFloat16 && pairs) || (type == c10::kFloat && wide);
 }
 
 TileProducts::~TileProducts() { at::native::cpublas::brgemm_release(); }
 
-void tile_product(const Matrix<const BFloat16>& left, const PairedMatrix& right, const Matrix<float>& out, TileSum sum) {
-  at::native::cpublas::brgemm(out.rows, out.columns, left.columns, left.leading, right.leading, out.leading, sum == TileSum::Add,
-                              left.data, right.data, out.data);
+void tile_product(const Matrix<const BFloat16>& left, const RightMatrix<const BFloat16>& right, const Matrix<float>& out,
+                  TileSum sum) {
+  multiply_tile<BFloat16>(left, right, out, sum);
+}
+
+void tile_product(const Matrix<const float>& left, const RightMatrix<const float>& right, const Matrix<float>& out, TileSum sum) {
+  multiply_tile<float>(left, right, out, sum);
 }
 
 }  // namespace switchyard

@@ -5,6 +5,7 @@
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -12,11 +13,12 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/block_attention.hpp"
 #include "switchyard/kernels/tile_attention.hpp"
+#include "switchyard/kernels/tile_product.hpp"
 
 namespace switchyard {
 namespace {
 
-using testing::expect_close_in_bfloat16;
+using testing::expect_close_in;
 using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
@@ -49,41 +51,61 @@ TEST(CausalAttention, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
-// By tiles where the processor has them, by blocks everywhere: 64 and 65 positions end on and behind a tile's border, 2,000 take
-// fewer rows to a block, groups of 3 heads make odd blocks, 70 heads more rows than one has.
-TEST(CausalAttention, IsCloseInBfloat16) {
-  for (const Sizes& s : {Sizes{1, 1, 1, 1, 2}, {2, 3, 7, 2, 4}, {1, 2, 64, 1, 16}, {2, 1, 65, 1, 32}, {2, 2, 300, 3, 64},
-                         {1, 1, 2000, 2, 8}, {1, 1, 9, 70, 6}, {1, 2, 33, 1, 5}}) {
-    SCOPED_TRACE(::testing::Message() << s.positions << " positions, group " << s.group << ", width " << s.width);
+// 64 and 65 positions end on and behind a tile's border, 2,000 take fewer rows to a block, groups of 3 heads make odd blocks, 70
+// heads more rows than one has.
+constexpr std::array<Sizes, 8> kTileSizes = {{{1, 1, 1, 1, 2}, {2, 3, 7, 2, 4}, {1, 2, 64, 1, 16}, {2, 1, 65, 1, 32},
+                                              {2, 2, 300, 3, 64}, {1, 1, 2000, 2, 8}, {1, 1, 9, 70, 6}, {1, 2, 33, 1, 5}}};
+
+// By tiles where the processor has them, by blocks everywhere.
+void expect_close_attention(at::ScalarType type, double by_tiles, double by_blocks) {
+  for (const Sizes& s : kTileSizes) {
+    SCOPED_TRACE(::testing::Message() << type << ", " << s.positions << " positions, group " << s.group << ", width " << s.width);
     std::vector<at::Tensor> heads = random_heads(s);
     heads[0].div_(std::sqrt(static_cast<double>(s.width)));
     const auto reference = [](const auto& in) { return causal_attention_reference({in[0], in[1], in[2]}); };
-    constexpr double kByBlocks = 0.02;  // which round their scores
-    const bool by_tiles = has_tile_attention({heads[0].to(at::kBFloat16), heads[1], heads[2]});
-    const double tolerance = by_tiles ? 0.01 : kByBlocks;
-    expect_close_in_bfloat16([](const auto& in) { return causal_attention({in[0], in[1], in[2]}); }, reference, heads, tolerance);
-    expect_close_in_bfloat16([](const auto& in) { return block_attention({in[0], in[1], in[2]}); }, reference, heads, kByBlocks);
+    const double tolerance = has_tile_attention({heads[0].to(type), heads[1], heads[2]}) ? by_tiles : by_blocks;
+    expect_close_in(type, [](const auto& in) { return causal_attention({in[0], in[1], in[2]}); }, reference, heads, tolerance);
+    expect_close_in(type, [](const auto& in) { return block_attention({in[0], in[1], in[2]}); }, reference, heads, by_blocks);
+  }
+}
+
+// Blocks round their scores.
+TEST(CausalAttention, IsCloseInBfloat16) { expect_close_attention(at::kBFloat16, 0.01, 0.02); }
+TEST(CausalAttention, IsCloseInFloat32) { expect_close_attention(at::kFloat, 2e-6, 2e-6); }
+
+// Odd widths cannot be paired; fp32 need not be.
+TEST(CausalAttention, GoesByTilesWhereTheyAre) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    for (const int64_t width : {4, 5}) {
+      const std::vector<at::Tensor> in = random_heads({1, 1, 3, 1, width}, type);
+      const bool expected = has_tile_products(type) && (type == at::kFloat || width == 4);
+      EXPECT_EQ(has_tile_attention({in[0], in[1], in[2]}), expected) << type << " " << width;
+    }
   }
 }
 
 TEST(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
-  const std::vector<at::Tensor> in = random_heads({2, 2, 130, 2, 32}, at::kBFloat16);
-  if (!has_tile_attention({in[0], in[1], in[2]})) return;  // ATen's products are not asked for equal bits
-  const int threads = at::get_num_threads();
-  at::set_num_threads(3);
-  const at::Tensor together = causal_attention({in[0], in[1], in[2]});
-  at::set_num_threads(1);
-  const at::Tensor alone = causal_attention({in[0], in[1], in[2]});
-  at::set_num_threads(threads);
-  EXPECT_TRUE(at::equal(together, alone));
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    const std::vector<at::Tensor> in = random_heads({2, 2, 130, 2, 32}, type);
+    if (!has_tile_attention({in[0], in[1], in[2]})) continue;  // ATen's products are not asked for equal bits
+    const int threads = at::get_num_threads();
+    at::set_num_threads(3);
+    const at::Tensor together = causal_attention({in[0], in[1], in[2]});
+    at::set_num_threads(1);
+    const at::Tensor alone = causal_attention({in[0], in[1], in[2]});
+    at::set_num_threads(threads);
+    EXPECT_TRUE(at::equal(together, alone)) << type;
+  }
 }
 
-TEST(CausalAttention, NanStaysVisibleInBfloat16) {
-  const std::vector<at::Tensor> in = random_heads({1, 1, 70, 1, 8}, at::kBFloat16);
-  in[1].select(2, 40).fill_(std::numeric_limits<float>::quiet_NaN());
-  const at::Tensor out = causal_attention({in[0], in[1], in[2]});
-  EXPECT_FALSE(out.narrow(0, 0, 40).isnan().any().item<bool>());
-  EXPECT_TRUE(out.narrow(0, 40, 30).isnan().all().item<bool>());
+TEST(CausalAttention, NanStaysVisible) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    const std::vector<at::Tensor> in = random_heads({1, 1, 70, 1, 8}, type);
+    in[1].select(2, 40).fill_(std::numeric_limits<float>::quiet_NaN());
+    const at::Tensor out = causal_attention({in[0], in[1], in[2]});
+    EXPECT_FALSE(out.narrow(0, 0, 40).isnan().any().item<bool>()) << type;
+    EXPECT_TRUE(out.narrow(0, 40, 30).isnan().all().item<bool>()) << type;
+  }
 }
 
 TEST(CausalAttention, DoesNotSeeTheFuture) {

@@ -49,17 +49,17 @@ void expect_same_function(const TensorFunction& tested, const TensorFunction& re
   }
 }
 
-void expect_close_in_bfloat16(const TensorFunction& tested, const TensorFunction& reference,
-                              const std::vector<at::Tensor>& inputs, double tolerance) {
+void expect_close_in(at::ScalarType type, const TensorFunction& tested, const TensorFunction& reference,
+                     const std::vector<at::Tensor>& inputs, double tolerance) {
   std::vector<at::Tensor> narrow, wide;
   for (const at::Tensor& input : inputs) {
-    narrow.push_back(input.to(at::kBFloat16));
+    narrow.push_back(input.to(type));
     wide.push_back(narrow.back().to(at::kDouble));
   }
   const Differentiated ours = differentiate(tested, narrow);
   const Differentiated theirs = differentiate(reference, wide);
   const auto expect_close = [&](const at::Tensor& left, const at::Tensor& right, const std::string& what) {
-    EXPECT_EQ(left.scalar_type(), at::kBFloat16) << what;
+    EXPECT_EQ(left.scalar_type(), type) << what;
     EXPECT_LE(max_difference(left, right), tolerance * right.abs().max().item<double>()) << what;
   };
   expect_close(ours.value, theirs.value, "value");

@@ -23,10 +23,10 @@ using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>&)>
 void expect_same_function(const TensorFunction& tested, const TensorFunction& reference,
                           const std::vector<at::Tensor>& inputs, double tolerance);
 
-/// A function of bf16 numbers against its reference in double on the same numbers: value and gradients differ by at most
-/// `tolerance` times the largest of them.
-void expect_close_in_bfloat16(const TensorFunction& tested, const TensorFunction& reference,
-                              const std::vector<at::Tensor>& inputs, double tolerance);
+/// A function of numbers of a type, bf16 or fp32, against its reference in double on the same numbers: value and gradients
+/// differ by at most `tolerance` times the largest of them.
+void expect_close_in(at::ScalarType type, const TensorFunction& tested, const TensorFunction& reference,
+                     const std::vector<at::Tensor>& inputs, double tolerance);
 
 /// The gradients of a function to a scalar agree with central differences, at up to `samples` elements of each input.
 void expect_gradient(const TensorFunction& function, const std::vector<at::Tensor>& inputs, double tolerance,

@@ -14,7 +14,7 @@
 namespace switchyard {
 namespace {
 
-using testing::expect_close_in_bfloat16;
+using testing::expect_close_in;
 using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
@@ -80,23 +80,28 @@ TEST(LinearCrossEntropy, StaysFiniteForLargeLogits) {
   EXPECT_EQ(linear_cross_entropy(hidden, head, at::tensor({1}, at::kLong), kIgnored).item<double>(), 2000.0);
 }
 
-// The head's gradient is summed by tiles where the processor has them: one token, odd sizes, several chunks and panels, gaps.
-TEST(LinearCrossEntropy, IsCloseInBfloat16) {
+// The head's gradient is summed by tiles where the processor has them: one token, odd sizes, several chunks and panels, gaps, rows
+// of logits that are whole pages.
+void expect_close_losses(at::ScalarType type, double tolerance) {
   for (const auto& [tokens, width, vocabulary, ignored_every] :
-       {std::array<int64_t, 4>{1, 2, 3, 0}, {65, 16, 50, 0}, {33, 5, 7, 2}, {1100, 34, 300, 3}, {513, 136, 260, 0}}) {
-    SCOPED_TRACE(::testing::Message() << tokens << " tokens, width " << width << ", vocabulary " << vocabulary);
+       {std::array<int64_t, 4>{1, 2, 3, 0}, {65, 16, 50, 0}, {33, 5, 7, 2}, {1100, 34, 300, 3}, {513, 136, 260, 0}, {544, 8, 1024, 0}}) {
+    SCOPED_TRACE(::testing::Message() << type << ", " << tokens << " tokens, width " << width << ", vocabulary " << vocabulary);
     const at::Tensor targets = random_targets(tokens, vocabulary, ignored_every);
     std::vector<at::Tensor> in = {random_tensor({tokens, width}, 1), random_tensor({vocabulary, width}, 2)};
     in[1].div_(std::sqrt(static_cast<double>(width)));
-    expect_close_in_bfloat16(
+    expect_close_in(
+        type,
         [&](const auto& given) {
           const at::Tensor loss = linear_cross_entropy(given[0], given[1], targets, kIgnored);
           EXPECT_EQ(loss.scalar_type(), at::kFloat);
-          return loss.to(at::kBFloat16);
+          return loss.to(type);
         },
-        [&](const auto& given) { return linear_cross_entropy_reference(given[0], given[1], targets, kIgnored); }, in, 0.02);
+        [&](const auto& given) { return linear_cross_entropy_reference(given[0], given[1], targets, kIgnored); }, in, tolerance);
   }
 }
+
+TEST(LinearCrossEntropy, IsCloseInBfloat16) { expect_close_losses(at::kBFloat16, 0.02); }
+TEST(LinearCrossEntropy, IsCloseInFloat32) { expect_close_losses(at::kFloat, 4e-6); }
 
 TEST(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
   const at::Tensor hidden = random_tensor({2, 3}, 1);

@@ -20,7 +20,7 @@
 namespace switchyard {
 namespace {
 
-using testing::expect_close_in_bfloat16;
+using testing::expect_close_in;
 using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
@@ -86,11 +86,12 @@ TEST(GroupedExperts, EqualsItsReferenceForAnyRouting) {
   }));
 }
 
-// By tiles where the processor has them and both widths are even, by ATen's products otherwise (width 5). Groups of none and one
-// slot, of a unit of rows and one more, beyond one chunk; widths beyond one panel and no multiple of a tile.
-TEST(GroupedExperts, IsCloseInBfloat16) {
-  for (const auto& [width, expert_width] : {std::pair<int64_t, int64_t>{2, 2}, {32, 16}, {5, 7}, {70, 38}, {150, 136}}) {
-    SCOPED_TRACE(::testing::Message() << "width " << width << ", expert width " << expert_width);
+// By tiles where the processor has them (bf16: and both widths are even), by ATen's products otherwise. Groups of none and one
+// slot, of a unit of rows and one more, beyond one chunk; widths beyond one panel, no multiple of a tile, and of 1,024, whose rows
+// fp32 panels do not leave where they are.
+void expect_close_experts(at::ScalarType type, double tolerance) {
+  for (const auto& [width, expert_width] : {std::pair<int64_t, int64_t>{2, 2}, {32, 16}, {5, 7}, {70, 38}, {150, 136}, {1024, 8}}) {
+    SCOPED_TRACE(::testing::Message() << type << ", width " << width << ", expert width " << expert_width);
     Case c{300, width, expert_width, {}, {0, 1, 32, 33, 300, 0, 7}};
     for (const int64_t size : c.expert_size) {
       for (int64_t i = 0; i < size; ++i) c.tokens.push_back((7 * i + size) % 300);
@@ -102,10 +103,13 @@ TEST(GroupedExperts, IsCloseInBfloat16) {
       const at::ScalarType wide = wide_type(given[0].scalar_type());
       return function(given[0], given[1], given[2], ExpertSlots{token_A, given[3].to(wide), offsets_E});
     };
-    expect_close_in_bfloat16([&](const auto& given) { return run(grouped_experts, given); },
-                             [&](const auto& given) { return run(grouped_experts_reference, given); }, in, 0.015);
+    expect_close_in(type, [&](const auto& given) { return run(grouped_experts, given); },
+                    [&](const auto& given) { return run(grouped_experts_reference, given); }, in, tolerance);
   }
 }
+
+TEST(GroupedExperts, IsCloseInBfloat16) { expect_close_experts(at::kBFloat16, 0.015); }
+TEST(GroupedExperts, IsCloseInFloat32) { expect_close_experts(at::kFloat, 2e-6); }
 
 // Costs are the slots and 32 where a group has any, else 1: 42, 132, 1, 52, 232 -> 232 and 132 first, then 52 and 42 beside the 132.
 TEST(DealGroups, GivesTheLargestFirstToTheTaskThatHasLeast) {
