@@ -53,12 +53,14 @@ double bytes_of(at::ScalarType type) { return static_cast<double>(c10::elementSi
 // Per second of wall time: the best of some repeats.
 Work measure_limits(at::ScalarType type) {
   const auto best = [](const auto& run) {
-    double seconds = 1e9;
-    run();
-    for (int repeat = 0; repeat < 20; ++repeat) {
+    constexpr double kPatience = 2.0;  // seconds; a processor that cannot multiply bf16 takes half a minute for one product
+    double seconds = 1e9, all = 0.0;
+    for (int repeat = 0; repeat < 20 && all < kPatience; ++repeat) {
       const auto begin = std::chrono::steady_clock::now();
       run();
-      seconds = std::min(seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+      const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      seconds = std::min(seconds, took);
+      all += took;
     }
     return seconds;
   };
