@@ -213,11 +213,12 @@ int64_t fingerprint(const at::Tensor& kept) {
 // Ranks of which one lost its history would train towards different losses, without a word. What no loss reads may differ. As
 // many facts whatever the settings, for they travel before anybody knows whether those agree.
 std::vector<AgreedFact> facts_of(const BalanceConfig& config, const BalanceState& state) {
+  constexpr size_t kMostTensors = 3;
   std::vector<AgreedFact> facts;
   for (const NamedState& read : state_read_by(config, state)) {
     facts.push_back({join_text("(hash, 0 is none) as ", read.name, " of the balance state"), fingerprint(read.kept_LE)});
   }
-  facts.resize(3);
+  facts.resize(kMostTensors);
   return facts;
 }
 

@@ -6,7 +6,6 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <type_traits>
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
@@ -18,9 +17,6 @@ namespace switchyard {
 namespace {
 
 using c10::BFloat16;
-
-template <typename Value>
-constexpr bool kStaysWide = std::is_same_v<Value, float>;
 
 // Letters as in kernels/rope.hpp. A row is a (position, query head) pair of one key head.
 struct Sizes {

@@ -4,7 +4,6 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
-#include <type_traits>
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
@@ -100,17 +99,21 @@ class BackwardGroup {
  public:
   explicit BackwardGroup(const Expert<Value>& of)
       : of_(of),
-        numbers_(Panels<Value>::numbers(width_, inner_) + Panels<Value>::numbers(2 * inner_, width_) + Panels<Value>::numbers(kChunk, width_) +
-                Panels<Value>::numbers(kChunk, inner_) + 2 * Rows<Value>::numbers(width_) + 2 * Rows<Value>::numbers(inner_) +
-                Rows<Value>::numbers(2 * inner_) + (width_ + 2 * inner_) * kColumns),
-        floats_(3 * inner_ * width_ + 2 * inner_ * kPadFloats + width_ * kPadFloats) {}
+        numbers_(Panels<Value>::numbers(width_, inner_) + Panels<Value>::numbers(2 * inner_, width_) +
+                 Panels<Value>::numbers(kChunk, width_) + Panels<Value>::numbers(kChunk, inner_) + 2 * Rows<Value>::numbers(width_) +
+                 2 * Rows<Value>::numbers(inner_) + Rows<Value>::numbers(2 * inner_) + (width_ + 2 * inner_) * kColumns),
+        floats_(kStaysWide<Value> ? 0 : 2 * inner_ * (width_ + kPadFloats) + width_ * (inner_ + kPadFloats)) {
+    if constexpr (kStaysWide<Value>) return;  // take_sums()
+    gate_up_sum_ = {floats_.take(2 * inner_ * (width_ + kPadFloats)), 2 * inner_, width_, width_ + kPadFloats};
+    down_sum_ = {floats_.take(width_ * (inner_ + kPadFloats)), width_, inner_, inner_ + kPadFloats};
+  }
 
   void run(int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, const Value* d_out_TD, const float* weight_A,
            const Value* gate_up_AF, const ExpertRowsGradients& to) {
     const TileProducts products;
     down_.take(of_.down_of(expert));
     gate_up_.take(of_.gate_up_of(expert));
-    if constexpr (kStaysWide) take_sums(expert, to);
+    if constexpr (kStaysWide<Value>) take_sums(expert, to);
     TileSum sum = TileSum::Overwrite;
     for_each_chunk(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
       hidden_.gather(hidden_TD, of_.tokens + slot, count);
@@ -127,12 +130,11 @@ class BackwardGroup {
       add_weight_gradients(filled, sum);
       sum = TileSum::Add;
     });
-    if constexpr (!kStaysWide) store(expert, to);
+    if constexpr (!kStaysWide<Value>) store(expert, to);
   }
 
  private:
   static constexpr int64_t kColumns = kChunk + kPad;
-  static constexpr bool kStaysWide = std::is_same_v<Value, float>;
 
   // fp32 sums are the gradients themselves.
   void take_sums(int64_t expert, const ExpertRowsGradients& to) {
@@ -175,8 +177,7 @@ class BackwardGroup {
   Rows<Value> d_gate_up_{numbers_, 2 * inner_};
   Value* d_gate_up_t_ = numbers_.take(2 * inner_ * kColumns);
   Value* d_out_t_ = numbers_.take(width_ * kColumns);
-  Matrix<float> gate_up_sum_{floats_.take(2 * inner_ * (width_ + kPadFloats)), 2 * inner_, width_, width_ + kPadFloats};
-  Matrix<float> down_sum_{floats_.take(width_ * (inner_ + kPadFloats)), width_, inner_, inner_ + kPadFloats};
+  Matrix<float> gate_up_sum_{}, down_sum_{};
 };
 
 }  // namespace

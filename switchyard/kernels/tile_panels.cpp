@@ -17,7 +17,7 @@ void multiply_rows(const Matrix<const Value>& left, const Panels<Value>& right, 
     const int64_t stored = std::min(rows, out.rows - begin);
     const Matrix<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
     right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
-      if constexpr (std::is_same_v<Value, float>) {
+      if constexpr (kStaysWide<Value>) {
         if (stored == rows) {
           tile_product(block, panel, {out.data + begin * out.leading + column, rows, panel.columns, out.leading}, TileSum::Overwrite);
           return;

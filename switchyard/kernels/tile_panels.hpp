@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "switchyard/kernels/layout_ops.hpp"
 #include "switchyard/kernels/tile_product.hpp"
@@ -65,7 +64,7 @@ class Panels {
   // fp32 is read as it lies, unless rows are whole pages apart and fall on the same lines of the cache.
   [[nodiscard]] bool can_stay(const Matrix<const Value>& given) const {
     constexpr int64_t kPage = 4096 / sizeof(float);
-    return std::is_same_v<Value, float> && given.rows == rows_ && given.leading % kPage != 0;
+    return kStaysWide<Value> && given.rows == rows_ && given.leading % kPage != 0;
   }
 
   template <typename Body>

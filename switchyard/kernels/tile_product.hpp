@@ -19,6 +19,10 @@ auto for_tile_type(c10::ScalarType type, const Body& body) {
   return type == c10::ScalarType::Float ? body(0.0F) : body(c10::BFloat16(0.0F));
 }
 
+/// fp32 numbers go into the next product as the last one left them; others are rounded on their way.
+template <typename Value>
+inline constexpr bool kStaysWide = std::is_same_v<Value, float>;
+
 /// A row-major matrix; leading: numbers from one row to the next. Leading dimensions that are large powers of two are slow: their
 /// rows fall on the same lines of the cache.
 template <typename Value>

@@ -15,6 +15,8 @@
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
+#include "switchyard/kernels/tile_experts.hpp"
+#include "switchyard/kernels/tile_product.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -105,6 +107,16 @@ void expect_close_experts(at::ScalarType type, double tolerance) {
     };
     expect_close_in(type, [&](const auto& given) { return run(grouped_experts, given); },
                     [&](const auto& given) { return run(grouped_experts_reference, given); }, in, tolerance);
+  }
+}
+
+// Odd widths cannot be paired; fp32 ones need not be.
+TEST(GroupedExperts, GoByTilesWhereTheyAre) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    for (const int64_t width : {4, 5}) {
+      const std::vector<at::Tensor> in = random_inputs({1, width, 2, {0}, {1}}, type);
+      EXPECT_EQ(has_tile_experts(in[0], in[2]), has_tile_products(type) && (type == at::kFloat || width == 4)) << type << " " << width;
+    }
   }
 }
 

@@ -159,6 +159,7 @@ TYPED_TEST(Tiles, OuterProductsSumToTheSameBitsOnAnyNumberOfThreads) {
     return tensor;
   };
   const at::Tensor rows = chunk(kWidth), values = chunk(kColumns);
+  EXPECT_TRUE(has_tile_outer(rows));
   const auto sum_twice = [&] {
     const at::Tensor sum = make_outer_sum(kWidth, kColumns);
     add_tile_outer(sum, rows, values, TileSum::Overwrite);
