@@ -5,6 +5,7 @@
 
 #include "switchyard/cli/testbed_text.hpp"
 #include "switchyard/cli/verbs.hpp"
+#include "switchyard/comm/launch.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/text.hpp"
@@ -87,6 +88,9 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const T
 }
 
 int run(const TestbedArguments& arguments, Session& session) {
+  // Its runs would take what the launcher left in the environment for their own: all the same rank, of which MPI lets one start.
+  SWITCHYARD_CHECK(!started_by_mpi(), UsageError, "testbed was itself started by mpirun or srun; start it without them: it starts "
+                   "its runs itself, as many at a time as there are cores");
   const TestbedConfig config = read_testbed_config(arguments.config, arguments.overrides);
   RunnerOptions options;
   options.folder = arguments.out.empty() ? fs::path("runs") / config.name : fs::path(arguments.out);

@@ -63,8 +63,8 @@ class Panels {
  private:
   // fp32 is read as it lies, unless rows are whole pages apart and fall on the same lines of the cache.
   [[nodiscard]] bool can_stay(const Matrix<const Value>& given) const {
-    constexpr int64_t kPage = 4096 / sizeof(float);
-    return kStaysWide<Value> && given.rows == rows_ && given.leading % kPage != 0;
+    constexpr int64_t kNumbersOfPage = 4096 / sizeof(float);
+    return kStaysWide<Value> && given.rows == rows_ && given.leading % kNumbersOfPage != 0;
   }
 
   template <typename Body>

@@ -95,10 +95,17 @@ const std::vector<RunMetric>& all_metrics() {
       {"dead_experts", "Dead experts", "a layer, global", 1, of_global_load<&LoadMetrics::dead_experts>},
       {"information", "I", "nats", 3, mean_over_layers<&LayerEvaluation::information>},
       {"information_null", "I, null", "labels permuted over documents", 3, mean_over_layers<&LayerEvaluation::information_null>},
+      {"information_ceiling", "I, ceiling", "attainable, nats", 3, mean_over_layers<&LayerEvaluation::information_ceiling>},
       {"specialization_first_choice", "S, first choice", "0 null, 1 attainable", 3,
        mean_over_layers<&LayerEvaluation::specialization_first_choice>},
+      {"information_first_choice", "I, first choice", "nats", 3, mean_over_layers<&LayerEvaluation::information_first_choice>},
+      {"information_first_choice_null", "I, first choice, null", "labels permuted over documents", 3,
+       mean_over_layers<&LayerEvaluation::information_first_choice_null>},
+      {"information_first_choice_ceiling", "I, first choice, ceiling", "attainable, nats", 3,
+       mean_over_layers<&LayerEvaluation::information_first_choice_ceiling>},
       {"purity_null", "Purity, null", "labels permuted over documents", 3, mean_over_layers<&LayerEvaluation::purity_null>},
       {"purity_ceiling", "Purity, ceiling", "attainable", 3, mean_over_layers<&LayerEvaluation::purity_ceiling>},
+      {"agreement_floor", "Agreement, floor", "domain unknown", 3, mean_over_layers<&LayerEvaluation::agreement_floor>},
       {"utilization", "Utilisation", "global", 3, of_global_load<&LoadMetrics::utilization>},
       {"utilization_micro_batch", "Utilisation", "micro-batch", 3, of_micro_batch_load<&LoadMetrics::utilization>},
       {"entropy", "Load entropy", "global, nats", 3, of_global_load<&LoadMetrics::entropy>},
@@ -126,8 +133,9 @@ const std::vector<RunMetric>& summary_metrics() {
 
 const std::vector<RunMetric>& further_metrics() {
   static const std::vector<RunMetric> metrics =
-      pick({"information", "information_null", "specialization_first_choice", "purity_null", "purity_ceiling", "utilization",
-            "utilization_micro_batch", "entropy", "variation", "margin", "speed"});
+      pick({"information", "information_null", "information_ceiling", "specialization_first_choice", "information_first_choice",
+            "information_first_choice_null", "information_first_choice_ceiling", "purity_null", "purity_ceiling", "agreement_floor",
+            "utilization", "utilization_micro_batch", "entropy", "variation", "margin", "speed"});
   return metrics;
 }
 

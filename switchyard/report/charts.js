@@ -82,7 +82,10 @@
   }
 
   function meanTable(tables) {
-    return tables[0].map((row, i) => row.map((_, j) => tables.reduce((sum, table) => sum + table[i][j], 0) / tables.length));
+    // A layer without the number leaves the mean without one: null would count as 0, which means "the same experts".
+    const mean = (i, j) => tables.some((table) => table[i][j] === null) ? null :
+      tables.reduce((sum, table) => sum + table[i][j], 0) / tables.length;
+    return tables[0].map((row, i) => row.map((_, j) => mean(i, j)));
   }
 
   function setUpDistance(group, figure) {

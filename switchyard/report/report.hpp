@@ -54,9 +54,9 @@ struct ReportSource {
 };
 
 /// Reads `config.toml` and `log.jsonl` of each run folder. A folder that holds `testbed.json` stands for the runs below it,
-/// and fills title, question, arms, baseline, notes and claims of the options where they are empty (study_file.hpp). Runs of
-/// a testbed that have no log yet are left out, and a note says which.
-/// @throws UsageError for a folder that is neither
+/// and adds its question, arms, notes and claims to the options; title and baseline are the first one's where they are empty
+/// (study_file.hpp). Claims of several testbeds name theirs. Runs of a testbed that have no log yet are left out, and a note says which.
+/// @throws UsageError for a folder that is neither, and for an arm of two kinds
 [[nodiscard]] ReportSource read_report_source(const std::vector<std::filesystem::path>& folders, ReportOptions options = {});
 
 /// read_report_source, build_report, and the file written whole or not at all.

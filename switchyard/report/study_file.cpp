@@ -51,36 +51,53 @@ StudyFile parse_study(const json& root) {
   return study;
 }
 
-// A run that is just being started has an empty log.
-bool has_log(const fs::path& folder) {
-  const fs::path log = folder / "log.jsonl";
-  return fs::is_regular_file(log) && fs::file_size(log) > 0;
-}
-
-RunInput read_run(const fs::path& folder, const std::string& name) {
-  RunInput run;
-  run.name = name;
-  run.log = read_run_log(folder / "log.jsonl");
+/// None for a run that was just being started, or killed then: its log has no start record.
+std::optional<RunInput> find_run(const fs::path& folder, const std::string& name) {
+  std::optional<RunLog> log = find_run_log(folder / "log.jsonl");
+  if (!log) return std::nullopt;
   const fs::path config = folder / "config.toml";
-  run.config_toml = fs::exists(config) ? read_file(config) : "# config.toml is missing in the run folder\n";
-  return run;
+  return RunInput{.name = name,
+                  .log = *std::move(log),
+                  .config_toml = fs::exists(config) ? read_file(config) : "# config.toml is missing in the run folder\n"};
 }
 
-void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const fs::path& folder) {
+/// Arms of several testbeds stand under their own kinds, in the order of the testbeds. One name is one arm.
+void add_arms(std::vector<ArmInfo>& arms, const StudyFile& study) {
+  for (const ArmInfo& arm : study.arms) {
+    const auto same = std::find_if(arms.begin(), arms.end(), [&](const ArmInfo& other) { return other.name == arm.name; });
+    if (same == arms.end()) {
+      arms.push_back(arm);
+      continue;
+    }
+    SWITCHYARD_CHECK(!arm.kind || !same->kind || *arm.kind == *same->kind, UsageError, "arm '", arm.name, "' is of kind ",
+                     to_string(*same->kind), " in one testbed and ", to_string(*arm.kind), " in '", study.name,
+                     "'; report them one by one, or rename it");
+  }
+}
+
+void add_claims(std::vector<ClaimInfo>& claims, const StudyFile& study, bool names_study) {
+  for (ClaimInfo claim : study.claims) {
+    if (names_study && !study.name.empty()) claim.text = study.name + ": " + claim.text;
+    claims.push_back(std::move(claim));
+  }
+}
+
+void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const fs::path& folder, size_t num_studies) {
   const StudyFile study = read_study_file(folder / kStudyFileName);
   ReportOptions& options = source.options;
-  const auto fill = [](auto& field, const auto& value) {
-    if (field.empty()) field = value;
-  };
   if (options.title == ReportOptions().title && !study.name.empty()) options.title = study.name;
-  fill(options.question, study.question);
-  fill(options.arms, study.arms);
-  options.notes.insert(options.notes.end(), study.notes.begin(), study.notes.end());
-  options.claims.insert(options.claims.end(), study.claims.begin(), study.claims.end());
+  if (options.question.find(study.question) == std::string::npos) {
+    options.question += (options.question.empty() ? "" : " ") + study.question;
+  }
+  add_arms(options.arms, study);
+  for (const std::string& note : study.notes) {
+    if (std::find(options.notes.begin(), options.notes.end(), note) == options.notes.end()) options.notes.push_back(note);
+  }
+  add_claims(options.claims, study, num_studies > 1);
   std::string missing;
   for (const StudyFileRun& run : study.runs) {
-    if (has_log(folder / run.folder)) {
-      source.runs.push_back(read_run(folder / run.folder, run.name));
+    if (std::optional<RunInput> found = find_run(folder / run.folder, run.name)) {
+      source.runs.push_back(*std::move(found));
       folder_of_run.push_back(folder / run.folder);
     } else {
       missing += (missing.empty() ? "" : ", ") + run.name;
@@ -88,7 +105,7 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
   }
   const bool has_baseline = std::any_of(source.runs.begin(), source.runs.end(),
                                         [&](const RunInput& run) { return run.log.start.arm == study.baseline; });
-  if (has_baseline) fill(options.baseline, study.baseline);
+  if (has_baseline && options.baseline.empty()) options.baseline = study.baseline;
   if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + missing + ".");
 }
 
@@ -123,13 +140,16 @@ ReportSource read_report_source(const std::vector<fs::path>& folders, ReportOpti
   ReportSource source;
   source.options = std::move(options);
   std::vector<fs::path> folder_of_run;
+  const auto num_studies = static_cast<size_t>(
+      std::count_if(folders.begin(), folders.end(), [](const fs::path& folder) { return fs::exists(folder / kStudyFileName); }));
   for (const fs::path& folder : folders) {
     if (fs::exists(folder / kStudyFileName)) {
-      add_study(source, folder_of_run, folder);
+      add_study(source, folder_of_run, folder, num_studies);
     } else {
-      SWITCHYARD_CHECK(has_log(folder), UsageError, "'", folder.string(), "' is neither a run folder (log.jsonl) nor a testbed folder (",
+      std::optional<RunInput> found = find_run(folder, folder_name(folder));
+      SWITCHYARD_CHECK(found, UsageError, "'", folder.string(), "' is neither a run folder (log.jsonl) nor a testbed folder (",
                        kStudyFileName, "); give folders that `switchyard train` or `switchyard testbed` wrote");
-      source.runs.push_back(read_run(folder, folder_name(folder)));
+      source.runs.push_back(*std::move(found));
       folder_of_run.push_back(folder);
     }
   }

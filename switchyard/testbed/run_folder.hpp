@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <vector>
 
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/testbed/config.hpp"
@@ -19,6 +20,11 @@ enum class FolderState {
 ///   execution.threads and checkpoint.* may differ; a resumed run keeps its own.
 /// @throws DataError when the folder holds something else, or a damaged log
 [[nodiscard]] FolderState inspect_run_folder(const std::filesystem::path& folder, const RunConfig& expected);
+
+/// All finished runs of a testbed saw the same data: what lies at their data.path now or, where nothing does any more, what the
+/// first of them saw. Unfinished ones are not looked at: resuming them does.
+/// @throws UsageError naming the run and what to do; DataError
+void check_same_data(const std::filesystem::path& folder, const std::vector<PlannedRun>& runs);
 
 /// The log of a finished run; none otherwise. @throws DataError
 [[nodiscard]] std::optional<RunLog> read_finished_log(const std::filesystem::path& folder);

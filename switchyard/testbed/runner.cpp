@@ -68,11 +68,12 @@ class Runner::Impl {
       states_.push_back(state);
       progress_.push_back(std::move(progress));
     }
+    check_same_data(options.folder, runs);
   }
 
   std::vector<RunProgress> run() {
-    const auto done = std::count(states_.begin(), states_.end(), FolderState::Done);
-    const ProcessPlan plan = plan_processes(options_.cores, static_cast<int64_t>(runs_.size()) - done, options_.jobs);
+    // As for all runs, not for those that are left: the number of threads is part of what a run computes.
+    const ProcessPlan plan = plan_processes(options_.cores, static_cast<int64_t>(runs_.size()), options_.jobs);
     bool told_to_stop = false;
     sink_.update(progress_, -1);
     while (true) {

@@ -123,7 +123,8 @@ std::vector<std::string> study_notes(const std::vector<PlannedRun>& runs) {
     if (!note.empty()) notes.push_back(note);
   }
   notes.push_back(
-      "Loss is listed, not ranked: a difference of .01 nats needs about 7 paired seeds, and its sign differed between settings.");
+      "Loss is listed, not ranked: a difference of .01 nats needs from 7 to 80 paired seeds, by setting, and its sign differed "
+      "between settings (docs/testbed.md).");
   return notes;
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_a_wrong_value_is_named(tmp_path):
     assert f"{config}:1" in error_of("train", config, code=2)
     config.write_text("")
     assert "--set stps=3" in error_of("train", config, "--set", "stps=3", code=2)
+
+
+def test_a_testbed_below_mpirun_is_refused(tmp_path):
+    """Its runs would each be the same rank to MPI, which lets only one of them start."""
+    config = Path(__file__).parents[2] / "configs" / "testbed" / "demo.toml"
+    done = subprocess.run([PROGRAM, "testbed", config, "--out", tmp_path / "out"], capture_output=True, text=True,
+                          env={**os.environ, "OMPI_COMM_WORLD_SIZE": "1"})
+    assert done.returncode == 2 and "started by mpirun or srun" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_data_set_leaves_no_folder(tmp_path):
@@ -117,8 +127,6 @@ def test_a_closed_pipe_is_a_failure():
 
 @pytest.mark.parametrize("folder", ["train", "testbed"])
 def test_every_configuration_that_is_shipped_can_be_read(folder, tmp_path):
-    from pathlib import Path
-
     configs = sorted((Path(__file__).parents[2] / "configs" / folder).glob("*.toml"))
     assert configs
     for config in configs:

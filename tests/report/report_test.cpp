@@ -11,6 +11,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/measure/run_log.hpp"
+#include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/assets.hpp"
 #include "switchyard/report/chart_data.hpp"
 #include "switchyard/report/study_file.hpp"
@@ -172,6 +173,56 @@ TEST(WriteReport, ReadsRunFoldersAndATestbed) {
   EXPECT_THAT(source.options.notes, ::testing::ElementsAre("Planned runs without a log, left out: two."));
   write_report({folder.path() / "bed"}, folder.path() / "report.html");
   EXPECT_THAT(own_part(read_file(folder.path() / "report.html")), HasSubstr("<p class=\"question\">Why?</p>"));
+}
+
+TEST(WriteReport, KeepsWhatEachOfTwoTestbedsSaysOfItsArms) {
+  const test::ScratchFolder folder;
+  const auto runs = synthetic_demo();
+  testing::write_run_folder(folder.path() / "a" / "one", runs[0]);
+  testing::write_run_folder(folder.path() / "b" / "two", runs[1]);
+  const auto write_study = [&](const char* name, const char* arm, const char* run) {
+    write_file_atomically(folder.path() / name / "testbed.json", join_text(R"({"name": ")", name, R"(", "question": "Why )", name, R"(?",
+        "notes": ["short"], "arms": [)", arm, R"(], "runs": [{"name": ")", run, R"(", "folder": ")", run, R"("}],
+        "claims": [{"text": "x is y", "verdict": "holds"}]})"));
+  };
+  write_study("a", R"({"name": "first", "kind": "trained"})", "one");
+  write_study("b", R"({"name": "second", "kind": "floor", "description": "learns nothing"})", "two");
+  const ReportOptions options = read_report_source({folder.path() / "a", folder.path() / "b"}).options;
+  ASSERT_EQ(options.arms.size(), 2U);
+  EXPECT_EQ(options.arms[1].kind, ArmKind::Floor);
+  EXPECT_EQ(options.arms[1].description, "learns nothing");
+  EXPECT_EQ(options.question, "Why a? Why b?");
+  EXPECT_THAT(options.notes, ::testing::ElementsAre("short"));
+  ASSERT_EQ(options.claims.size(), 2U);
+  EXPECT_EQ(options.claims[0].text, "a: x is y");
+  EXPECT_EQ(options.claims[1].text, "b: x is y");
+  EXPECT_EQ(read_report_source({folder.path() / "b"}).options.claims.at(0).text, "x is y");
+
+  write_study("b", R"({"name": "first", "kind": "floor"})", "two");
+  EXPECT_THAT(message_of<UsageError>([&] { static_cast<void>(read_report_source({folder.path() / "a", folder.path() / "b"})); }),
+              HasSubstr("arm 'first' is of kind trained in one testbed and floor in 'b'"));
+}
+
+TEST(WriteReport, ListsARunWhoseLogIsTornAsMissing) {
+  const test::ScratchFolder folder;
+  testing::write_run_folder(folder.path() / "one", synthetic_demo()[0]);
+  testing::write_run_folder(folder.path() / "two", synthetic_demo()[1]);
+  write_file_atomically(folder.path() / "two" / "log.jsonl", R"({"kind":"start","schema":1,"na)");
+  write_file_atomically(folder.path() / "testbed.json",
+                        R"({"runs": [{"name": "one", "folder": "one"}, {"name": "two", "folder": "two"}]})");
+  const ReportSource source = read_report_source({folder.path()});
+  EXPECT_EQ(source.runs.size(), 1U);
+  EXPECT_THAT(source.options.notes, ::testing::ElementsAre("Planned runs without a log, left out: two."));
+}
+
+TEST(BuildReport, HasTheBoundsOfEveryScore) {
+  std::set<std::string_view> shown;
+  for (const RunMetric& metric : further_metrics()) shown.insert(metric.name);
+  for (const char* bound : {"information_null", "information_ceiling", "information_first_choice_null", "information_first_choice_ceiling",
+                            "purity_null", "purity_ceiling", "agreement_floor"}) {
+    EXPECT_TRUE(shown.contains(bound)) << bound;
+  }
+  EXPECT_THAT(own_part(build_report(synthetic_demo(), {})), ::testing::AllOf(HasSubstr("Agreement, floor"), HasSubstr("I, ceiling")));
 }
 
 TEST(WriteReport, NamesFoldersOfOneNameByTheirPath) {

@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "switchyard/core/config.hpp"
+#include "switchyard/core/files.hpp"
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/train/run_config.hpp"
 
@@ -25,6 +26,8 @@ switchyard::StartRecord start_record(const switchyard::RunConfig& config) {
   record.arm = config.arm;
   record.seed = config.seed;
   record.total_steps = config.steps;
+  const fs::path manifest = fs::path(config.data.path) / "manifest.json";
+  record.data_hash = fs::exists(manifest) ? switchyard::sha256_file(manifest) : "none";
   return record;
 }
 

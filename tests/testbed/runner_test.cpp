@@ -160,6 +160,40 @@ TEST(RunTestbed, RefusesAChangedConfigurationAndTouchesNothing) {
   EXPECT_EQ(statuses(run(config, scratch.path())), std::vector<RunStatus>(2, RunStatus::Skipped));
 }
 
+TEST(RunTestbed, RefusesToMixRunsOnDifferentData) {
+  const test::ScratchFolder scratch;
+  const fs::path manifest = scratch.path() / "data" / "manifest.json";
+  fs::create_directories(manifest.parent_path());
+  std::ofstream(manifest) << "one";
+  TestbedConfig config = make_config({{"data.path=" + manifest.parent_path().string()}});
+  config.seeds = {0};
+  ASSERT_TRUE(run(config, scratch.path() / "out").all_done());
+  config.seeds = {0, 1};
+  std::ofstream(manifest) << "another";
+  EXPECT_THAT([&] { (void)run(config, scratch.path() / "out"); },
+              ThrowsMessage<UsageError>(AllOf(HasSubstr("arm0-seed0 ran on another data set"), HasSubstr("is there now"),
+                                              HasSubstr("--out"))));
+  EXPECT_FALSE(fs::exists(scratch.path() / "out" / "arm0-seed1"));
+  std::ofstream(manifest) << "one";
+  EXPECT_TRUE(run(config, scratch.path() / "out").all_done());
+  // What was deleted leaves finished runs comparable.
+  fs::remove(manifest);
+  EXPECT_EQ(statuses(run(config, scratch.path() / "out")), std::vector<RunStatus>(2, RunStatus::Skipped));
+}
+
+TEST(RunTestbed, GivesTheLastRunsAsManyThreadsAsTheFirst) {
+  const test::ScratchFolder scratch;
+  TestbedConfig config = make_config({{}, {}});
+  RunnerOptions options = make_options(scratch.path());
+  options.cores = 4;
+  NoSink sink;
+  ASSERT_TRUE(run_testbed(config, options, sink).all_done());
+  const std::string before = read_file(scratch.path() / "arm1-seed1" / "starts");
+  fs::remove_all(scratch.path() / "arm1-seed1");
+  ASSERT_TRUE(run_testbed(config, options, sink).all_done());
+  EXPECT_EQ(read_file(scratch.path() / "arm1-seed1" / "starts"), before);
+}
+
 TEST(InspectRunFolder, RefusesAFolderThatIsNoRun) {
   const test::ScratchFolder scratch;
   std::ofstream(scratch.path() / "thesis.txt") << "not a run";
