@@ -5,7 +5,7 @@
 
 #include "switchyard/cli/testbed_text.hpp"
 #include "switchyard/cli/verbs.hpp"
-#include "switchyard/comm/launch.hpp"
+#include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/text.hpp"
