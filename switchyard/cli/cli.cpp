@@ -1,5 +1,7 @@
 #include "switchyard/cli/cli.hpp"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <exception>
 
@@ -88,10 +90,32 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
   return error.what();
 }
 
+// That of a shell variable which is not set: taken for an option that was not given, `--resume "$RUN"` would start a new run.
+void check_no_empty_text(const CLI::App& verb) {
+  for (const CLI::Option* option : verb.get_options()) {
+    for (const std::string& given : option->results()) {
+      if (given.empty()) throw CLI::ValidationError(option->get_name(), "an empty text was given; expected " + option->get_description());
+    }
+  }
+}
+
 int report_error(Session& session, const std::string& message, int code) {
   session.err << styled(session.err_screen, Style::Red, "switchyard: ") << message << std::endl;
   return code;
 }
+
+int report_no_memory(Session& session) {
+  return report_error(session, "out of memory: use a smaller model, fewer sequences per step, or execution.recompute = \"layers\"",
+                      kExitFailed);
+}
+
+// libtorch has no type of its own for memory that the system does not give; these are its allocator's words.
+bool is_no_memory(const c10::Error& error) {
+  const std::string text = error.what_without_backtrace();
+  return text.find("can't allocate memory") != std::string::npos || text.find("not enough memory") != std::string::npos;
+}
+
+}  // namespace
 
 int run_action(const Action& action, Session& session) {
   try {
@@ -104,14 +128,14 @@ int run_action(const Action& action, Session& session) {
   } catch (const Error& error) {
     return report_error(session, error.what(), kExitFailed);
   } catch (const std::bad_alloc&) {
-    return report_error(session, "out of memory: use a smaller model, fewer sequences per step, or execution.recompute = \"layers\"",
-                        kExitFailed);
+    return report_no_memory(session);
+  } catch (const c10::Error& error) {
+    if (is_no_memory(error)) return report_no_memory(session);
+    return report_error(session, join_text("unexpected error, please report it: ", error.what_without_backtrace()), kExitFailed);
   } catch (const std::exception& error) {
     return report_error(session, join_text("unexpected error, please report it: ", error.what()), kExitFailed);
   }
 }
-
-}  // namespace
 
 void add_json_flag(CLI::App& verb, OutputFormat& format, const std::string& help) {
   verb.add_flag_callback("--json", [&format] { format = OutputFormat::Json; }, help);
@@ -137,6 +161,7 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
   try {
     const std::vector<std::string> words = with_command_apart(arguments);
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // CLI11 takes them from the back
+    check_no_empty_text(deepest_chosen(app));
   } catch (const CLI::CallForHelp&) {
     if (const size_t place = place_of_unknown_verb(app, arguments); place != kNotFound) {
       const std::vector<std::string> verbs = verb_names(deepest_chosen(app));

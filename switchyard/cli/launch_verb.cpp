@@ -59,7 +59,9 @@ int wait_for_ranks(pid_t mpirun, const Session& session) {
   const Clock::time_point begin = Clock::now();
   Clock::time_point told{};
   int status = 0;
-  while (waitpid(mpirun, &status, WNOHANG) == 0) {
+  pid_t ended = 0;
+  while ((ended = waitpid(mpirun, &status, WNOHANG)) <= 0) {
+    SWITCHYARD_CHECK(ended == 0 || errno == EINTR, DataError, "cannot tell how mpirun ended: ", std::strerror(errno));
     const Clock::time_point now = Clock::now();
     const bool starting = now - begin < kStart;
     if (session.stop->load() && (told == Clock::time_point{} || (starting && now - told > kTellAgain))) {
@@ -112,7 +114,8 @@ void add_launch_verb(CLI::App& app, Action& chosen) {
       "launch", "Runs train on several ranks of this machine, through Open MPI's mpirun.\n"
                 "Ctrl-C lets all ranks finish the step and save. When a rank dies, the others are ended.");
   verb->add_option("-n,--ranks", arguments->num_ranks, "ranks; they share the step's micro-batches")->required();
-  verb->add_option("--threads", arguments->num_threads, "threads of each rank; default the cores divided by the ranks");
+  verb->add_option("--threads", arguments->num_threads,
+                   "threads of each rank, whatever execution.threads says; default the cores divided by the ranks");
   verb->add_option("command", arguments->command, "train with its arguments, best after --")->required()->type_name("train ...");
   verb->footer("Example:\n  switchyard launch -n 2 -- train configs/train/quick.toml --set steps=50");
   verb->callback([arguments, &chosen] {

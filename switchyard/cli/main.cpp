@@ -31,6 +31,7 @@ std::string executable_path(const char* fallback) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGCHLD, SIG_DFL);  // a parent may hand on that it ignores it: nobody could tell then how our children ended
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
   if (switchyard::started_by_mpi()) std::signal(SIGUSR1, request_stop);  // mpirun hands it on, and kills the ranks on others

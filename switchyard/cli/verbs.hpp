@@ -11,6 +11,8 @@ namespace switchyard {
 
 /// What a chosen verb does; returns an exit code or throws.
 using Action = std::function<int(Session&)>;
+/// Does it, and turns errors into one message and an exit code.
+[[nodiscard]] int run_action(const Action& action, Session& session);
 
 enum class OutputFormat { Text, Json };
 /// Declares --json.

@@ -30,8 +30,9 @@ std::vector<int64_t> scaled(std::span<const int64_t> counts_R, int64_t width) {
 std::string Communicator::describe() const { return join_text("rank ", rank(), " of ", size()); }
 
 void Communicator::set_time_limit(std::chrono::milliseconds limit) {
-  SWITCHYARD_CHECK(limit.count() > 0, UsageError, describe(), ": a time limit of ", limit.count(),
-                   " ms was given; it must be positive");
+  SWITCHYARD_CHECK(limit.count() > 0 && limit <= kLongestTimeLimit, UsageError, describe(), ": a time limit of ", limit.count(),
+                   " ms was given; it must be positive, and at most ",
+                   std::chrono::milliseconds(kLongestTimeLimit).count(), " ms (a year)");
   time_limit_ = limit;
 }
 

@@ -22,6 +22,9 @@
 
 namespace switchyard {
 
+/// A wait for longer is a slip, and its end may not fit into a clock.
+inline constexpr std::chrono::hours kLongestTimeLimit{24 * 365};
+
 /// An operation that was started. Several may be in flight; they complete in the order in which they were started. The memory
 /// given to it may be neither read nor written before wait() returns.
 class [[nodiscard]] Pending {
@@ -68,7 +71,7 @@ class Communicator {
   [[nodiscard]] int64_t step() const { return step_; }
 
   /// How long a wait blocks before it gives up, counted from the call of wait() or of the blocking operation. Local.
-  /// @throws UsageError unless positive
+  /// @throws UsageError unless positive and at most kLongestTimeLimit
   void set_time_limit(std::chrono::milliseconds limit);
   [[nodiscard]] std::chrono::milliseconds time_limit() const { return time_limit_; }
 

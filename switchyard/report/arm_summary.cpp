@@ -131,11 +131,16 @@ const std::vector<RunMetric>& summary_metrics() {
   return metrics;
 }
 
-const std::vector<RunMetric>& further_metrics() {
+const std::vector<RunMetric>& bound_metrics() {
   static const std::vector<RunMetric> metrics =
       pick({"information", "information_null", "information_ceiling", "specialization_first_choice", "information_first_choice",
-            "information_first_choice_null", "information_first_choice_ceiling", "purity_null", "purity_ceiling", "agreement_floor",
-            "utilization", "utilization_micro_batch", "entropy", "variation", "margin", "speed"});
+            "information_first_choice_null", "information_first_choice_ceiling", "purity_null", "purity_ceiling", "agreement_floor"});
+  return metrics;
+}
+
+const std::vector<RunMetric>& further_metrics() {
+  static const std::vector<RunMetric> metrics =
+      pick({"utilization", "utilization_micro_batch", "entropy", "variation", "margin", "speed"});
   return metrics;
 }
 

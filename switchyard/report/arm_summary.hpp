@@ -23,7 +23,9 @@ struct RunMetric {
 
 /// Columns of the summary table.
 [[nodiscard]] const std::vector<RunMetric>& summary_metrics();
-/// What stands behind S and purity (null and ceiling), and further measures of balance.
+/// What stands behind S, purity and agreement: their nulls, floors and ceilings.
+[[nodiscard]] const std::vector<RunMetric>& bound_metrics();
+/// Further measures of balance, and the speed.
 [[nodiscard]] const std::vector<RunMetric>& further_metrics();
 /// Columns of the table of paired differences.
 [[nodiscard]] const std::vector<RunMetric>& paired_metrics();

@@ -49,7 +49,7 @@ std::string group_html(const StudyGroup& group, std::size_t index, std::string_v
                                         {"label", html_escape(group.label)},
                                         {"facts", group_facts(group)},
                                         {"summary_table", summary_table(group, styles)},
-                                        {"further_table", further_table(group, styles)},
+                                        {"further_tables", further_tables(group, styles)},
                                         {"paired_table", paired_table(group, styles)},
                                         {"domain_loss_table", domain_loss_table(group, styles)},
                                         {"arm_key", arm_key(group, styles)},

@@ -171,11 +171,13 @@ std::string summary_table(const StudyGroup& group, const std::vector<ArmStyle>& 
                                 "given, not ranked."));
 }
 
-std::string further_table(const StudyGroup& group, const std::vector<ArmStyle>& styles) {
-  return metric_table(group, styles, further_metrics(), "Nulls, ceilings and further measures",
-                      join_text("What S and purity are measured against, and further measures of balance. ", held_out_text(group),
-                                ", mean over the MoE layers and then over seeds; brackets: 95 % t-interval. Tokens/s is the speed "
-                                "of training on the machine that ran it, other work included."));
+std::string further_tables(const StudyGroup& group, const std::vector<ArmStyle>& styles) {
+  const std::string scope = held_out_text(group) + ", mean over the MoE layers and then over seeds; brackets: 95 % t-interval.";
+  return metric_table(group, styles, bound_metrics(), "Nulls, floors and ceilings",
+                      "What S, purity and agreement are measured against. " + scope) +
+         metric_table(group, styles, further_metrics(), "Further measures",
+                      join_text("Measures of balance. ", scope,
+                                " Tokens/s is the speed of training on the machine that ran it, other work included."));
 }
 
 std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& styles) {

@@ -23,7 +23,7 @@ namespace switchyard {
 
 /// One row an arm: mean over seeds, below it the 95 % t-interval where there are two seeds or more.
 [[nodiscard]] std::string summary_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
-[[nodiscard]] std::string further_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);
+[[nodiscard]] std::string further_tables(const StudyGroup& group, const std::vector<ArmStyle>& styles);
 
 /// Each arm minus the baseline over shared seeds. A sentence instead where no arm shares a seed with it.
 [[nodiscard]] std::string paired_table(const StudyGroup& group, const std::vector<ArmStyle>& styles);

@@ -4,11 +4,14 @@
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
+#include <charconv>
 #include <exception>
 #include <iomanip>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
+#include <string_view>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
@@ -25,7 +28,7 @@ using nlohmann::json;
 using NamedTensors = TensorMap;
 
 constexpr const char* kFolder = "checkpoints";
-constexpr const char* kPrefix = "step-";
+constexpr std::string_view kPrefix = "step-";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kConfig = "config.toml";
 constexpr const char* kState = "state.json";
@@ -40,6 +43,18 @@ std::string folder_name(int64_t step) {
   std::ostringstream name;
   name << kPrefix << std::setw(8) << std::setfill('0') << step;
   return name.str();
+}
+
+/// Of the folder's name, if it is that of a checkpoint: "step-best" and "step-00000004-mine" are the user's.
+std::optional<int64_t> step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  const char* const begin = name.data() + kPrefix.size();
+  const char* const end = name.data() + name.size();
+  int64_t step = 0;
+  const auto [stopped, error] = std::from_chars(begin, end, step);
+  const bool is_number = error == std::errc() && stopped == end && *begin != '-';
+  return is_number ? std::optional(step) : std::nullopt;
 }
 
 json parse_json(const fs::path& path) {
@@ -137,11 +152,20 @@ void remove_checkpoint(const fs::path& checkpoint) {
   fs::remove_all(trash, error);
 }
 
-/// Those of later steps than the newest were passed over as damaged: they take no place of a good one.
-void remove_old_checkpoints(const fs::path& run_folder, const fs::path& newest, int64_t keep_last) {
-  std::vector<fs::path> all = list_checkpoints(run_folder);
-  std::erase_if(all, [&](const fs::path& checkpoint) { return checkpoint.filename() > newest.filename(); });
-  for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) remove_checkpoint(all[i]);
+/// Damaged ones take no place of a good one: those that were passed over are removed, and those of later steps than the newest, which
+/// were passed over as well, are replaced when their step comes.
+void remove_old_checkpoints(const fs::path& run_folder, int64_t newest, int64_t keep_last, const std::vector<fs::path>& passed_over) {
+  std::vector<fs::path> whole;
+  for (const fs::path& checkpoint : list_checkpoints(run_folder)) {
+    const int64_t step = step_of(checkpoint).value();
+    if (step > newest) continue;
+    if (step < newest && std::ranges::find(passed_over, checkpoint) != passed_over.end()) {
+      remove_checkpoint(checkpoint);
+    } else {
+      whole.push_back(checkpoint);
+    }
+  }
+  for (size_t i = 0; i + static_cast<size_t>(keep_last) < whole.size(); ++i) remove_checkpoint(whole[i]);
 }
 
 void check_file(const fs::path& path, const json& expected) {
@@ -200,11 +224,11 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
   if (error == std::errc::no_such_file_or_directory) return found;
   // A folder that cannot be read is not an empty one: the run would start anew.
   while (!error && entry != fs::directory_iterator()) {
-    if (entry->path().filename().string().starts_with(kPrefix) && entry->is_directory(error)) found.push_back(entry->path());
+    if (step_of(entry->path()) && entry->is_directory(error)) found.push_back(entry->path());
     if (!error) entry.increment(error);
   }
   SWITCHYARD_CHECK(!error, DataError, "cannot read the checkpoints in ", (run_folder / kFolder).string(), ": ", error.message());
-  std::sort(found.begin(), found.end());
+  std::ranges::sort(found, {}, [](const fs::path& checkpoint) { return std::pair(step_of(checkpoint), checkpoint); });
   return found;
 }
 
@@ -218,7 +242,7 @@ std::string saved_compute_type(const fs::path& run_folder) {
 }
 
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
-                         const TrainingState& state, RunRanks& ranks) {
+                         const TrainingState& state, RunRanks& ranks, const std::vector<fs::path>& passed_over) {
   ranks.together([&] {
     const std::string diverged = diverged_parameter(model.parameters());
     SWITCHYARD_CHECK(diverged.empty(), StateError, "after step ", state.step, " '", diverged,
@@ -250,7 +274,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
     write_file_atomically(files / kConfig, to_toml(info.config));
     write_manifest(files, state.step);
     folder->commit();
-    remove_old_checkpoints(run_folder, target, info.config.checkpoint.keep_last);
+    remove_old_checkpoints(run_folder, state.step, info.config.checkpoint.keep_last, passed_over);
   });
   return result;
 }
@@ -301,10 +325,12 @@ FoundCheckpoint find_checkpoint(const fs::path& run_folder) {
   SWITCHYARD_CHECK(!all.empty(), DataError, run_folder.string(),
                    " has no checkpoint to resume from; start the run anew in another folder, or remove this one");
   std::vector<std::string> notices;
+  std::vector<fs::path> passed_over;
   for (auto path = all.rbegin(); path != all.rend(); ++path) {
     try {
-      return {*path, verify_checkpoint(*path), notices};
+      return {*path, verify_checkpoint(*path), notices, passed_over};
     } catch (const DataError& error) {
+      passed_over.push_back(*path);
       notices.push_back(join_text("checkpoint ", path->filename().string(), " was passed over: ", error.what()));
     }
   }

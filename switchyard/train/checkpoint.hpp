@@ -34,7 +34,7 @@ struct CheckpointInfo {
   std::string data_hash;             // SHA-256 of the data set's manifest
 };
 
-/// Checkpoints of a run, oldest first; empty where there is none. Only names are looked at.
+/// Checkpoints of a run, by step; empty where there is none. Only names are looked at: "step-" and a number, nothing else.
 /// @throws DataError where the folder cannot be read
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
 
@@ -44,11 +44,13 @@ struct CheckpointInfo {
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, a tensor at a time, and writes; the file is
 /// the same for any number of ranks.
+/// @param passed_over  damaged ones, of the first rank: not counted, and removed where they are of an earlier step
 /// @return empty on the other ranks
 /// @throws StateError where a weight is not finite, DataError (disk full, no right), on ranks SharedError where it is another's: the
 ///         checkpoints that were there are untouched
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
-                                      const AdamW& optimizer, const TrainingState& state, RunRanks& ranks);
+                                      const AdamW& optimizer, const TrainingState& state, RunRanks& ranks,
+                                      const std::vector<std::filesystem::path>& passed_over = {});
 
 /// Checks the manifest and every hash, and reads the configuration.
 /// @throws DataError naming the file that is missing, damaged or of a format this version does not know
@@ -64,6 +66,7 @@ struct FoundCheckpoint {
   std::filesystem::path path;
   CheckpointInfo info;
   std::vector<std::string> notices;
+  std::vector<std::filesystem::path> passed_over;
 };
 /// @throws DataError when there is none, naming what is wrong with each
 [[nodiscard]] FoundCheckpoint find_checkpoint(const std::filesystem::path& run_folder);

@@ -1,5 +1,8 @@
 #include "switchyard/train/execution_config.hpp"
 
+#include <chrono>
+
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/comm/launch.hpp"
 #include "switchyard/train/choice.hpp"
 
@@ -11,6 +14,7 @@ const std::array<std::string, 2> kForwardNames = {"separate", "together"};
 const std::array<std::string, 2> kMismatchNames = {"error", "replay"};
 const std::array<std::string, 2> kPlacementNames = {"replicated", "sharded"};
 
+constexpr int64_t kMostSeconds = std::chrono::seconds(kLongestTimeLimit).count();
 
 }  // namespace
 
@@ -35,7 +39,7 @@ void parse(std::string_view text, ExpertPlacement& value) {
 void ExecutionConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(threads >= 0 && threads <= kMostThreads, "threads", threads, join_text("0 (the default) to ", kMostThreads));
-  check(time_limit >= 1, "time_limit", time_limit, "1 second or more");
+  check(time_limit >= 1 && time_limit <= kMostSeconds, "time_limit", time_limit, join_text("1 to ", kMostSeconds, " seconds (a year)"));
   check(exact != ExactOrder::Recompute || recompute == Recompute::Layers, "recompute", to_string(recompute),
         "layers, because execution.exact is recompute");
   check(on_replay_mismatch == OnReplayMismatch::Error || exact == ExactOrder::Prepass, "on_replay_mismatch",

@@ -12,6 +12,9 @@ namespace {
 
 constexpr double kNano = 1e-9;
 
+/// Other parts stand outside of steps too: an evaluation runs the model.
+bool is_step(const ProfileEvent& event) { return event.kind == ProfileKind::Part && event.name == kOtherPart; }
+
 /// An event that has begun and not ended.
 struct Open {
   const ProfileEvent* event = nullptr;
@@ -60,7 +63,7 @@ class Summary {
  private:
   void add(const ProfileEvent& event) {
     while (!open_.empty() && open_.back().event->end_ns <= event.begin_ns) close();
-    if (open_.empty() && event.kind != ProfileKind::Part) return;
+    if (open_.empty() && !is_step(event)) return;
     Open next{.event = &event};
     if (!open_.empty()) {
       next.part = open_.back().part;
@@ -104,7 +107,7 @@ ProfileReport summarize_profile(std::vector<ProfileEvent> events, int64_t steps)
   std::ranges::stable_sort(events, [](const ProfileEvent& a, const ProfileEvent& b) {
     return std::tuple(a.begin_ns, -a.end_ns) < std::tuple(b.begin_ns, -b.end_ns);
   });
-  const auto first = std::ranges::find(events, ProfileKind::Part, &ProfileEvent::kind);
+  const auto first = std::ranges::find_if(events, is_step);
   SWITCHYARD_CHECK(first != events.end(), StateError, "no step was recorded; another profiler may be at work in this process");
   std::erase_if(events, [thread = first->thread](const ProfileEvent& event) { return event.thread != thread; });
   return Summary(events).report(steps);

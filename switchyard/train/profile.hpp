@@ -54,8 +54,8 @@ struct ProfileReport {
 
 inline constexpr const char* kOtherPart = "other";  // the part around a whole step
 
-/// Takes what lies within outermost parts, which are the steps; events of a thread must nest. Other threads than that of the first
-/// part, and what goes on between steps (checkpoints, evaluation), are left out.
+/// Takes what lies within outermost parts named kOtherPart, which are the steps; events of a thread must nest. Other threads than that
+/// of the first step, and what goes on between steps (checkpoints, the parts of an evaluation), are left out.
 [[nodiscard]] ProfileReport summarize_profile(std::vector<ProfileEvent> events, int64_t steps);
 
 [[nodiscard]] std::string to_json(const ProfileReport& report);

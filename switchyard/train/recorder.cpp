@@ -37,15 +37,20 @@ std::vector<NamedScalar> evaluation_scalars(const EvaluationRecord& record) {
 
 }  // namespace
 
-RunRecorder::RunRecorder(const RunFolder& folder, const RunConfig& config, ProgressSink& progress)
+RunRecorder::RunRecorder(const RunFolder& folder, const RunConfig& config, Resume resume, ProgressSink& progress)
     : folder_(folder), progress_(progress), store_(folder.store_path()) {
   row_.folder = folder.path().filename().string();
   row_.name = config.name;
   row_.arm = config.arm;
   row_.seed = config.seed;
   row_.config_json = config_json(config);
-  row_.started = utc_now();
-  put_row("running");
+  row_.status = "running";
+  row_.started = row_.updated = utc_now();
+  if (resume == Resume::No) {
+    store_.begin(row_);
+  } else {
+    store_.put(row_);
+  }
 }
 
 void RunRecorder::start(const StartRecord& record, int64_t steps_done) {

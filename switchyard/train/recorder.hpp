@@ -16,8 +16,9 @@ namespace switchyard {
 
 class RunRecorder {
  public:
-  /// Enters the run into the store as running. Nothing is written to the log before start().
-  RunRecorder(const RunFolder& folder, const RunConfig& config, ProgressSink& progress);
+  /// Enters the run into the store as running; a new one takes the place of an earlier run of that folder. Nothing is written to the
+  /// log before start().
+  RunRecorder(const RunFolder& folder, const RunConfig& config, Resume resume, ProgressSink& progress);
 
   /// Opens log and events; lines of steps after `steps_done` are cut off the log.
   void start(const StartRecord& record, int64_t steps_done);

@@ -76,7 +76,7 @@ class TrainingRun {
     state_.ranks = ranks_.size();
     ranks_.together([&] {
       if (folder_ == nullptr) return;
-      recorder_.emplace(*folder_, config_, progress);  // a folder with a configuration is kept, so that comes last
+      recorder_.emplace(*folder_, config_, options_.resume, progress);  // a folder with a configuration is kept, so that comes last
       try {
         folder_->write_config_file(config_);
       } catch (const std::exception& error) {
@@ -166,6 +166,7 @@ class TrainingRun {
     }
     const FoundCheckpoint found = find_checkpoint(folder_->path());
     pending_notices_.insert(pending_notices_.end(), found.notices.begin(), found.notices.end());
+    passed_over_ = found.passed_over;
     (void)check_resume_config(found.info.config, config_);
     SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
                      " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
@@ -282,7 +283,8 @@ class TrainingRun {
     if (last_saved_ == state_.step) return;
     last_saved_ = state_.step;
     const std::filesystem::path run_folder = folder_ == nullptr ? std::filesystem::path() : folder_->path();
-    const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_);
+    const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_, passed_over_);
+    std::erase(passed_over_, path);  // replaced by a whole one
     if (recorder_) recorder_->checkpoint(path, state_.step);
   }
 
@@ -330,6 +332,7 @@ class TrainingRun {
   TrainingState state_;
   std::optional<StepRecord> last_step_;
   std::vector<std::string> pending_notices_;
+  std::vector<std::filesystem::path> passed_over_;  // damaged checkpoints; first rank only
   int64_t last_saved_ = -1;
   int64_t ranks_before_ = ranks_.size();  // of the process that wrote the checkpoint
   double train_seconds_ = 0.0;
@@ -370,7 +373,7 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
   ranks.together([&] {
     check_ranks(resolved, ranks.size());
     if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
-    if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
+    if (resolved.execution.threads > 0 && !launch_chose_threads()) at::set_num_threads(static_cast<int>(resolved.execution.threads));
   });
   const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
   ranks.together([&] {

@@ -10,6 +10,18 @@
 namespace switchyard {
 namespace {
 
+/// A list of sections as a TOML value: [{method = "lbl", coefficient = 0.01}].
+template <typename Section>
+std::string inline_tables(const std::vector<Section>& sections) {
+  std::string text;
+  for (const Section& section : sections) {
+    std::string fields;
+    for (const FieldDoc& field : describe_config(section)) fields += join_text(fields.empty() ? "" : ", ", field.key, " = ", field.value);
+    text += join_text(text.empty() ? "" : ", ", "{", fields, "}");
+  }
+  return "[" + text + "]";
+}
+
 /// Collects leaves as (path, TOML value).
 class Flattener {
  public:
@@ -17,16 +29,16 @@ class Flattener {
       : prefix_(std::move(prefix)), values_(values) {}
 
   template <typename T>
-  void operator()(std::string_view key, T& value, std::string_view help) {
+  void operator()(std::string_view key, T& value, std::string_view) {
+    const std::string path = prefix_ + std::string(key);
     if constexpr (ConfigSection<T>) {
-      value.for_each_field(Flattener(prefix_ + std::string(key) + ".", values_));
+      value.for_each_field(Flattener(path + ".", values_));
+    } else if constexpr (detail::IsSectionVector<T>::value) {
+      values_[path] = inline_tables(value);
+    } else if constexpr (ParsedField<T>) {
+      values_[path] = toml_value(std::string(to_string(value)));
     } else {
-      ConfigWriter writer;
-      writer(key, value, help);
-      const std::string line = writer.text();
-      const size_t start = line.find('=') + 1;
-      const size_t first = line.find_first_not_of(' ', start);
-      values_[prefix_ + std::string(key)] = line.substr(first, line.find_last_not_of('\n') + 1 - first);
+      values_[path] = toml_value(value);
     }
   }
 

@@ -19,6 +19,10 @@ CREATE TABLE IF NOT EXISTS runs(
   step INTEGER NOT NULL, config TEXT NOT NULL, loss REAL, specialization REAL, max_vio REAL, message TEXT NOT NULL,
   started TEXT NOT NULL, updated TEXT NOT NULL))";
 
+constexpr const char* kBegin = R"(
+INSERT OR REPLACE INTO runs(folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated)
+VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13))";
+
 constexpr const char* kPut = R"(
 INSERT INTO runs(folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated)
 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
@@ -94,6 +98,7 @@ struct RunStore::Impl {
     while (statement.next()) {
     }
   }
+  void write(const char* text, const RunRow& row) const;
 };
 
 RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
@@ -108,8 +113,12 @@ RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<I
 
 RunStore::~RunStore() = default;
 
-void RunStore::put(const RunRow& row) {
-  Statement statement(impl_->database, impl_->path, kPut);
+void RunStore::begin(const RunRow& row) { impl_->write(kBegin, row); }
+
+void RunStore::put(const RunRow& row) { impl_->write(kPut, row); }
+
+void RunStore::Impl::write(const char* text, const RunRow& row) const {
+  Statement statement(database, path, text);
   statement.bind(1, row.folder);
   statement.bind(2, row.name);
   statement.bind(3, row.arm);

@@ -37,6 +37,8 @@ class RunStore {
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;
 
+  /// Inserts the row, or replaces the one with the same folder, that of a run which is no more.
+  void begin(const RunRow& row);
   /// Inserts the row, or replaces the one with the same folder; `started` of an existing row is kept.
   void put(const RunRow& row);
   [[nodiscard]] std::vector<RunRow> rows() const;  // by folder

@@ -1,10 +1,13 @@
 #include "switchyard/cli/cli.hpp"
 
+#include <c10/util/Exception.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 #include <sstream>
+
+#include "switchyard/cli/verbs.hpp"
 
 namespace switchyard {
 namespace {
@@ -65,6 +68,11 @@ TEST(Cli, ExplainsWrongUse) {
       {{"train", "/no/such.toml"}, "/no/such.toml: No such file"},
       {{"train", "--resume", "/no/such"}, "is no run folder"},
       {{"train", "--resume", "a", "--out", "b"}, "--out and --resume"},
+      {{"train", "x.toml", "--resume", ""}, "--resume: an empty text was given; expected folder of a run to go on with"},
+      {{"train", "x.toml", "--out", ""}, "--out: an empty text was given"},
+      {{"train", ""}, "config: an empty text was given"},
+      {{"data", "build", "--from", ""}, "--from: an empty text was given"},
+      {{"launch", "-n", "2", "--", "train", "x.toml", "--resume", ""}, "command: an empty text was given"},
       {{"list", "router"}, "unknown list 'router' (did you mean 'routers'?)"},
       {{"list"}, "no topic given; expected routers, balancers"},
       {{"testbed", "x", "--jobs", "none"}, "--jobs"},
@@ -113,6 +121,21 @@ TEST(Cli, ColoursOnlyATerminal) {
   EXPECT_THAT(run({"list", "scopes"}, Screen::Terminal).out, HasSubstr("\x1b["));
   EXPECT_THAT(run({"list", "scopes"}).out, Not(HasSubstr("\x1b")));
   EXPECT_THAT(run({"trian"}).err, Not(HasSubstr("\x1b")));
+}
+
+TEST(Cli, ExplainsErrorsOfLibtorchWithoutABacktrace) {
+  const auto message_of = [](const std::string& text) {
+    std::ostringstream out;
+    std::ostringstream err;
+    Session session{out, err};
+    EXPECT_EQ(run_action([&](Session&) -> int { TORCH_CHECK(false, text); }, session), kExitFailed);
+    return err.str();
+  };
+  for (const std::string text : {"DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12",
+                                 "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."}) {
+    EXPECT_THAT(message_of(text), AllOf(HasSubstr("out of memory: use a smaller model"), Not(HasSubstr("report")))) << text;
+  }
+  EXPECT_EQ(message_of("something else"), "switchyard: unexpected error, please report it: something else\n");
 }
 
 TEST(Cli, FailsWhenItsOutputCannotBeWritten) {

@@ -160,6 +160,13 @@ def test_a_signal_while_ranks_start_ends_them(work, config):
     assert code == 1 and ("stopped, perhaps before all could save" in err or "interrupted after step" in err)
 
 
+def test_a_parent_that_ignores_its_children_learns_of_the_failure(work):
+    def ignore():  # kept through exec: the system would forget how mpirun ended
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    run("launch", "-n", 2, "--", "train", work / "nothing.toml", code=2, preexec_fn=ignore)
+
+
 def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     missing = run("launch", "-n", 2, "--", "train", work / "nothing.toml", code=2)
     assert missing.stderr.count("nothing.toml") == 1

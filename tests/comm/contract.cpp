@@ -284,6 +284,8 @@ void refuses_bad_arguments(Communicator& comm) {
   is_refused([&] { comm.broadcast(mine, comm.size()); });
   is_refused([&] { comm.broadcast(mine, -1); });
   is_refused([&] { comm.set_time_limit(std::chrono::milliseconds(0)); });
+  is_refused([&] { comm.set_time_limit(std::chrono::hours(24 * 365) + std::chrono::milliseconds(1)); });
+  is_refused([&] { comm.set_time_limit(std::chrono::milliseconds::max()); });
   const std::vector<int64_t> ones(at(comm.size()), 1), too_many(at(comm.size()) + 1, 0), negative(at(comm.size()), -1);
   std::vector<int64_t> from(at(comm.size())), to(at(comm.size()));
   is_refused([&] { comm.all_to_all(from, too_many, to, ones); });

@@ -77,7 +77,8 @@ TEST(Profile, NumbersArePerStepAndWhatLiesBetweenStepsIsLeftOut) {
     if (again.sequence >= 0) again.sequence += 50;
     events.push_back(again);
   }
-  events.push_back(event("evaluation", Kernel, 200, 400));
+  events.push_back(event("experts", Part, 200, 400, 7));  // an evaluation runs the model outside of steps
+  events.push_back(event("evaluation", Kernel, 210, 390));
   ProfileEvent elsewhere = event("mm", Kernel, 20, 90);
   elsewhere.thread = 8;
   events.push_back(elsewhere);
@@ -103,6 +104,7 @@ TEST(Profile, SharesOfPeakAndWhatCannotBe) {
   report.peak = 1e9;
   EXPECT_DOUBLE_EQ(report.share_of_peak(), 0.1);
   EXPECT_THROW((void)summarize_profile({event("mm", Kernel, 0, 1)}, 1), StateError);
+  EXPECT_THROW((void)summarize_profile({event("experts", Part, 0, 1)}, 1), StateError);
   EXPECT_THROW((void)summarize_profile(one_step(), 0), UsageError);
 }
 

@@ -66,6 +66,10 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[checkpoint]\nkeep_last = 0"), testing::HasSubstr("checkpoint.keep_last is 0; expected 1"));
   EXPECT_THAT(error_of("[evaluation]\npermutations = 0"), testing::HasSubstr("evaluation.permutations is 0"));
   EXPECT_THAT(error_of("[execution]\nthreads = 5000"), testing::HasSubstr("execution.threads is 5000; expected 0 (the default) to 1024"));
+  EXPECT_THAT(error_of("[execution]\ntime_limit = 0"), testing::HasSubstr("execution.time_limit is 0; expected 1 to 31536000 seconds"));
+  EXPECT_THAT(error_of("[execution]\ntime_limit = 31536001"), testing::HasSubstr("expected 1 to 31536000 seconds (a year)"));
+  EXPECT_THAT(error_of("[execution]\ntime_limit = 9223372036854775807"), testing::HasSubstr("execution.time_limit is 9223372036854775807"));
+  EXPECT_EQ(error_of("[execution]\ntime_limit = 31536000"), "no error");
   EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected a finite"));
   EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
   EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"),
@@ -187,6 +191,17 @@ TEST(RunConfig, FlattenHasEveryLeafInTomlSpelling) {
   EXPECT_EQ(values.at("model.router.name"), "\"top_k\"");
   EXPECT_EQ(values.at("balance.scope"), "\"optimizer_batch\"");
   EXPECT_EQ(values.at("optimizer.weight_decay"), "0.1");
+}
+
+// What it says of a list of losses can be read as TOML again.
+TEST(RunConfig, FlattenWritesListsOfSectionsInline) {
+  EXPECT_EQ(flatten(RunConfig()).at("balance.terms"), "[]");
+  const RunConfig config = read("[[balance.terms]]\nmethod = 'gshard'\nscope = 'micro_batch'\n[[balance.terms]]\ncoefficient = 0.5");
+  const std::string text = flatten(config).at("balance.terms");
+  EXPECT_THAT(text, testing::AllOf(testing::StartsWith("[{"), testing::EndsWith("}]"), testing::HasSubstr("method = \"gshard\""),
+                                   testing::HasSubstr("}, {"), testing::HasSubstr("coefficient = 0.5"),
+                                   testing::Not(testing::HasSubstr("\n"))));
+  EXPECT_EQ(read("balance.terms = " + text), config);
 }
 
 TEST(RunConfig, CompareNamesWhatDiffers) {

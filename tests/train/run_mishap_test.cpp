@@ -66,6 +66,24 @@ TEST_F(RunTest, AutoGoesOnInTheTypeOfTheCheckpointWithoutALog) {
   EXPECT_EQ(log("a").start.compute_type, half ? "float32" : "bfloat16");
 }
 
+TEST_F(RunTest, ANewRunInTheFolderOfADeletedOneBeginsInTheStoreToo) {
+  const RunConfig run = config();
+  const auto set_started = [&] {  // as if long ago
+    RunStore store(folder("a").parent_path() / kRunStoreName);
+    RunRow row = store.rows().at(0);
+    row.started = "2001-01-01T00:00:00Z";
+    store.begin(row);
+  };
+  const auto started = [&] { return RunStore(folder("a").parent_path() / kRunStoreName).rows().at(0).started; };
+  start_and_stop(run, "a", 4);
+  set_started();
+  resume(run, "a");
+  EXPECT_EQ(started(), "2001-01-01T00:00:00Z");
+  fs::remove_all(folder("a"));
+  start(run, "a");
+  EXPECT_NE(started(), "2001-01-01T00:00:00Z");
+}
+
 // The store is an index only. Somebody empties it while the run is under way.
 TEST_F(RunTest, AStoreThatFailsDoesNotEndARun) {
   class Emptier : public ProgressSink {

@@ -56,6 +56,24 @@ TEST(RunStore, KeepsRowsAndReplacesThem) {
   EXPECT_EQ(rows[1].updated, "2026-01-02T00:00:00Z");
 }
 
+// The folder of a run that was deleted, taken by another.
+TEST(RunStore, ANewRunKeepsNothingOfAnEarlierOne) {
+  const test::ScratchFolder folder;
+  RunStore store(folder.path() / kRunStoreName);
+  RunRow row = make_row("a");
+  row.loss = 4.5;
+  store.put(row);
+  row.loss = std::nullopt;
+  row.started = row.updated = "2026-01-02T00:00:00Z";
+  store.begin(row);
+  store.begin(make_row("b"));
+  const auto rows = store.rows();
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].started, "2026-01-02T00:00:00Z");
+  EXPECT_EQ(rows[0].loss, std::nullopt);
+  EXPECT_EQ(rows[1].folder, "b");
+}
+
 TEST(RunStore, TwoWritersLoseNothing) {
   const test::ScratchFolder folder;
   const auto path = folder.path() / kRunStoreName;

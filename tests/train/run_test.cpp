@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -85,6 +86,16 @@ TEST_F(RunTest, SameBitsForAFixedNumberOfThreads) {
   EXPECT_EQ(at::get_num_threads(), 2);
   start(run, "b");
   expect_same_run("a", "b");
+}
+
+TEST_F(RunTest, ThreadsThatLaunchWasGivenWin) {
+  RunConfig run = config();
+  run.execution.threads = 2;
+  at::set_num_threads(1);  // as OMP_NUM_THREADS says in a rank
+  ASSERT_EQ(setenv("SWITCHYARD_LAUNCH_THREADS", "1", 1), 0);
+  start(run, "a");
+  unsetenv("SWITCHYARD_LAUNCH_THREADS");
+  EXPECT_EQ(at::get_num_threads(), 1);
 }
 
 // Six steps run through more than one epoch of the made-up data, so the order of windows is resumed too.
@@ -194,6 +205,50 @@ TEST_F(RunTest, ADamagedLaterCheckpointDoesNotCostTheGoodOne) {
   resume(run, "a");
   EXPECT_EQ(log("a").steps.size(), 6U);
   EXPECT_THAT(notices("a"), testing::Not(testing::Contains(testing::HasSubstr("step 0 again"))));
+}
+
+// Nor does a damaged one of an earlier step than the next save.
+TEST_F(RunTest, ADamagedEarlierCheckpointDoesNotCostTheGoodOne) {
+  RunConfig run = config();
+  run.checkpoint.every = 2;
+  start_and_stop(run, "a", 4);
+  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  run.checkpoint.every = 0;
+  StopAfter progress(5);
+  (void)run_training(run, {folder("a"), Resume::Yes, &progress.stop, "test"}, progress);  // from 2
+  const std::vector<fs::path> kept = list_checkpoints(folder("a"));
+  ASSERT_EQ(kept.size(), 2U);
+  EXPECT_EQ(kept[0].filename(), "step-00000002");
+  EXPECT_EQ(kept[1].filename(), "step-00000005");
+}
+
+// A whole one in the place of a damaged one counts again.
+TEST_F(RunTest, AReplacedCheckpointIsKept) {
+  RunConfig run = config();
+  run.checkpoint.every = 2;
+  start_and_stop(run, "a", 4);
+  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  resume(run, "a");  // from 2, by 4 to 6
+  ASSERT_EQ(list_checkpoints(folder("a")).size(), 2U);
+  EXPECT_EQ(list_checkpoints(folder("a")).front().filename(), "step-00000004");
+  EXPECT_NO_THROW((void)verify_checkpoint(list_checkpoints(folder("a")).front()));
+}
+
+// Folders that the user made beside the checkpoints.
+TEST_F(RunTest, OnlyStepAndANumberIsACheckpoint) {
+  RunConfig run = config();
+  run.checkpoint.every = 2;
+  start_and_stop(run, "a", 4);
+  const fs::path checkpoints = folder("a") / "checkpoints";
+  const std::vector<std::string> mine = {"step-best", "step-00000002-mine", "step-", "step-+2", "step--2", "step-99999999999999999999"};
+  for (const std::string& name : mine) fs::copy(checkpoints / "step-00000002", checkpoints / name, fs::copy_options::recursive);
+  run.checkpoint.keep_last = 1;
+  resume(run, "a");
+  EXPECT_EQ(log("a").steps.size(), 6U);
+  EXPECT_EQ(list_checkpoints(folder("a")), std::vector<fs::path>{checkpoints / "step-00000006"});
+  for (const std::string& name : mine) EXPECT_TRUE(fs::exists(checkpoints / name / "manifest.json")) << name;
+  for (const std::string name : {"step-100000000", "step-99999999"}) fs::create_directory(checkpoints / name);
+  EXPECT_EQ(list_checkpoints(folder("a")).back().filename(), "step-100000000");
 }
 
 TEST_F(RunTest, CheckpointsThatCannotBeReadAreNotNone) {
