@@ -110,6 +110,7 @@ class BalanceLoss:
                              "failed call abandon_step()")
         if micro_batches is None:
             self.config.check_open()
+        self.ranks.look_again()
         self._check_same_on_ranks("a plan" if micro_batches is not None else "no plan")
         earlier_LE = self._earlier_fractions()
         if micro_batches is None:
@@ -121,6 +122,11 @@ class BalanceLoss:
     @property
     def in_step(self) -> bool:
         return self._step is not None
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards of the step that were begun so far."""
+        return 0 if self._step is None else self._step.next_micro_batch
 
     @property
     def lacks_history(self) -> bool:
@@ -213,6 +219,20 @@ class BalanceLoss:
             coefficient=self.config.coefficient if coefficient is None else coefficient)
         if scope is not None:
             self._ema_fractions_LE = None
+
+    def discard_failed(self) -> None:
+        """Forgets a forward of a step without a plan that was begun and not closed, for it failed: its number is used again.
+
+        Raises StateError on several ranks: the others may have added theirs up, so forwards would be counted in wrong pairs.
+        """
+        if self._step is None or not self._step.unclosed():
+            return
+        if self.ranks.size > 1:
+            raise StateError(f"{self._step.place(self._step.unclosed()[0])}: its forward was begun and not closed; it seems to "
+                             "have failed. Call abandon_step() of the loss (attachment.loss.abandon_step()) on every rank, and "
+                             "begin the step again")
+        self._step.discard_unclosed()
+        self.frame = None
 
     def abandon_step(self) -> None:
         """Forgets a step that failed, so that another may begin."""

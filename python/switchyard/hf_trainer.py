@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
 from .errors import ConfigError, StateError
 from .frame import tokens_of_segments
 from .huggingface import Attachment, refuse_own_loss, segments_of_batch
 
-STATE_FILE = "switchyard_balance.pt"
+STATE_FILE = "switchyard_balance.pt"  # of the first attachment, also in older checkpoints; others have their number in it
 
 
 def _check_trainer(trainer: Any) -> None:
@@ -29,11 +30,49 @@ def _check_trainer(trainer: Any) -> None:
         raise ConfigError("context, tensor and sequence parallelism of the Trainer are not supported")
 
 
+def _is_compiled(model: nn.Module) -> bool:
+    return any(isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+               for module in model.modules())
+
+
+def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
+    """Whether `source` is the loss, or a few operations away from it, as in a sum of losses."""
+    if source is None or source.grad_fn is None:
+        return loss is source
+    nodes = [loss.grad_fn]
+    for node in nodes:  # grows
+        if node is source.grad_fn:
+            return True
+        if node is not None and len(nodes) < 100:
+            nodes += [parent for parent, _ in node.next_functions]
+    return False
+
+
+class _SeenForward:
+    """What a compute_loss() of somebody's own does with the model, seen while it runs."""
+
+    def __init__(self, model: nn.Module):
+        self._handle = model.register_forward_hook(self._look, with_kwargs=True)
+        self.items_reached = False
+        self.loss: Optional[Tensor] = None
+
+    def __enter__(self) -> "_SeenForward":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
+
+    def _look(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        self.items_reached = kwargs.get("num_items_in_batch") is not None
+        if kwargs.get("labels") is not None:
+            self.loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
+
+
 class TrainerAttachment(Attachment):
-    """Wraps three methods of one Trainer object.
+    """One balancing loss under a Trainer; `_Hub` runs the steps of all that are attached to it.
 
     The balancing loss is added to the objective whose main part is the Trainer's loss of the whole step: the token mean where
-    the Trainer divides by num_items_in_batch, else the mean over micro-batches. Whatever scales the loss after compute_loss()
+    the loss is divided by num_items_in_batch, else the mean over micro-batches. Whatever scales the loss after compute_loss()
     (division by the number of micro-batches, a GradScaler) scales both.
     """
 
@@ -42,67 +81,149 @@ class TrainerAttachment(Attachment):
         super().__init__(trainer.accelerator.unwrap_model(trainer.model), **settings)
         self.trainer = trainer
         self.prepass_forwards = 0
-        self._num_micro_batches = 0
-        self._next = 0
-        self._in_training_step = False
-        self._get_batch_samples, trainer.get_batch_samples = trainer.get_batch_samples, self._fetch
-        self._training_step, trainer.training_step = trainer.training_step, self._step
-        self._compute_loss, trainer.compute_loss = trainer.compute_loss, self._loss
-        self._callback = _Callback(self)
-        trainer.add_callback(self._callback)
+        self.number = 0  # among those of the Trainer
+        self._hub = getattr(trainer, "_switchyard_hub", None) or _Hub(trainer)
+        self._hub.add(self)
 
     def detach(self) -> None:
         super().detach()
-        self.trainer.get_batch_samples = self._get_batch_samples
-        self.trainer.training_step = self._training_step
-        self.trainer.compute_loss = self._compute_loss
-        self.trainer.remove_callback(self._callback)
+        self._hub.remove(self)
+
+    def _file(self, folder: str | pathlib.Path) -> pathlib.Path:
+        name = pathlib.Path(STATE_FILE)
+        return pathlib.Path(folder) / (name.name if self.number == 0 else f"{name.stem}_{self.number + 1}{name.suffix}")
 
     def save(self, folder: str | pathlib.Path) -> None:
-        torch.save(self.loss.state_dict(), pathlib.Path(folder) / STATE_FILE)
+        torch.save(self.loss.state_dict(), self._file(folder))
 
     def load(self, folder: str | pathlib.Path) -> None:
-        self.loss.load_state_dict(torch.load(pathlib.Path(folder) / STATE_FILE, weights_only=True))
+        self.loss.load_state_dict(torch.load(self._file(folder), weights_only=True))
 
-    def _fetch(self, *args: Any, **kwargs: Any) -> Any:
-        batches, num_items = self._get_batch_samples(*args, **kwargs)
-        self.end_step()  # where the Trainer skipped the optimizer's step
-        if not batches:
-            return batches, num_items
+    def begin_batches(self, batches: list[dict[str, Any]]) -> None:
         refuse_own_loss(self.model.config)
         self.check_device()
         tokens = [tokens_of_segments(*segments_of_batch(batch)) for batch in batches]
         flat = iter(torch.cat(tokens).tolist())  # the one wait for the device
         self.loss.begin_step([[next(flat) for _ in tokens_S] for tokens_S in tokens])
-        self._num_micro_batches, self._next = len(batches), 0
-        if self.loss.needs_whole_step:
-            self._count_ahead(batches)
-        return batches, num_items
 
-    def _begin(self, inputs: dict[str, Any], micro_batch: int) -> None:
+    def begin(self, inputs: dict[str, Any], micro_batch: int) -> None:
         segments_T, num_segments = segments_of_batch(inputs)
         self.loss.begin_forward(segments_T.to(self.loss.device), micro_batch=micro_batch, num_segments=num_segments)
 
-    def _count_ahead(self, batches: list[dict[str, Any]]) -> None:
-        """The pre-pass. Random states are put back, so dropout repeats in the forwards with gradients."""
-        model = self.trainer.model_wrapped
-        model.train()
-        devices = [self.loss.device] if self.loss.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), self.trainer.compute_loss_context_manager():
+    def join_as(self, loss: Tensor, factor: float) -> Tensor:
+        return self._join(loss, factor)
+
+    def resume(self, args: Any, state: Any) -> None:
+        self.loss.abandon_step()
+        if self.trainer.accelerator.unwrap_model(self.trainer.model) is not self.model:
+            raise ConfigError("the Trainer trains another model than when it was attached, as it does with model_init: it is "
+                              "called again in train(). Give the Trainer model=..., not model_init=...")
+        if state.global_step == 0 or self.loss.step_number == state.global_step:
+            return
+        folder = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._file(folder).exists():
+            self.load(folder)
+        elif self.loss.config.scope.from_earlier_steps:
+            raise StateError(f"training resumes at step {state.global_step}, but {self._file(folder)} is not there, and the "
+                             f"scope '{self.loss.config.scope}' needs the counts of earlier steps. Call load() of the "
+                             "attachment with the folder of the checkpoint")
+        else:  # nothing else of the state is read, and ranks that see the file and ranks that do not must be at one step
+            self.loss.step_number = state.global_step
+
+
+class _Hub(TrainerCallback):
+    """Wraps three methods of one Trainer object, for all attachments to it: they share the pre-pass and may go in any order."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self._attachments: list[TrainerAttachment] = []
+        self._num_micro_batches = 0
+        self._next = 0
+        self._in_training_step = False
+        self._ahead: list[dict[str, Any]] = []  # batches of a step that has not been counted ahead, as it must be
+        self._get_batch_samples, trainer.get_batch_samples = trainer.get_batch_samples, self._fetch
+        self._training_step, trainer.training_step = trainer.training_step, self._step
+        self._compute_loss, trainer.compute_loss = trainer.compute_loss, self._loss
+        self._own_compute_loss = getattr(self._compute_loss, "__func__", None) is not Trainer.compute_loss
+        trainer.add_callback(self)
+        trainer._switchyard_hub = self
+
+    def add(self, attachment: TrainerAttachment) -> None:
+        attachment.number = len(self._attachments)
+        self._attachments.append(attachment)
+
+    def remove(self, attachment: TrainerAttachment) -> None:
+        if attachment not in self._attachments:
+            return
+        self._attachments.remove(attachment)
+        for number, other in enumerate(self._attachments):
+            other.number = number
+        if self._attachments:
+            return
+        self.trainer.get_batch_samples = self._get_batch_samples
+        self.trainer.training_step = self._training_step
+        self.trainer.compute_loss = self._compute_loss
+        self.trainer.remove_callback(self)
+        self.trainer._switchyard_hub = None
+
+    def _fetch(self, *args: Any, **kwargs: Any) -> Any:
+        batches, num_items = self._get_batch_samples(*args, **kwargs)
+        for attachment in self._attachments:
+            attachment.end_step()  # where the Trainer skipped the optimizer's step
+        if batches:
+            for attachment in self._attachments:
+                attachment.begin_batches(batches)
+            self._num_micro_batches, self._next = len(batches), 0
+            self._ahead = batches if any(attachment.loss.needs_whole_step for attachment in self._attachments) else []
+        return batches, num_items
+
+    def _count_ahead(self, model: nn.Module, num_items: Optional[Tensor | int]) -> None:
+        """The pre-pass. Random states are put back, so dropout repeats in the forwards with gradients.
+
+        Not before the first compute_loss() of a step: only then the Trainer has prepared all that a forward depends on (random
+        states of a checkpoint, on_step_begin(), the weights of a schedule-free optimizer).
+        """
+        batches, self._ahead = self._ahead, []
+        compiled = _is_compiled(model)
+        # A compiler rounds differently in a graph without gradients, or with other inputs.
+        no_gradients = self.trainer.accelerator.no_sync(model) if compiled else torch.no_grad()
+        devices = [self.trainer.args.device] if self.trainer.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), no_gradients, self.trainer.compute_loss_context_manager():
             for micro_batch, batch in enumerate(batches):
                 self._begin(batch, micro_batch)
-                inputs = {name: value for name, value in batch.items() if name != "labels"}
-                model(**self.trainer._prepare_inputs(inputs), logits_to_keep=1, use_cache=False)
-                self.loss.close_forward()
-                self.prepass_forwards += 1
-        self.loss.close_counting()
-        self.loss.frame = None
+                inputs = self.trainer._prepare_inputs(batch)
+                model(**(self._as_trained(inputs, num_items) if compiled else self._without_head(inputs)))
+        torch.clear_autocast_cache()  # older torch would go on with the weights it cast without gradients
+        for attachment in self._attachments:  # one after the other: ranks may differ in their number of batches
+            for micro_batch, batch in enumerate(batches):
+                attachment.begin(batch, micro_batch)
+                attachment.loss.close_forward()
+            attachment.prepass_forwards += len(batches)
+            if attachment.loss.needs_whole_step:
+                attachment.loss.close_counting()
+
+    @staticmethod
+    def _without_head(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**{name: value for name, value in inputs.items() if name != "labels"}, "logits_to_keep": 1}
+
+    def _as_trained(self, inputs: dict[str, Any], num_items: Optional[Tensor | int]) -> dict[str, Any]:
+        """What the Trainer's compute_loss() gives the model."""
+        trainer, inputs = self.trainer, dict(inputs)
+        if trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+            inputs.pop("labels", None)
+        if trainer.model_accepts_loss_kwargs and num_items is not None:
+            inputs["num_items_in_batch"] = num_items
+        return inputs
+
+    def _begin(self, inputs: dict[str, Any], micro_batch: int) -> None:
+        for attachment in self._attachments:
+            attachment.begin(inputs, micro_batch)
 
     def _step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        if not self.loss.in_step or self._next >= self._num_micro_batches:
+        in_step = all(attachment.loss.in_step for attachment in self._attachments)
+        if not in_step or self._next >= self._num_micro_batches:
             raise StateError("training_step() for a batch that get_batch_samples() did not return; balancing needs the batches "
                              "of a step as the Trainer fetches them")
-        self._begin(inputs, self._next)
         self._next += 1
         self._in_training_step = True
         try:
@@ -112,42 +233,51 @@ class TrainerAttachment(Attachment):
 
     def _loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
               num_items_in_batch: Optional[Tensor | int] = None) -> Any:
-        result = self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         if not self._in_training_step:
-            return result
-        self.loss.close_forward()
-        value = result[0] if return_outputs else result
-        joined = self._join(value, self._factor(num_items_in_batch))
+            return self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        if self._ahead:
+            self._count_ahead(model, num_items_in_batch)
+        self._begin(inputs, self._next - 1)
+        with _SeenForward(model) if self._own_compute_loss else contextlib.nullcontext() as seen:
+            result = self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        joined = result[0] if return_outputs else result
+        factor = self._factor(num_items_in_batch, joined, seen)
+        for attachment in self._attachments:
+            attachment.loss.close_forward()
+            joined = attachment.join_as(joined, factor)
         return (joined, result[1]) if return_outputs else joined
 
-    def _factor(self, num_items: Optional[Tensor | int]) -> float:
+    def _factor(self, num_items: Optional[Tensor | int], loss: Tensor, seen: Optional[_SeenForward]) -> float:
         """What turns the weight of a micro-batch's loss into that of the step's: their number where the losses are means."""
-        means = not self.trainer.model_accepts_loss_kwargs or num_items is None
-        return float(self._num_micro_batches) if means and self.trainer.compute_loss_func is None else 1.0
+        trainer, means = self.trainer, float(self._num_micro_batches)
+        if trainer.compute_loss_func is not None:
+            return 1.0
+        if not trainer.model_accepts_loss_kwargs or num_items is None:
+            return means
+        items_reached = seen is None or seen.items_reached
+        if not items_reached and _comes_from(loss, seen.loss):
+            return means
+        if trainer.label_smoother is None:
+            return 1.0
+        # A mean over the micro-batch, which the Trainer multiplies by the ranks as if it were a part of the step's.
+        by_ranks = trainer.args.average_tokens_across_devices and items_reached
+        return means * trainer.accelerator.num_processes if by_ranks else means
 
-
-class _Callback(TrainerCallback):
-    def __init__(self, attachment: TrainerAttachment):
-        self._attachment = attachment
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for attachment in self._attachments:
+            attachment.resume(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._attachment.end_step()
+        for attachment in self._attachments:
+            attachment.end_step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A callback may have ended the epoch in the middle of a step, which then has no optimizer step either."""
+        if self._next < self._num_micro_batches:
+            for attachment in self._attachments:
+                attachment.loss.abandon_step()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._attachment.save(pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        attachment = self._attachment
-        attachment.loss.abandon_step()
-        if state.global_step == 0 or attachment.loss.step_number == state.global_step:
-            return
-        folder = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if (folder / STATE_FILE).exists():
-            attachment.load(folder)
-        elif attachment.loss.config.scope.from_earlier_steps:
-            raise StateError(f"training resumes at step {state.global_step}, but {folder / STATE_FILE} is not there, and the "
-                             f"scope '{attachment.loss.config.scope}' needs the counts of earlier steps. Call load() of the "
-                             "attachment with the folder of the checkpoint")
-        else:  # nothing else of the state is read, and ranks that see the file and ranks that do not must be at one step
-            attachment.loss.step_number = state.global_step
+            for attachment in self._attachments:
+                attachment.save(pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import abc
 import inspect
+import warnings
 import weakref
-from typing import Any, Literal, Optional
+from collections.abc import Iterator
+from typing import Any, Callable, Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .balance import BalanceLoss, StepReport, segments_of_mask
 from .config import Averaging, Contract, LayerReduction, Scope, Weighting
 from .errors import ConfigError, StateError
+from .frame import Frame
 from .ops import Path
 
 # Router classes whose forward returns (scores [T, E], weights of the chosen [T, K], choices [T, K]) from softmax(h W^T).
@@ -90,6 +93,42 @@ def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
     return segments_of_mask(torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)).flatten(), tokens.shape[0]
 
 
+class _Hook:
+    """A hook on a module. In a copy of the module (deepcopy, AveragedModel, pickle) it becomes a _CopiedHook: the attachment
+    balances the module that it was given, and its copy must not count there."""
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __reduce__(self) -> tuple:
+        return _CopiedHook, ()
+
+
+class _OuterHook(_Hook):
+    """Around the whole model: it begins and closes forwards, and no compiler is to look at it."""
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+
+class _CopiedHook:
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            raise StateError("this model is a copy of one that was attached, so no balancing loss acts on it: attach() the copy "
+                             "too, or detach() before copying")
+
+
+def _forget_copied_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _CopiedHook)]:
+                del hooks[key]
+
+
 class Attachment(abc.ABC):
     """What attach() returns. `loss` is the BalanceLoss behind it, `last_report` the values of the last finished step."""
 
@@ -108,7 +147,8 @@ class Attachment(abc.ABC):
                                 ops=ops, on_recount=on_recount)
         self.last_report: Optional[StepReport] = None
         self._routers = routers
-        self._handles = [router.register_forward_hook(self._router_hook(layer, _gives_probs(router)))
+        _forget_copied_hooks(model)
+        self._handles = [router.register_forward_hook(_Hook(self._router_hook(layer, _gives_probs(router))))
                          for layer, router in enumerate(routers)]
 
     def _router_hook(self, layer: int, gives_probs: bool):
@@ -157,11 +197,18 @@ class Attachment(abc.ABC):
         return self._join(loss, 1.0)
 
     def _join(self, loss: Tensor, factor: float) -> Tensor:
-        frame, joined = self.loss.frame, self.loss.join(loss, factor)
-        if frame is not None and joined.requires_grad:
-            # Layers that run again in backward need the frame of this forward; other forwards may have come since.
-            joined.register_hook(lambda _: setattr(self.loss, "frame", frame))
+        frame = self.loss.frame
+        return self.loss.join(loss, factor) if frame is None else self._join_to(frame, loss, factor)
+
+    def _join_to(self, frame: Frame, loss: Tensor, factor: float) -> Tensor:
+        joined = frame.join(loss, factor)
+        if joined.requires_grad:
+            self._go_back_to(frame, joined)
         return joined
+
+    def _go_back_to(self, frame: Frame, tensor: Tensor) -> None:
+        """Layers that run again in backward need the frame of their forward; other forwards may have come since."""
+        tensor.register_hook(lambda _: setattr(self.loss, "frame", frame))
 
 
 class ModelAttachment(Attachment):
@@ -171,15 +218,14 @@ class ModelAttachment(Attachment):
         super().__init__(model, **settings)
         self.loss.config.check_open()
         self._forward_names = list(inspect.signature(model.forward).parameters)
-        self._trained = {id(weight) for weight in model.parameters()}
-        self._handles += [model.register_forward_pre_hook(self._before, with_kwargs=True),
-                          model.register_forward_hook(self._after, with_kwargs=True),
+        self._stepped_aside: set[int] = set()  # numbers of forwards after which only optimizers of other weights stepped
+        self._handles += [model.register_forward_pre_hook(_OuterHook(self._before), with_kwargs=True),
+                          model.register_forward_hook(_OuterHook(self._after), with_kwargs=True),
                           register_optimizer_step_post_hook(_forget_dead(weakref.WeakMethod(self._after_optimizer)))]
 
     def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self._forward_names, args)), **kwargs}
 
-    @torch.compiler.disable
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not (model.training and torch.is_grad_enabled()):
             self.loss.frame = None
@@ -187,6 +233,7 @@ class ModelAttachment(Attachment):
         batch = self._arguments(args, kwargs)
         refuse_own_loss(model.config, batch.get("output_router_logits"))
         self.check_device()
+        self.loss.discard_failed()
         if not self.loss.in_step:
             self.loss.begin_step()
         segments_T, num_segments = segments_of_batch(batch)
@@ -195,22 +242,80 @@ class ModelAttachment(Attachment):
         frame = self.loss.begin_forward(segments_T.to(self.loss.device), num_segments=num_segments, share=share)
         frame.scale_1.data.fill_(float("nan"))  # until a loss that was joined is differentiated
 
-    @torch.compiler.disable
     def _after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> Any:
         if self.loss.frame is None:
             return outputs
         self.loss.close_forward()
+        self._mark(outputs, self.loss.frame)
         value = outputs[0] if isinstance(outputs, tuple) else outputs.get("loss")
         if self._arguments(args, kwargs).get("labels") is None or value is None:
             return outputs  # the caller joins
         if isinstance(outputs, tuple):
-            return (self.join(value), *outputs[1:])
-        outputs["loss"] = self.join(value)
+            return (self._join(value, 1.0), *outputs[1:])
+        outputs["loss"] = self._join(value, 1.0)
         return outputs
 
+    def _mark(self, outputs: Any, frame: Frame) -> None:
+        """So join() finds the forwards that a loss comes from. Nothing here keeps their graphs alive."""
+        for tensor in _tensors_of(outputs):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.metadata[self] = frame
+                self._go_back_to(frame, tensor)
+
+    @torch.compiler.disable
+    def join(self, loss: Tensor) -> Tensor:
+        frames = self._forwards_behind(loss)
+        if not frames:
+            return super().join(loss)
+        for frame in frames:
+            loss = self._join_to(frame, loss, 1.0)
+        return loss
+
+    def _forwards_behind(self, loss: Tensor) -> list[Frame]:
+        """Walks the graph from a loss back to what forwards returned, and no further."""
+        found: dict[Frame, None] = {}
+        seen, waiting = set(), [loss.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            frame = node.metadata.get(self)
+            if frame is None:
+                waiting.extend(earlier for earlier, _ in node.next_functions)
+            else:
+                found[frame] = None
+        return list(found)
+
+    def end_step(self) -> Optional[StepReport]:
+        self.loss.discard_failed()
+        return super().end_step()
+
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        if any(id(weight) in self._trained for group in optimizer.param_groups for weight in group["params"]):
+        own = {id(weight) for weight in self.model.parameters()}  # now: adapters may have come after attaching
+        if any(id(weight) in own for group in optimizer.param_groups for weight in group["params"]):
             self.end_step()
+        elif self.loss.in_step and self.last_report is None:
+            self._warn_of_endless_step()
+
+    def _warn_of_endless_step(self) -> None:
+        """Not an error: under accumulation another model's optimizer may step while this step is open."""
+        forwards = self.loss.num_forwards
+        if forwards in self._stepped_aside:
+            return
+        self._stepped_aside.add(forwards)
+        if len(self._stepped_aside) == 3:
+            warnings.warn(f"{forwards} forwards of the attached model are in one step; optimizers stepped meanwhile, but none "
+                          "that holds parameters of the model, which would end the step. If it is trained by copies of its "
+                          "parameters, call end_step() of the attachment after each optimizer step", stacklevel=2)
+
+
+def _tensors_of(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (dict, tuple, list)):
+        for part in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _tensors_of(part)
 
 
 def _forget_dead(method: weakref.WeakMethod) -> Any:

@@ -18,10 +18,14 @@ class Ranks:
     """
 
     def __init__(self, group: Optional[Any] = None):
-        initialised = dist.is_available() and dist.is_initialized()
         self._group = group
-        self.size = dist.get_world_size(group) if initialised else 1
-        self.rank = dist.get_rank(group) if initialised else 0
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Before each step: torch.distributed may have been initialised after the loss was made."""
+        initialised = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size(self._group) if initialised else 1
+        self.rank = dist.get_rank(self._group) if initialised else 0
 
     def start_sum(self, values: Tensor) -> Optional[dist.Work]:
         """Begins to add up in place. Wait for what is returned, if anything."""

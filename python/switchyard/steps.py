@@ -61,6 +61,13 @@ class Step(abc.ABC):
         self.closed.append(micro_batch)
         self._close(micro_batch, frame)
 
+    def unclosed(self) -> list[int]:
+        return [micro_batch for micro_batch in self.frames if micro_batch not in self.closed]
+
+    def discard_unclosed(self) -> None:
+        for micro_batch in self.unclosed():
+            del self.frames[micro_batch]
+
     def _problems_of(self, micro_batch: int) -> Tensor:
         """How much of a forward on this rank has something that complaint_of() would tell, int64 []. Does not wait."""
         return self.frames[micro_batch].problems()
@@ -324,6 +331,11 @@ class OpenStep(Step):
             wide = share.detach().to(self.device, wide_type(self.device), copy=True)
             self._share_of[micro_batch] = self.ranks.sum(wide) / self.ranks.size
         return self._make_frame(ops, micro_batch, segment_T, num_segments)
+
+    def discard_unclosed(self) -> None:
+        for micro_batch in self.unclosed():
+            self._share_of.pop(micro_batch, None)
+        super().discard_unclosed()
 
     def _close(self, micro_batch: int, frame: Frame) -> None:
         counts_LE = frame.counts_LSE.sum(1)

@@ -19,10 +19,12 @@ def batches_of(rank):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    early = {scope: make_loss(scope) for scope in SCOPES[::2]}  # the process group comes after the loss
     dist.init_process_group("gloo")
     found = {}
     for scope in SCOPES:
-        grads, report = one_step(make_loss(scope), make_weights(), batches_of(dist.get_rank()), "prepass")
+        loss = early.get(scope) or make_loss(scope)
+        grads, report = one_step(loss, make_weights(), batches_of(dist.get_rank()), "prepass")
         total = [sum(parts) for parts in zip(*grads)]
         for grad in total:
             dist.all_reduce(grad)

@@ -244,6 +244,20 @@ def test_hooks_that_copy_what_is_saved():
                 gradients(main, weights)
 
 
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+def test_probabilities_rounded_before_they_were_widened(ops):
+    """softmax(bfloat16).float() sums to 1 only within bfloat16."""
+    torch.manual_seed(0)
+    probs_TE = torch.softmax((torch.randn(4096, E) * 2).bfloat16(), -1).float()
+    assert float((probs_TE.sum(-1) - 1).abs().max()) > 1e-3
+    loss = make_loss("micro_batch", num_layers=1, ops=ops)
+    loss.begin_step([[4096]])
+    loss.begin_forward(torch.zeros(1, 4096, dtype=torch.int64))
+    probs_TE = loss.through(0, probs_TE)
+    loss.record(0, probs_TE.topk(2).indices, probs_TE)
+    loss.close_forward()
+
+
 def test_another_torch_takes_the_composite_path(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.12.1")
     assert "it was built for torch 2.13" in switchyard.ops._load_compiled()

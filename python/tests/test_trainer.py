@@ -8,13 +8,16 @@ import torch
 from hf_models import dense_gradients, dense_loss, make_model, make_rows, stack
 from oracle import largest_difference
 from torchrun import torchrun
-from trainer_run import build, run
+from trainer_run import build, collate, run
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LabelSmoother
 
 import switchyard
 
 ALL = ["sequence", "sequences(3)", "micro_batch", "ranks", "prefix", "optimizer_batch"]
 TOLERANCE = 2e-5
 COEFFICIENT = 5.0
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
 def cut(rows, num_ranks=1, per_device=2, accumulation=2):
@@ -26,6 +29,9 @@ def cut(rows, num_ranks=1, per_device=2, accumulation=2):
 def main_loss(model, step, means):
     """The Trainer's objective of a step: the mean over tokens, or over the means of micro-batches and ranks."""
     batches = [batch for ranks in step for batch in ranks]
+    if means == "smoothed":
+        return sum(LabelSmoother(0.1)(model(**{**b.inputs, "labels": None}), b.inputs["labels"], shift_labels=True)
+                   for b in batches) / len(batches)
     if means:
         return sum(model(**batch.inputs).loss for batch in batches) / len(batches)
     items = sum(batch.inputs["labels"].ne(-100).sum() for batch in batches)
@@ -88,6 +94,45 @@ def test_two_scopes_together():
     assert keeper.reports[0].lbl_L == pytest.approx(lbl, abs=2e-6)
 
 
+def test_label_smoothing_is_a_mean_over_micro_batches():
+    """The Trainer does not divide it, though it knows the items of the step."""
+    arguments = {"label_smoothing_factor": 0.1}
+    plain, balanced = run({"rows": 4, "arguments": arguments}), run(settings_of("optimizer_batch", arguments=arguments))
+    assert check(balanced, plain, cut(make_rows(4)), "optimizer_batch", means="smoothed") == pytest.approx(1.0, rel=1e-5)
+
+
+class MeanTrainer(Trainer):
+    """A compute_loss() as many write it: num_items_in_batch comes in and is not used."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return 1.0 * model(**inputs).loss + 0.0
+
+
+class SumTrainer(Trainer):
+    """Divides by it outside of the model."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits, labels = model(**inputs).logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+class PassingTrainer(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind, means", [(MeanTrainer, True), (SumTrainer, False), (PassingTrainer, False)])
+def test_a_compute_loss_of_ones_own(kind, means):
+    found = []
+    for attach in (False, True):
+        trainer, keeper = build(make_rows(4), trainer_class=kind)
+        if attach:
+            keeper.attachment = switchyard.attach(trainer, scope="prefix", coefficient=COEFFICIENT)
+        trainer.train()
+        found.append({"gradients": keeper.gradients, "reports": [vars(report) for report in keeper.reports]})
+    check(found[1], found[0], cut(make_rows(4)), "prefix", means=means)
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
 def test_other_models(kind):
     plain = run({"rows": 4, "kind": kind})
@@ -109,11 +154,24 @@ def test_gradient_checkpointing(reentrant):
 
 def test_torch_compile():
     """The whole model as a graph, hooks included. The default experts (grouped_mm) need bfloat16 under torch.compile."""
-    arguments = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     eager, compiled = (run(settings_of("optimizer_batch", experts="batched_mm", **changes))
-                       for changes in ({}, {"arguments": arguments}))
+                       for changes in ({}, {"arguments": COMPILED}))
     assert largest_difference(eager["gradients"][0], compiled["gradients"][0]) < 1e-6
     assert compiled["reports"][0]["lbl_L"] == pytest.approx(eager["reports"][0]["lbl_L"], abs=1e-6)
+
+
+def test_compiled_the_prepass_runs_the_graph_of_training():
+    """A compiler rounds differently in other graphs: so the pre-pass must not make one. aot_eager, as inductor takes minutes;
+    that inductor then repeats bit for bit is not seen here."""
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    run({"rows": 4, "experts": "batched_mm", "arguments": COMPILED})
+    alone = graphs["unique_graphs"] - before
+    torch._dynamo.reset()
+    before = graphs["unique_graphs"]
+    balanced = run(settings_of("optimizer_batch", experts="batched_mm", arguments=COMPILED))
+    assert balanced["prepass"] == 2 and graphs["unique_graphs"] - before == alone
 
 
 def test_dropout_repeats_after_the_prepass():
@@ -168,6 +226,110 @@ def test_resuming_takes_the_counts_of_the_step_before(tmp_path):
     assert keeper.reports[0].step == 2
 
 
+def test_resuming_with_dropout(tmp_path):
+    """The Trainer loads the random states of the checkpoint after it has fetched the first batches."""
+    def make():
+        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path), attention_dropout=0.4,
+                                arguments={"save_steps": 1, "save_strategy": "steps"})
+        keeper.attachment = switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+        return trainer, keeper
+
+    whole, kept = make()
+    whole.train()
+    again, keeper = make()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert keeper.reports[0].step == 2 and keeper.reports[0].lbl_L == kept.reports[2].lbl_L
+
+
+class ScheduleFree(torch.optim.SGD):
+    """Has other weights while evaluating, as optimizers of the package schedulefree have."""
+
+    factor = 1.0
+
+    def _become(self, factor):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.data.mul_(factor / self.factor)
+        self.factor = factor
+
+    def eval(self):
+        self._become(2.0)
+
+    def train(self):
+        self._become(1.0)
+
+
+class EvaluateEachStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = True
+
+
+def test_an_optimizer_that_changes_weights_to_evaluate():
+    trainer, keeper = build(make_rows(8), steps=2)
+    trainer.optimizer, trainer.eval_dataset = ScheduleFree(trainer.model.parameters(), lr=0.0), make_rows(2)
+    trainer.add_callback(EvaluateEachStep())
+    keeper.attachment = switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+    trainer.train()
+    assert [report.differences for report in keeper.reports] == [0, 0]
+
+
+def test_two_attachments_keep_their_states_apart(tmp_path):
+    def make(*scopes):
+        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path),
+                                arguments={"save_steps": 1, "save_strategy": "steps"})
+        found = [switchyard.attach(trainer, scope=scope, coefficient=COEFFICIENT) for scope in scopes]
+        keeper.attachment = found[0]
+        return trainer, keeper, found
+
+    whole, kept, _ = make("ema(0.5)", "ema(0.9)", "micro_batch")
+    whole.train()
+    again, keeper, _ = make("ema(0.5)", "ema(0.9)", "micro_batch")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert keeper.reports[0].step == 2 and keeper.reports[0].lbl_L == kept.reports[2].lbl_L
+    assert largest_difference(keeper.gradients[0], kept.gradients[2]) == 0.0
+    # A checkpoint with the one file of an older version or of one attachment is the first one's.
+    (tmp_path / "checkpoint-2" / "switchyard_balance_2.pt").unlink()
+    trainer, _, (first, third) = make("ema(0.5)", "micro_batch")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert first.last_report.step == third.last_report.step == 2
+    with pytest.raises(switchyard.StateError, match="switchyard_balance_2.pt is not there"):
+        make("ema(0.5)", "ema(0.9)")[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_packed_rows_with_a_cache():
+    """With a cache the model does not look for documents, which the pre-pass must do alike."""
+    rows = make_rows(4, length=12)
+    for row in rows:
+        del row["attention_mask"]
+        row["position_ids"] = torch.cat([torch.arange(5), torch.arange(7)])
+    trainer, keeper = build(rows, per_device=1, arguments={"use_cache": True})
+    keeper.attachment = switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+    trainer.train()
+    assert [report.differences for report in keeper.reports] == [0]
+
+
+def test_a_model_made_anew_by_train():
+    trainer, _ = build(make_rows(4))
+    anew = Trainer(model_init=lambda: make_model(), args=trainer.args, train_dataset=make_rows(4), data_collator=collate)
+    switchyard.attach(anew, scope="prefix", coefficient=COEFFICIENT)
+    with pytest.raises(switchyard.ConfigError, match="model_init"):
+        anew.train()
+
+
+class StopWithinStep(TrainerCallback):
+    def on_substep_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+def test_training_that_stops_within_a_step(tmp_path):
+    trainer, keeper = build(make_rows(4), folder=str(tmp_path), arguments={"save_strategy": "epoch"})
+    keeper.attachment = switchyard.attach(trainer, scope="prefix", coefficient=COEFFICIENT)
+    trainer.add_callback(StopWithinStep())
+    trainer.train()
+    assert keeper.gradients == [] and not keeper.attachment.loss.in_step
+    assert (tmp_path / "checkpoint-0" / "switchyard_balance.pt").exists()
+
+
 def test_a_batch_that_was_not_fetched():
     trainer, _ = build(make_rows(4))
     switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
@@ -182,13 +344,26 @@ def test_detaching_leaves_the_trainer_as_it_was():
     assert largest_difference(keeper.gradients[0], run({"rows": 4})["gradients"][0]) == 0.0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_detaching_one_of_two(first):
+    trainer, keeper = build(make_rows(4))
+    both = [switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT) for _ in range(2)]
+    both.pop(0 if first else 1).detach()
+    keeper.attachment = both[0]
+    trainer.train()
+    assert largest_difference(keeper.gradients[0], run(settings_of("optimizer_batch"))["gradients"][0]) == 0.0
+    assert keeper.reports[0].step == 0
+
+
 def of_ranks(scope=None, average=True):
     attach = None if scope is None else {"scope": scope, "coefficient": COEFFICIENT}
+    smoothing = {"label_smoothing_factor": 0.1, "average_tokens_across_devices": True} if average == "smoothed" else {}
     return {"rows": 8, "attach": attach,
-            "arguments": {"ddp_backend": "gloo", "average_tokens_across_devices": average}}
+            "arguments": {"ddp_backend": "gloo", "average_tokens_across_devices": average, **smoothing}}
 
 
 TWO = [(scope, average) for average in (True, False) for scope in (None, "optimizer_batch", "prefix", "sequences(3)")]
+TWO += [(None, "smoothed"), ("optimizer_batch", "smoothed")]
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +381,12 @@ def test_two_processes(scope, two_processes):
     balanced, plain = two_processes[scope, True], two_processes[None, True]
     assert balanced["world"] == 2
     check(balanced, plain, cut(make_rows(8), num_ranks=2), scope)
+
+
+def test_two_processes_with_label_smoothing(two_processes):
+    """The Trainer multiplies that mean by the ranks."""
+    balanced, plain = two_processes["optimizer_batch", "smoothed"], two_processes[None, "smoothed"]
+    check(balanced, plain, cut(make_rows(8), num_ranks=2), "optimizer_batch", means="smoothed")
 
 
 @pytest.mark.parametrize("scope", ["optimizer_batch", "prefix", "sequences(3)"])

@@ -45,7 +45,7 @@ class OwnLossTrainer(Trainer):
 
 
 def build(rows, per_device=2, accumulation=2, steps=1, arguments=None, own_loss=False, kind="qwen3_moe", folder=None,
-          learning_rate=0.0, **model_changes):
+          learning_rate=0.0, trainer_class=Trainer, **model_changes):
     args = TrainingArguments(**{
         **dict(output_dir=folder or SCRATCH.name, per_device_train_batch_size=per_device, max_steps=steps, use_cpu=True,
                gradient_accumulation_steps=accumulation, learning_rate=learning_rate, max_grad_norm=0.0, report_to=[],
@@ -53,7 +53,7 @@ def build(rows, per_device=2, accumulation=2, steps=1, arguments=None, own_loss=
                lr_scheduler_type="constant"),
         **(arguments or {})})
     keeper = Keeper()
-    kind_of_trainer = OwnLossTrainer if own_loss else Trainer
+    kind_of_trainer = OwnLossTrainer if own_loss else trainer_class
     trainer = kind_of_trainer(model=make_model(kind, **model_changes), args=args, train_dataset=rows, data_collator=collate,
                               callbacks=[keeper])
     # In the order of the rows, so that the test knows each micro-batch.

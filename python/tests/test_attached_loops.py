@@ -1,0 +1,226 @@
+"""attach(model) in loops that do more than one forward and one step: adapters, failures, several forwards in a loss, copies."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hf_models import dense_gradients, dense_loss, gradients_of, make_model, make_rows, stack
+from oracle import largest_difference
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import switchyard
+from switchyard.frame import Frame
+
+TOLERANCE = 2e-5
+
+
+def batches_of(number):
+    return [stack(make_rows(2, seed)) for seed in range(number)]
+
+
+def without_labels(batch):
+    return {name: value for name, value in batch.inputs.items() if name != "labels"}
+
+
+def balancing_part(with_loss, without):
+    return [a - b for a, b in zip(with_loss, without)]
+
+
+class Adapter(nn.Module):
+    """As PEFT injects it: the base is frozen, what is trained came after attaching."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.randn(4, base.in_features) * 0.1)
+        self.up = nn.Parameter(torch.randn(base.out_features, 4) * 0.1)
+
+    def forward(self, hidden):
+        return self.base(hidden) + hidden @ self.down.t() @ self.up.t()
+
+
+def test_adapters_that_came_after_attaching_end_the_step():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    model.requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    for step, batch in enumerate(batches_of(3)):
+        model(**batch.inputs).loss.backward()
+        optimizer.step()
+        assert not attachment.loss.in_step and attachment.last_report.step == step
+        assert attachment.last_report.tokens == int(batch.inputs["attention_mask"].sum())
+
+
+def test_a_step_that_no_optimizer_ends_warns_once():
+    """Such as an optimizer of copies of the parameters. Other optimizers may step under accumulation, so no error."""
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    foreign = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    (batch,) = batches_of(1)
+    with pytest.warns(UserWarning, match="3 forwards of the attached model are in one step.*call end_step") as caught:
+        for _ in range(5):
+            model(**batch.inputs).loss.backward()
+            foreign.step()
+            foreign.step()
+    assert len([warning for warning in caught if "attached model" in str(warning.message)]) == 1
+    assert attachment.end_step().micro_batch_counts_MLE.shape[0] == 5
+
+
+def run_out_of_memory(model, batch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    handle = model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(**batch.inputs, num_items_in_batch=torch.tensor(30))
+    handle.remove()
+
+
+def test_a_failed_forward_is_forgotten():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def train(failing):
+        optimizer.zero_grad()
+        for number, batch in enumerate(batches_of(2)):
+            if number == failing:
+                run_out_of_memory(model, batches_of(3)[2])
+            model(**batch.inputs).loss.backward()
+        if failing == 2:
+            run_out_of_memory(model, batches_of(3)[2])
+        optimizer.step()
+        return gradients_of(model), attachment.last_report
+
+    plain, expected = train(None)
+    for failing in (0, 1, 2):
+        found, report = train(failing)
+        assert largest_difference(found, plain) == 0.0
+        assert report.lbl_L == expected.lbl_L and torch.equal(report.counts_LE, expected.counts_LE)
+
+
+def test_a_failed_forward_on_several_ranks_is_an_error_that_says_how_to_go_on(monkeypatch):
+    """The other ranks may have added theirs up."""
+    model = make_model()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    (batch,) = batches_of(1)
+    run_out_of_memory(model, batch)
+    monkeypatch.setattr(attachment.loss.ranks, "size", 2)
+    with pytest.raises(switchyard.StateError, match=r"micro-batch 0, rank 0.*Call .*attachment.loss.abandon_step\(\)"):
+        model(**batch.inputs)
+    attachment.loss.abandon_step()
+    monkeypatch.undo()
+    model(**batch.inputs).loss.backward()
+    assert attachment.end_step().step == 0
+
+
+def preference_loss(chosen, rejected):
+    return 1e-4 * ((chosen - rejected) ** 2).sum()
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "reentrant", "checkpoint"])
+def test_join_reaches_every_forward_behind_the_loss(reentrant):
+    """Two forwards in one loss, a third without gradients between, and one that is not used."""
+    model = make_model()
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    batches = batches_of(3)
+
+    def run(join):
+        model.zero_grad()
+        chosen = model(**without_labels(batches[0])).logits
+        model(**without_labels(batches[2]))
+        rejected = model(**without_labels(batches[1])).logits
+        with torch.no_grad():
+            model(**without_labels(batches[0]))
+        (join(preference_loss(chosen, rejected)) * 3.0).backward()
+        return gradients_of(model)
+
+    plain = run(lambda loss: loss)
+    attachment = switchyard.attach(model, scope="sequence", coefficient=5.0)
+    balanced = run(attachment.join)
+    report = attachment.end_step()
+    attachment.detach()
+    assert report.differences == 0 and report.micro_batch_counts_MLE.shape[0] == 3
+    model.gradient_checkpointing_disable()
+    expected = [torch.zeros_like(gradient) for gradient in plain]
+    for batch in batches[:2]:
+        part, _, _ = dense_loss(model, [[batch]], "sequence", coefficient=15.0)
+        expected = [a + b for a, b in zip(expected, dense_gradients(part, model))]
+    assert max(float(gradient.abs().max()) for gradient in expected) > 0.01
+    assert largest_difference(balancing_part(balanced, plain), expected) < 10 * TOLERANCE
+
+
+def test_each_loss_joins_its_own_forward():
+    """All forwards first, and losses that are scaled differently."""
+    model = make_model()
+    batches = batches_of(2)
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+
+    def losses(join):
+        outputs = [model(**without_labels(batch)).logits for batch in batches]
+        return [join(1e-3 * logits.square().sum()) for logits in outputs]
+
+    model.zero_grad()
+    first, second = losses(attachment.join)
+    (0.5 * first + 2.0 * second).backward()
+    together = gradients_of(model)
+    attachment.end_step()
+    apart = [0.0] * len(together)
+    for number, scale in enumerate((0.5, 2.0)):
+        model.zero_grad()
+        (losses(attachment.join)[number] * scale).backward()
+        apart = [a + b for a, b in zip(apart, gradients_of(model))]
+        attachment.end_step()
+    assert largest_difference(together, apart) < TOLERANCE
+
+
+def test_a_forward_whose_loss_was_not_joined_is_still_an_error():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    first, second = [model(**without_labels(batch)).logits for batch in batches_of(2)]
+    loss = attachment.join(second.sum()) + first.sum()
+    with pytest.raises(RuntimeError, match="a loss that was not joined"):
+        loss.backward()
+
+
+def test_forwards_that_were_not_used_are_not_kept():
+    model = make_model()
+    switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    outputs = model(**without_labels(batches_of(1)[0]))
+    alive = []
+    outputs.logits.grad_fn.metadata["probe"] = type("Probe", (), {"__del__": lambda self: alive.append("gone")})()
+    del outputs
+    assert alive == ["gone"]
+
+
+COPIES = {"deepcopy": copy.deepcopy, "average": AveragedModel, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_copy_is_not_balanced_by_the_original(kind, monkeypatch):
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    (batch,) = batches_of(1)
+    model(**batch.inputs).loss.backward()
+    other = COPIES[kind](model)
+    calls = []
+    monkeypatch.setattr(Frame, "record", lambda *_: calls.append(1))
+    with torch.no_grad():
+        other(**batch.inputs)
+    other.eval()(**batch.inputs)
+    with pytest.raises(switchyard.StateError, match="a copy of one that was attached"):
+        other.train()(**batch.inputs)
+    with pytest.raises(switchyard.StateError, match="a copy of one that was attached"):
+        (other.module if kind == "average" else other).model(input_ids=batch.inputs["input_ids"])
+    assert not calls
+    monkeypatch.undo()
+    again = switchyard.attach(other.module if kind == "average" else other, scope="prefix", coefficient=5.0)
+    other(**batch.inputs).loss.backward()
+    assert attachment.end_step().micro_batch_counts_MLE.shape[0] == 1
+    assert again.end_step().micro_batch_counts_MLE.shape[0] == 1
