@@ -201,26 +201,27 @@ def test_a_short_last_step_and_earlier_steps():
     assert second["lbl_L"] == pytest.approx(lbl, abs=2e-6)
 
 
+def build_saving(folder, *scopes, **changes):
+    """Three steps, each saved. The keeper has the reports of the first scope."""
+    trainer, keeper = build(make_rows(12), steps=3, folder=str(folder), arguments={"save_steps": 1, "save_strategy": "steps"}, **changes)
+    attachments = [switchyard.attach(trainer, scope=scope, coefficient=COEFFICIENT) for scope in scopes]
+    keeper.attachment = attachments[0]
+    return trainer, keeper, attachments
+
+
 def test_resuming_takes_the_counts_of_the_step_before(tmp_path):
     """Learning rate 0: transformers 5.2 does not load the experts of its own checkpoints when it resumes."""
-    arguments = {"save_steps": 1, "save_strategy": "steps"}
-
-    def make():
-        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path), arguments=arguments)
-        keeper.attachment = switchyard.attach(trainer, scope="ema(0.5)", coefficient=COEFFICIENT)
-        return trainer, keeper
-
-    whole, kept = make()
+    whole, kept, _ = build_saving(tmp_path, "ema(0.5)")
     whole.train()
-    again, keeper = make()
+    again, keeper, _ = build_saving(tmp_path, "ema(0.5)")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert keeper.reports[0].step == 2
     assert keeper.reports[0].lbl_L == kept.reports[2].lbl_L
     assert largest_difference(keeper.gradients[0], kept.gradients[2]) == 0.0
     (tmp_path / "checkpoint-2" / "switchyard_balance.pt").unlink()
     with pytest.raises(switchyard.StateError, match="resumes at step 2, but .* is not there"):
-        make()[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    trainer, keeper = make()
+        build_saving(tmp_path, "ema(0.5)")[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer, keeper, _ = build_saving(tmp_path, "ema(0.5)")
     keeper.attachment.loss.change(scope="optimizer_batch")  # needs no file, but the ranks that lack it must count on as well
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert keeper.reports[0].step == 2
@@ -228,15 +229,9 @@ def test_resuming_takes_the_counts_of_the_step_before(tmp_path):
 
 def test_resuming_with_dropout(tmp_path):
     """The Trainer loads the random states of the checkpoint after it has fetched the first batches."""
-    def make():
-        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path), attention_dropout=0.4,
-                                arguments={"save_steps": 1, "save_strategy": "steps"})
-        keeper.attachment = switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
-        return trainer, keeper
-
-    whole, kept = make()
+    whole, kept, _ = build_saving(tmp_path, "optimizer_batch", attention_dropout=0.4)
     whole.train()
-    again, keeper = make()
+    again, keeper, _ = build_saving(tmp_path, "optimizer_batch", attention_dropout=0.4)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert keeper.reports[0].step == 2 and keeper.reports[0].lbl_L == kept.reports[2].lbl_L
 
@@ -274,26 +269,19 @@ def test_an_optimizer_that_changes_weights_to_evaluate():
 
 
 def test_two_attachments_keep_their_states_apart(tmp_path):
-    def make(*scopes):
-        trainer, keeper = build(make_rows(12), steps=3, folder=str(tmp_path),
-                                arguments={"save_steps": 1, "save_strategy": "steps"})
-        found = [switchyard.attach(trainer, scope=scope, coefficient=COEFFICIENT) for scope in scopes]
-        keeper.attachment = found[0]
-        return trainer, keeper, found
-
-    whole, kept, _ = make("ema(0.5)", "ema(0.9)", "micro_batch")
+    whole, kept, _ = build_saving(tmp_path, "ema(0.5)", "ema(0.9)", "micro_batch")
     whole.train()
-    again, keeper, _ = make("ema(0.5)", "ema(0.9)", "micro_batch")
+    again, keeper, _ = build_saving(tmp_path, "ema(0.5)", "ema(0.9)", "micro_batch")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert keeper.reports[0].step == 2 and keeper.reports[0].lbl_L == kept.reports[2].lbl_L
     assert largest_difference(keeper.gradients[0], kept.gradients[2]) == 0.0
     # A checkpoint with the one file of an older version or of one attachment is the first one's.
     (tmp_path / "checkpoint-2" / "switchyard_balance_2.pt").unlink()
-    trainer, _, (first, third) = make("ema(0.5)", "micro_batch")
+    trainer, _, (first, second) = build_saving(tmp_path, "ema(0.5)", "micro_batch")
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert first.last_report.step == third.last_report.step == 2
+    assert first.last_report.step == second.last_report.step == 2
     with pytest.raises(switchyard.StateError, match="switchyard_balance_2.pt is not there"):
-        make("ema(0.5)", "ema(0.9)")[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        build_saving(tmp_path, "ema(0.5)", "ema(0.9)")[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_packed_rows_with_a_cache():

@@ -81,6 +81,8 @@ int launch(const LaunchArguments& arguments, Session& session) {
                    " -- train CONFIG, and run other verbs without launch");
   std::vector<std::string> program = {session.program};
   program.insert(program.end(), arguments.command.begin(), arguments.command.end());
+  // Else a number in the configuration would win over the one that was asked for here.
+  if (arguments.num_threads > 0) program.insert(program.end(), {"--set", join_text("execution.threads=", arguments.num_threads)});
   const int code = wait_for_ranks(start_mpirun(mpirun_command(arguments.num_ranks, arguments.num_threads, program)), session);
   SWITCHYARD_CHECK(code != kNotStarted, DataError,
                    "mpirun cannot be started; install Open MPI (Debian: openmpi-bin), or train without launch");
@@ -115,7 +117,7 @@ void add_launch_verb(CLI::App& app, Action& chosen) {
                 "Ctrl-C lets all ranks finish the step and save. When a rank dies, the others are ended.");
   verb->add_option("-n,--ranks", arguments->num_ranks, "ranks; they share the step's micro-batches")->required();
   verb->add_option("--threads", arguments->num_threads,
-                   "threads of each rank, whatever execution.threads says; default the cores divided by the ranks");
+                   "threads of each rank, as execution.threads; default the cores divided by the ranks");
   verb->add_option("command", arguments->command, "train with its arguments, best after --")->required()->type_name("train ...");
   verb->footer("Example:\n  switchyard launch -n 2 -- train configs/train/quick.toml --set steps=50");
   verb->callback([arguments, &chosen] {

@@ -14,8 +14,6 @@ namespace {
 // A slip of the keyboard would start processes until the machine stands still.
 constexpr int64_t kMostRanks = 1024;
 
-constexpr const char* kThreadsChosen = "SWITCHYARD_LAUNCH_THREADS";
-
 }  // namespace
 
 std::vector<std::string> mpirun_command(int64_t num_ranks, int64_t num_threads, const std::vector<std::string>& program) {
@@ -35,8 +33,6 @@ std::vector<std::string> mpirun_command(int64_t num_ranks, int64_t num_threads, 
                                       "OMP_NUM_THREADS=" + std::to_string(threads),
                                       "-n",
                                       std::to_string(num_ranks)};
-  // OMP_NUM_THREADS does not say whether the user asked for it.
-  if (num_threads > 0) command.insert(command.end(), {"-x", join_text(kThreadsChosen, "=", num_threads)});
   command.insert(command.end(), program.begin(), program.end());
   return command;
 }
@@ -45,8 +41,6 @@ int64_t ranks_on_this_machine() {
   const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
   return text == nullptr ? 1 : std::max<int64_t>(1, std::atoll(text));
 }
-
-bool launch_chose_threads() { return std::getenv(kThreadsChosen) != nullptr; }
 
 bool started_by_mpi() {
   constexpr std::array kSetByLaunchers = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};

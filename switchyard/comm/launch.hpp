@@ -13,9 +13,6 @@ inline constexpr int64_t kMostThreads = 1024;
 /// Ranks that Open MPI started on this machine, this process among them; 1 where it did not.
 [[nodiscard]] int64_t ranks_on_this_machine();
 
-/// True on ranks that were started with a number of threads (`launch --threads`), which they have: it wins over their configuration.
-[[nodiscard]] bool launch_chose_threads();
-
 /// The command line that starts `program` (its path and arguments) on num_ranks processes: as root too, with more ranks than
 /// cores, not bound to cores (bound, all threads of a rank share one core), and each rank with its share of the threads.
 /// @param num_threads  OpenMP threads of a rank; 0: the machine's cores divided by the ranks, at least 1

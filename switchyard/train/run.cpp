@@ -373,7 +373,7 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
   ranks.together([&] {
     check_ranks(resolved, ranks.size());
     if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
-    if (resolved.execution.threads > 0 && !launch_chose_threads()) at::set_num_threads(static_cast<int>(resolved.execution.threads));
+    if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
   });
   const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
   ranks.together([&] {

@@ -19,15 +19,13 @@ CREATE TABLE IF NOT EXISTS runs(
   step INTEGER NOT NULL, config TEXT NOT NULL, loss REAL, specialization REAL, max_vio REAL, message TEXT NOT NULL,
   started TEXT NOT NULL, updated TEXT NOT NULL))";
 
-constexpr const char* kBegin = R"(
-INSERT OR REPLACE INTO runs(folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated)
-VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13))";
-
 constexpr const char* kPut = R"(
 INSERT INTO runs(folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated)
 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
 ON CONFLICT(folder) DO UPDATE SET name = ?2, arm = ?3, seed = ?4, status = ?5, step = ?6, config = ?7, loss = ?8,
   specialization = ?9, max_vio = ?10, message = ?11, updated = ?13)";
+
+constexpr const char* kBegin = ", started = ?12";  // behind kPut: a new run keeps nothing of the row
 
 constexpr const char* kSelect = R"(
 SELECT folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated
@@ -98,7 +96,7 @@ struct RunStore::Impl {
     while (statement.next()) {
     }
   }
-  void write(const char* text, const RunRow& row) const;
+  void write(const std::string& text, const RunRow& row) const;
 };
 
 RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
@@ -113,12 +111,12 @@ RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<I
 
 RunStore::~RunStore() = default;
 
-void RunStore::begin(const RunRow& row) { impl_->write(kBegin, row); }
+void RunStore::begin(const RunRow& row) { impl_->write(std::string(kPut) + kBegin, row); }
 
 void RunStore::put(const RunRow& row) { impl_->write(kPut, row); }
 
-void RunStore::Impl::write(const char* text, const RunRow& row) const {
-  Statement statement(database, path, text);
+void RunStore::Impl::write(const std::string& text, const RunRow& row) const {
+  Statement statement(database, path, text.c_str());
   statement.bind(1, row.folder);
   statement.bind(2, row.name);
   statement.bind(3, row.arm);

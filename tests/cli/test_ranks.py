@@ -84,6 +84,12 @@ def test_two_ranks_have_the_curve_of_one(work, config, two_ranks):
     assert two["tokens"] == one["tokens"]
 
 
+def test_the_threads_that_launch_was_given_win(work, config):
+    folder = work / "threads"
+    run("launch", "-n", 1, "--threads", 2, "--", "train", config, "--set", "steps=1", "--set", "execution.threads=1", "--out", folder)
+    assert "\nthreads = 2\n" in (folder / "config.toml").read_text()
+
+
 def test_a_killed_rank_ends_the_others_and_the_run_resumes_to_the_same_bits(work, config):
     whole_run, folder = work / "not_killed", work / "killed"
     words = ["launch", "-n", "2", "--threads", "1", "--", "train", config, "--set", "steps=60"]  # long enough to be met alive

@@ -64,6 +64,14 @@ class RunTest : public testing::Test {
     StopAfter progress(step);
     return run_training(run, {folder(name), Resume::No, &progress.stop, "test"}, progress);
   }
+  RunResult resume_and_stop(const RunConfig& run, const std::string& name, int64_t step) const {
+    StopAfter progress(step);
+    return run_training(run, {folder(name), Resume::Yes, &progress.stop, "test"}, progress);
+  }
+  void start_and_damage_newest(const RunConfig& run, const std::string& name, int64_t step) const {
+    start_and_stop(run, name, step);
+    fs::remove(list_checkpoints(folder(name)).back() / "optimizer.safetensors");
+  }
   void start_and_crash(const RunConfig& run, const std::string& name, int64_t step) const {
     ThrowAfter progress(step);
     EXPECT_THROW((void)run_training(run, {folder(name), Resume::No, nullptr, "test"}, progress), std::runtime_error);

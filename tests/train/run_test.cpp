@@ -6,7 +6,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -86,16 +85,6 @@ TEST_F(RunTest, SameBitsForAFixedNumberOfThreads) {
   EXPECT_EQ(at::get_num_threads(), 2);
   start(run, "b");
   expect_same_run("a", "b");
-}
-
-TEST_F(RunTest, ThreadsThatLaunchWasGivenWin) {
-  RunConfig run = config();
-  run.execution.threads = 2;
-  at::set_num_threads(1);  // as OMP_NUM_THREADS says in a rank
-  ASSERT_EQ(setenv("SWITCHYARD_LAUNCH_THREADS", "1", 1), 0);
-  start(run, "a");
-  unsetenv("SWITCHYARD_LAUNCH_THREADS");
-  EXPECT_EQ(at::get_num_threads(), 1);
 }
 
 // Six steps run through more than one epoch of the made-up data, so the order of windows is resumed too.
@@ -197,11 +186,9 @@ TEST_F(RunTest, DamagedCheckpointFallsBackToTheOneBeforeWithANotice) {
 TEST_F(RunTest, ADamagedLaterCheckpointDoesNotCostTheGoodOne) {
   RunConfig run = config();
   run.checkpoint.every = 2;
-  start_and_stop(run, "a", 4);
-  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  start_and_damage_newest(run, "a", 4);
   run.checkpoint.keep_last = 1;
-  StopAfter progress(3);
-  (void)run_training(run, {folder("a"), Resume::Yes, &progress.stop, "test"}, progress);
+  resume_and_stop(run, "a", 3);
   resume(run, "a");
   EXPECT_EQ(log("a").steps.size(), 6U);
   EXPECT_THAT(notices("a"), testing::Not(testing::Contains(testing::HasSubstr("step 0 again"))));
@@ -211,11 +198,9 @@ TEST_F(RunTest, ADamagedLaterCheckpointDoesNotCostTheGoodOne) {
 TEST_F(RunTest, ADamagedEarlierCheckpointDoesNotCostTheGoodOne) {
   RunConfig run = config();
   run.checkpoint.every = 2;
-  start_and_stop(run, "a", 4);
-  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  start_and_damage_newest(run, "a", 4);
   run.checkpoint.every = 0;
-  StopAfter progress(5);
-  (void)run_training(run, {folder("a"), Resume::Yes, &progress.stop, "test"}, progress);  // from 2
+  resume_and_stop(run, "a", 5);  // from 2
   const std::vector<fs::path> kept = list_checkpoints(folder("a"));
   ASSERT_EQ(kept.size(), 2U);
   EXPECT_EQ(kept[0].filename(), "step-00000002");
@@ -226,8 +211,7 @@ TEST_F(RunTest, ADamagedEarlierCheckpointDoesNotCostTheGoodOne) {
 TEST_F(RunTest, AReplacedCheckpointIsKept) {
   RunConfig run = config();
   run.checkpoint.every = 2;
-  start_and_stop(run, "a", 4);
-  fs::remove(list_checkpoints(folder("a")).back() / "optimizer.safetensors");
+  start_and_damage_newest(run, "a", 4);
   resume(run, "a");  // from 2, by 4 to 6
   ASSERT_EQ(list_checkpoints(folder("a")).size(), 2U);
   EXPECT_EQ(list_checkpoints(folder("a")).front().filename(), "step-00000004");
