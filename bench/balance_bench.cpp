@@ -5,7 +5,7 @@
 // A line a case: the calls of forward and backward of a step of M = 8 micro-batches of 512 tokens on each rank, median over
 // rounds of the slowest rank, in microseconds; and counting alone with the bytes it reads a second. OMP_NUM_THREADS=1 is meant.
 // An identity in place of the probabilities' own graph: its backward is what a step without balancing would do, and is taken off.
-#include <ATen/ops/empty.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
@@ -37,6 +37,7 @@ struct Case {
   int64_t num_experts = 16;
   int64_t num_layers = 4;
   int64_t num_chosen = 2;
+  [[nodiscard]] BalanceShape shape() const { return {.num_layers = num_layers, .num_experts = num_experts, .num_chosen = num_chosen}; }
 };
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
@@ -46,9 +47,9 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Routing some_routing(const Case& sizes, uint64_t seed) {
+Routing some_routing(const Case& sizes, int64_t num_tokens, uint64_t seed) {
   Rng rng(seed, "bench");
-  const at::Tensor logits_TE = rng.normal_tensor({kTokens, sizes.num_experts}, 1.0).set_requires_grad(true);
+  const at::Tensor logits_TE = rng.normal_tensor({num_tokens, sizes.num_experts}, 1.0).set_requires_grad(true);
   const at::Tensor probs_TE = at::softmax(logits_TE, -1);
   const at::Tensor ids_TK = std::get<1>(at::topk(logits_TE.detach(), sizes.num_chosen, -1));
   Routing routing = routing_from_top_k(ids_TK, probs_TE.gather(1, ids_TK), sizes.num_experts);
@@ -72,9 +73,8 @@ StepPlan plan_of_step() {
 double time_step(const Case& sizes, const BalanceConfig& config, const std::vector<Routing>& routings, BalanceState& state,
                  Communicator& comm) {
   const at::Tensor segment_T = at::zeros({kTokens}, at::kLong);
-  const BalanceShape shape{.num_layers = sizes.num_layers, .num_experts = sizes.num_experts, .num_chosen = sizes.num_chosen};
   const auto begin = Clock::now();
-  StepBalance balance(config, shape, plan_of_step(), state, {comm});
+  StepBalance balance(config, sizes.shape(), plan_of_step(), state, {comm});
   std::vector<at::Tensor> through;
   for (int64_t forward = 0; forward < kMicroBatches; ++forward) {
     for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
@@ -113,7 +113,7 @@ void bench_case(const Case& sizes, const std::string& scope_text, Communicator& 
   parse(scope_text, config.scope);
   std::vector<Routing> routings;
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
-    routings.push_back(some_routing(sizes, static_cast<uint64_t>(comm.rank() * 100 + layer)));
+    routings.push_back(some_routing(sizes, kTokens, static_cast<uint64_t>(comm.rank() * 100 + layer)));
   }
   BalanceState state;
   std::vector<double> times;
@@ -140,9 +140,34 @@ void bench_all(Communicator& comm) {
   }
 }
 
+// Packed documents whose tokens two ranks share: every document is a group of its own that both must add up.
+void bench_documents(Communicator& comm) {
+  constexpr int64_t kDocumentTokens = 4;
+  const Case sizes{64, 8, 2};
+  for (const int64_t documents : {1024, 4096, 16384}) {
+    StepPlan plan;
+    plan.segment_tokens.assign(static_cast<size_t>(documents), kDocumentTokens);
+    plan.segment_micro_batch.assign(static_cast<size_t>(documents), 0);
+    plan.forward_begin = {0, documents};
+    const at::Tensor segment_T = at::arange(documents, at::kLong).repeat_interleave(kDocumentTokens);
+    const Routing routing = some_routing(sizes, documents * kDocumentTokens, static_cast<uint64_t>(comm.rank()));
+    comm.barrier();
+    const auto begin = Clock::now();
+    StepBalance balance({.scope = {.kind = ScopeKind::Sequence}}, sizes.shape(), plan, {}, {comm, {.data_rank = 0}});
+    for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
+      static_cast<void>(balance.through_probs(0, layer, routing.probs_TE, segment_T));
+      balance.record(0, layer, routing, segment_T);
+    }
+    balance.close_forward(0);
+    balance.close_counting();
+    const double seconds = seconds_since(begin);
+    if (comm.rank() == 0) std::printf("ranks that share %6ld documents  E 64  L 8  K 2  %.3f s\n", static_cast<long>(documents), seconds);
+  }
+}
+
 void bench_counting() {
   for (const Case& sizes : {Case{16, 1, 2}, Case{128, 1, 8}, Case{512, 1, 8}}) {
-    const Routing routing = some_routing(sizes, 1);
+    const Routing routing = some_routing(sizes, kTokens, 1);
     const at::Tensor segment_T = at::zeros({kTokens}, at::kLong);
     std::vector<double> times;
     for (int64_t round = 0; round < 200; ++round) {
@@ -164,11 +189,13 @@ int main() {
       MpiSession session;
       const std::unique_ptr<Communicator> world = session.world();
       bench_all(*world);
+      if (world->size() > 1) bench_documents(*world);
       return 0;
     }
     bench_counting();
     bench_all(*make_solo_communicator());
     run_ranks(2, bench_all);
+    run_ranks(2, bench_documents);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "balance_bench: %s\n", error.what());

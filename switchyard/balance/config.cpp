@@ -135,13 +135,17 @@ void SelectionConfig::validate(const std::string& where) const {
   SWITCHYARD_CHECK(decay >= 0.0 && decay < 1.0, ConfigError, prefix, "decay = ", decay,
                    "; expected a number in [0, 1)");
   // What a rule does not read would be believed to act.
+  const SelectionConfig untouched;
+  SWITCHYARD_CHECK(rule != SelectionRule::None || (rate == untouched.rate && decay == untouched.decay), ConfigError, prefix,
+                   "rate = ", rate, " and decay = ", decay, " without a rule, so they would do nothing; expected a rule (bias, ",
+                   "bias_centered, quantile or mean_quantile), or neither of them");
   const bool by_bias = rule == SelectionRule::Bias || rule == SelectionRule::BiasCentered;
   const bool by_quantile = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
   SWITCHYARD_CHECK(!by_bias || rate > 0.0, ConfigError, prefix, "rate = 0 with rule ", to_string(rule),
                    ", which would then do nothing; expected a number above 0, or rule = \"none\"");
   SWITCHYARD_CHECK(!by_bias || decay == 0.0, ConfigError, prefix, "decay = ", decay, ", which the rule ", to_string(rule),
                    " does not have; leave it out (rate says how far a step moves)");
-  SWITCHYARD_CHECK(!by_quantile || rate == SelectionConfig().rate, ConfigError, prefix, "rate = ", rate, ", which the rule ",
+  SWITCHYARD_CHECK(!by_quantile || rate == untouched.rate, ConfigError, prefix, "rate = ", rate, ", which the rule ",
                    to_string(rule), " does not have; leave it out (decay says how much of the old threshold is kept)");
 }
 

@@ -130,28 +130,34 @@ at::Tensor CoefficientCell::coefficients_SE() const {
 
 at::Tensor CoefficientCell::of_tokens(const at::Tensor& segment_T, at::ScalarType type) const {
   const int64_t num_segments = coefficients_SE().size(0);
+  reached_ = true;
   return rows_.to(segment_T.device(), type).index_select(0, at::where(segment_T.lt(0), num_segments, segment_T));
 }
 
+at::Tensor CoefficientCell::expect_backward(const at::Tensor& through) {
+  expected_ = expected_ || through.requires_grad();
+  return through;
+}
+
 at::Tensor inject_coefficients(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
-  return InjectCoefficients::apply(probs_TE, segment_T, cell);
+  return cell->expect_backward(InjectCoefficients::apply(probs_TE, segment_T, cell));
 }
 
 at::Tensor inject_curvature(const at::Tensor& probs_TE, const at::Tensor& segment_T, const CellPtr& cell) {
-  return InjectCurvature::apply(probs_TE, segment_T, cell);
+  return cell->expect_backward(InjectCurvature::apply(probs_TE, segment_T, cell));
 }
 
 at::Tensor inject_token_loss(const at::Tensor& through_TX, const at::Tensor& loss_T, const at::Tensor& segment_T,
                              const CellPtr& cell) {
-  return InjectTokenLoss::apply(through_TX, loss_T, segment_T, cell);
+  return cell->expect_backward(InjectTokenLoss::apply(through_TX, loss_T, segment_T, cell));
 }
 
 at::Tensor inject_load(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell, int64_t num_chosen) {
-  return InjectLoad::apply(logits_TE, segment_T, cell, num_chosen);
+  return cell->expect_backward(InjectLoad::apply(logits_TE, segment_T, cell, num_chosen));
 }
 
 at::Tensor inject_z_loss(const at::Tensor& logits_TE, const at::Tensor& segment_T, const CellPtr& cell) {
-  return InjectZLoss::apply(logits_TE, segment_T, cell);
+  return cell->expect_backward(InjectZLoss::apply(logits_TE, segment_T, cell));
 }
 
 }  // namespace switchyard

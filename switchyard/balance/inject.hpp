@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -25,9 +26,17 @@ class CoefficientCell : public torch::CustomClassHolder {
   /// The coefficients of each token in the type asked for, [T, E]; zero where segment_T is -1 (padding).
   [[nodiscard]] at::Tensor of_tokens(const at::Tensor& segment_T, at::ScalarType type) const;
 
+  /// Says that backward is to come through here. @return `through`, what an identity of this cell gave
+  at::Tensor expect_backward(const at::Tensor& through);
+  /// An identity gave a tensor with gradient, and no backward came through it: nothing that followed depended on it.
+  [[nodiscard]] bool bypassed() const { return expected_ && !reached_; }
+  [[nodiscard]] const std::string& where() const { return where_; }
+
  private:
   std::string where_;
   at::Tensor rows_;  // [S + 1, E], the last row zero
+  bool expected_ = false;
+  mutable std::atomic<bool> reached_ = false;  // by a thread of autograd's
 };
 
 using CellPtr = c10::intrusive_ptr<CoefficientCell>;

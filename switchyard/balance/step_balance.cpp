@@ -46,9 +46,7 @@ struct StepBalance::Impl {
         cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), token_weights()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
         awaited(closed),
-        passed_probs(static_cast<size_t>(plan.num_forwards() * shape.num_layers), false),
-        passed_logits(passed_probs),
-        output_losses(passed_probs.size(), kNotSeen) {
+        output_losses(static_cast<size_t>(plan.num_forwards() * shape.num_layers), kNotSeen) {
     for (const BalanceTerm& term : active_terms(config, plan.step)) {
       terms.push_back(std::make_unique<TermBalance>(term, config.weighting, of_a_layer(term.coefficient), shape,
                                                     state, totals));
@@ -93,7 +91,6 @@ struct StepBalance::Impl {
   void fill_known();
   void record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T);
   void check_recorded(int64_t forward) const;
-  void check_passed(int64_t forward, int64_t layer, const Routing& routing) const;
   void take_problem(const std::exception& error);
   void restore(const StepProgress& progress);
   [[nodiscard]] int64_t closed_hash() const {
@@ -115,8 +112,6 @@ struct StepBalance::Impl {
   WantedStatistics wanted;
   std::vector<bool> closed;         // [F]
   std::vector<bool> awaited;        // [F]
-  std::vector<bool> passed_probs;   // [F * L]: whether the router used the identity
-  std::vector<bool> passed_logits;  // [F * L]
   std::vector<double> output_losses;  // [F * L], sums over valid tokens
   std::string problem;              // of this rank, not yet told to the others
   bool counting_closed = false;
@@ -129,20 +124,8 @@ void StepBalance::Impl::fill_known() {
   cells.fill_known(terms);
 }
 
-// A loss that is asked for and cannot act is an error, never silence.
-void StepBalance::Impl::check_passed(int64_t forward, int64_t layer, const Routing& routing) const {
-  SWITCHYARD_CHECK(!cells.on_probs() || (passed_probs[key(forward, layer)] && routing.probs_TE.defined()), StateError,
-                   place(forward, layer), ": the router did not pass its probabilities through, so the balancing loss '",
-                   config.method, "' with coefficient ", config.coefficient,
-                   " could not act. Use a router that takes balancing, or set balance.method = \"none\"");
-  SWITCHYARD_CHECK(!cells.on_logits() || (passed_logits[key(forward, layer)] && routing.logits_TE.defined()), StateError,
-                   place(forward, layer), ": the router did not pass its logits through, so the z-loss with coefficient ",
-                   config.z_coefficient,
-                   " (or a loss of the load) could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
-}
-
 void StepBalance::Impl::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
-  check_passed(forward, layer, routing);
+  cells.check_passed(forward, layer, routing, segment_T);
   SWITCHYARD_CHECK(routing.num_experts == shape.num_experts, ShapeError, place(forward, layer), ": routing over ",
                    routing.num_experts, " experts; expected ", shape.num_experts);
   try {
@@ -245,13 +228,11 @@ StepBalance& StepBalance::operator=(StepBalance&&) noexcept = default;
 at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                        const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
-  impl_->passed_logits[impl_->key(forward, layer)] = true;
   return impl_->cells.through_logits(forward, layer, logits_TE, segment_T);
 }
 
 at::Tensor StepBalance::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
-  impl_->passed_probs[impl_->key(forward, layer)] = true;
   return impl_->cells.through_probs(forward, layer, probs_TE, segment_T);
 }
 
@@ -264,7 +245,7 @@ at::Tensor StepBalance::through_outputs(int64_t forward, int64_t layer, const at
                    ": orthogonality losses have shape ", loss_T.sizes(), "; expected one per token, ", segment_T.sizes());
   double& sum = impl_->output_losses[impl_->key(forward, layer)];
   if (sum == kNotSeen) sum = loss_T.detach().masked_fill(segment_T.lt(0), 0.0).sum(at::kDouble).item<double>();
-  return impl_->cells.through_outputs(forward, out_TD, loss_T, segment_T);
+  return impl_->cells.through_outputs(forward, layer, out_TD, loss_T, segment_T);
 }
 
 at::Tensor StepBalance::selection_offsets_E(int64_t layer) const {
@@ -382,7 +363,13 @@ BalanceValues StepBalance::values() const {
 
 void StepBalance::finish(BalanceState& state) const {
   const at::Tensor counts_LE = step_counts_LE();
-  // What a layer that ran again in backward found.
+  try {
+    impl_->cells.check_reached();
+  } catch (const Error& error) {
+    if (!impl_->many_ranks()) throw;
+    impl_->take_problem(error);
+  }
+  // That, or what a layer that ran again in backward found.
   if (impl_->many_ranks()) throw_if_any(impl_->ranks.comm, impl_->problem);
   // A step of padding says nothing about the experts; what is known from before stays.
   if (impl_->step_tokens() == 0) return;

@@ -79,7 +79,9 @@ class StepBalance {
   StepBalance(StepBalance&&) noexcept;
   StepBalance& operator=(StepBalance&&) noexcept;
 
-  /// Identities; their backward adds the loss's gradient. Without balancing they return their argument unchanged.
+  /// Identities; their backward adds the loss's gradient, so go on with what they return. Without balancing they return their
+  /// argument unchanged.
+  /// @param segment_T  the same that record() is given; int64, -1 for padding
   [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                           const at::Tensor& segment_T);
   [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
@@ -125,6 +127,7 @@ class StepBalance {
   [[nodiscard]] at::Tensor micro_batch_counts_MLE() const;
   [[nodiscard]] BalanceValues values() const;
   /// After the last backward. `state` is unchanged where it throws.
+  /// @throws StateError where a loss is on and no backward came through an identity (that it returned a tensor with gradient)
   void finish(BalanceState& state) const;
 
   /// The coefficients of a forward, [G, E] double, as backward will add them; for tests and the conformance suite.

@@ -1,5 +1,6 @@
 #include "switchyard/balance/step_cells.hpp"
 
+#include <ATen/ops/equal.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -9,34 +10,39 @@
 namespace switchyard {
 namespace {
 
-CellPtr make_cell(int64_t step, int64_t forward, int64_t layer) {
-  return c10::make_intrusive<CoefficientCell>(join_text("step ", step, ", forward ", forward, ", layer ", layer));
+bool same_segments(const at::Tensor& one_T, const at::Tensor& other_T) {
+  return one_T.is_same(other_T) || at::equal(one_T.to(other_T.device()), other_T);
 }
 
 }  // namespace
 
 StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vector<double> factor_of_segment,
                      const TokenLossWeights& weights)
-    : plan_(plan), shape_(shape), factor_of_segment_(std::move(factor_of_segment)), weights_(weights) {
+    : plan_(plan), shape_(shape), factor_of_segment_(std::move(factor_of_segment)), weights_(weights),
+      logits_passed_(static_cast<size_t>(plan.num_forwards() * shape.num_layers)), probs_passed_(logits_passed_) {
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
     for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
-      cells_.push_back(make_cell(plan_.step, forward, layer));
-      load_cells_.push_back(make_cell(plan_.step, forward, layer));
+      cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
+      load_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
+      z_cells_.push_back(token_cell(forward, layer, weights_.z));
+      output_cells_.push_back(token_cell(forward, layer, weights_.orthogonality));
     }
-    z_cells_.push_back(token_cell(forward, weights_.z));
-    output_cells_.push_back(token_cell(forward, weights_.orthogonality));
-    curvature_cells_.push_back(make_cell(plan_.step, forward, 0));
+    curvature_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, 0)));
   }
 }
 
+std::string StepCells::place(int64_t forward, int64_t layer) const {
+  return join_text("step ", plan_.step, ", forward ", forward, ", layer ", layer);
+}
+
 // The same weight for every token, known from the start.
-CellPtr StepCells::token_cell(int64_t forward, double weight) const {
+CellPtr StepCells::token_cell(int64_t forward, int64_t layer, double weight) const {
   const SegmentRange range = segments(forward);
   at::Tensor weight_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
   for (int64_t segment = range.begin; segment < range.end; ++segment) {
     weight_S1.mutable_data_ptr<double>()[segment - range.begin] = weight * factor_of_segment_[static_cast<size_t>(segment)];
   }
-  CellPtr cell = make_cell(plan_.step, forward, 0);
+  CellPtr cell = c10::make_intrusive<CoefficientCell>(place(forward, layer));
   cell->fill(weight_S1);
   return cell;
 }
@@ -95,25 +101,60 @@ void StepCells::fill_with_zeros(int64_t forward) {
   if (!cells_[key(forward, 0)]->filled()) fill_forward(forward, {});
 }
 
+void StepCells::check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const {
+  SWITCHYARD_CHECK(segment_T.dim() == 1 && scores_TE.dim() == 2 && segment_T.size(0) == scores_TE.size(0), ShapeError,
+                   place(forward, layer), ": scores of shape ", scores_TE.sizes(), " with segment numbers of shape ",
+                   segment_T.sizes(), "; expected [T, E] and [T]");
+}
+
 at::Tensor StepCells::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
-                                     const at::Tensor& segment_T) const {
+                                     const at::Tensor& segment_T) {
+  check_segments(forward, layer, logits_TE, segment_T);
+  logits_passed_[key(forward, layer)] = segment_T;
   at::Tensor through_TE = logits_TE;
-  if (weights_.z != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[static_cast<size_t>(forward)]);
+  if (weights_.z != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[key(forward, layer)]);
   if (on_load_) through_TE = inject_load(through_TE, segment_T, load_cells_[key(forward, layer)], shape_.num_chosen);
   return through_TE;
 }
 
-at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
-                                    const at::Tensor& segment_T) const {
+at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T) {
+  check_segments(forward, layer, probs_TE, segment_T);
+  probs_passed_[key(forward, layer)] = segment_T;
   if (!on_probs_) return probs_TE;
   at::Tensor through_TE = inject_coefficients(probs_TE, segment_T, cells_[key(forward, layer)]);
   if (has_curvature_) through_TE = inject_curvature(through_TE, segment_T, curvature_cells_[static_cast<size_t>(forward)]);
   return through_TE;
 }
 
-at::Tensor StepCells::through_outputs(int64_t forward, const at::Tensor& out_TD, const at::Tensor& loss_T,
+at::Tensor StepCells::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                       const at::Tensor& segment_T) const {
-  return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[static_cast<size_t>(forward)]);
+  return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[key(forward, layer)]);
+}
+
+void StepCells::check_passed(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) const {
+  const at::Tensor& with_probs_T = probs_passed_[key(forward, layer)];
+  const at::Tensor& with_logits_T = logits_passed_[key(forward, layer)];
+  const bool on_logits = on_load_ || weights_.z != 0.0;
+  SWITCHYARD_CHECK(!on_probs_ || (with_probs_T.defined() && routing.probs_TE.defined()), StateError, place(forward, layer),
+                   ": the router did not pass its probabilities through, so a balancing loss that is on could not act. Use a "
+                   "router that takes balancing, or set balance.method = \"none\"");
+  SWITCHYARD_CHECK(!on_logits || (with_logits_T.defined() && routing.logits_TE.defined()), StateError, place(forward, layer),
+                   ": the router did not pass its logits through, so the z-loss (coefficient ", weights_.z,
+                   ") or a loss of the load could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
+  SWITCHYARD_CHECK((!on_probs_ || same_segments(with_probs_T, segment_T)) && (!on_logits || same_segments(with_logits_T, segment_T)),
+                   ShapeError, place(forward, layer), ": the router passed its scores through with other segment numbers than its "
+                   "counts are recorded with, so their coefficients would go to other tokens. Give both the same segment_T");
+}
+
+void StepCells::check_reached() const {
+  for (const auto* cells : {&cells_, &load_cells_, &z_cells_, &output_cells_}) {
+    for (const CellPtr& cell : *cells) {
+      SWITCHYARD_CHECK(!cell->bypassed(), StateError, cell->where(), ": no backward came through what ",
+                       cells == &output_cells_ ? "through_outputs()" : cells == &cells_ ? "through_probs()" : "through_logits()",
+                       " returned, so a balancing loss that is on did not act. Go on with the returned tensor, and call "
+                       "finish() after the last backward");
+    }
+  }
 }
 
 at::Tensor StepCells::coefficients_SE(int64_t forward, int64_t layer) const {

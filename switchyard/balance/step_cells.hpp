@@ -6,12 +6,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "switchyard/balance/inject.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/step_plan.hpp"
 #include "switchyard/balance/term_balance.hpp"
+#include "switchyard/core/routing.hpp"
 
 namespace switchyard {
 
@@ -36,15 +38,19 @@ class StepCells {
   /// Fills the cells of a forward with zeros, so that a step that is about to fail reaches the place where all ranks say so.
   void fill_with_zeros(int64_t forward);
 
-  [[nodiscard]] bool on_probs() const { return on_probs_; }
-  [[nodiscard]] bool on_logits() const { return on_load_ || weights_.z != 0.0; }
+  /// The identities of StepBalance. @throws ShapeError where segment_T is not one number per token
   [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
-                                          const at::Tensor& segment_T) const;
+                                          const at::Tensor& segment_T);
   [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
-                                         const at::Tensor& segment_T) const;
-
-  [[nodiscard]] at::Tensor through_outputs(int64_t forward, const at::Tensor& out_TD, const at::Tensor& loss_T,
+                                         const at::Tensor& segment_T);
+  [[nodiscard]] at::Tensor through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                            const at::Tensor& segment_T) const;
+
+  /// Before a layer's counts are taken. A loss that is asked for and cannot act is an error, never silence.
+  /// @throws StateError where its router did not use the identities; ShapeError where it gave them another segment_T
+  void check_passed(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) const;
+  /// After the last backward. @throws StateError where one did not come through an identity that was used
+  void check_reached() const;
 
   [[nodiscard]] at::Tensor coefficients_SE(int64_t forward, int64_t layer) const;
 
@@ -53,7 +59,9 @@ class StepCells {
     return static_cast<size_t>(forward * shape_.num_layers + layer);
   }
   [[nodiscard]] SegmentRange segments(int64_t forward) const;
-  [[nodiscard]] CellPtr token_cell(int64_t forward, double weight) const;
+  [[nodiscard]] CellPtr token_cell(int64_t forward, int64_t layer, double weight) const;
+  [[nodiscard]] std::string place(int64_t forward, int64_t layer) const;
+  void check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const;
   void fill_forward(int64_t forward, const std::vector<std::unique_ptr<TermBalance>>& terms);
 
   StepPlan plan_;
@@ -66,8 +74,10 @@ class StepCells {
   std::vector<CellPtr> cells_;            // [F * L] of [S, E], on probabilities
   std::vector<CellPtr> load_cells_;       // [F * L] of [S, E], on smooth_load() of the logits
   std::vector<CellPtr> curvature_cells_;  // [F] of [S, 1]
-  std::vector<CellPtr> z_cells_;          // [F] of [S, 1]
-  std::vector<CellPtr> output_cells_;     // [F] of [S, 1]
+  std::vector<CellPtr> z_cells_;          // [F * L] of [S, 1]
+  std::vector<CellPtr> output_cells_;     // [F * L] of [S, 1]
+  std::vector<at::Tensor> logits_passed_;  // [F * L], the segment_T that came with them; undefined: not passed
+  std::vector<at::Tensor> probs_passed_;   // [F * L], the same
 };
 
 }  // namespace switchyard

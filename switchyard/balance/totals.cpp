@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <map>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
@@ -66,13 +67,16 @@ void StepTotals::need_domain_means(const SegmentRange& range) {
 }
 
 void StepTotals::seal() {
-  std::set<int64_t> borders(plan_.whole.forward_begin.begin(), plan_.whole.forward_begin.end());
-  for (const SegmentRange& range : shared_ranges_) borders.insert({range.begin, range.end});
+  std::map<int64_t, int64_t> borders;  // and how many more ranges are open behind each than before it
+  for (const int64_t border : plan_.whole.forward_begin) borders[border] += 0;
+  for (const SegmentRange& range : shared_ranges_) {
+    ++borders[range.begin];
+    --borders[range.end];
+  }
+  int64_t open = 0;
   for (auto border = borders.begin(); border != borders.end() && std::next(border) != borders.end(); ++border) {
-    const SegmentRange cell{*border, *std::next(border)};
-    const bool asked = std::any_of(shared_ranges_.begin(), shared_ranges_.end(),
-                                   [&cell](const SegmentRange& range) { return within(cell, range); });
-    if (asked) cells_.push_back(cell);
+    open += border->second;
+    if (open > 0) cells_.push_back({border->first, std::next(border)->first});
   }
   auto next = cells_.begin();
   for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
@@ -179,11 +183,14 @@ std::vector<Number> StepTotals::cells_E(std::vector<Number> Shipment::*kept, int
                                         const SegmentRange& range) const {
   std::vector<Number> sums_E(static_cast<size_t>(shape_.num_experts), Number{0});
   const int64_t row_size = shape_.num_layers * shape_.num_experts;
+  // Steps of packed documents have thousands of ranges: going over all cells for each would cost their square.
+  const auto before = [](const SegmentRange& cell, int64_t segment) { return cell.begin < segment; };
+  const auto first = std::lower_bound(cells_.begin(), cells_.end(), range.begin, before);
+  const SegmentRange in_range{first - cells_.begin(), std::lower_bound(first, cells_.end(), range.end, before) - cells_.begin()};
   for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
     const SegmentRange cells = cells_of_forward(forward);
     const std::vector<Number>& values = shipments_F_[static_cast<size_t>(forward)].*kept;
-    for (int64_t cell = cells.begin; cell < cells.end; ++cell) {
-      if (!within(cells_[static_cast<size_t>(cell)], range)) continue;
+    for (int64_t cell = std::max(cells.begin, in_range.begin); cell < std::min(cells.end, in_range.end); ++cell) {
       const Number* from =
           values.data() + ((cell - cells.begin) * num_rows + row) * row_size + layer * shape_.num_experts;
       for (Number& sum : sums_E) sum += *from++;

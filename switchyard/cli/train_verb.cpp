@@ -12,6 +12,7 @@
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
+#include "switchyard/report/settings.hpp"
 #include "switchyard/testbed/number_text.hpp"
 #include "switchyard/train/run.hpp"
 #include "switchyard/train/run_ranks.hpp"
@@ -47,14 +48,15 @@ std::string evaluation_text(const EvaluationRecord& record) {
 
 class TextSink : public ProgressSink {
  public:
-  TextSink(std::ostream& out, Screen screen) : status_(out, screen), screen_(screen) {}
+  TextSink(std::ostream& out, Screen screen, const RunConfig& config)
+      : status_(out, screen), screen_(screen), settings_(read_settings(to_toml(config))) {}
 
   void on_start(const StartRecord& record) override {
     total_ = record.total_steps;
     status_.print(join_text("run ", record.name, ": ", grouped_digits(record.parameters), " parameters, ", record.num_layers,
                             " MoE layers, ", record.num_experts, " experts, ", record.num_chosen, " per token, ",
-                            record.compute_type, "; router ", record.router, ", balancing ", record.method, " over ",
-                            record.scope, ", lambda ", record.coefficient, ", ", record.layers, " over layers"));
+                            record.compute_type, "; router ", record.router, "; ", balancing_text(record, settings_),
+                            "; losses of layers: ", record.layers));
     if (record.step > total_) {
       status_.print(join_text("all ", total_, " steps were done before"));
     } else if (record.step > 1) {
@@ -90,6 +92,7 @@ class TextSink : public ProgressSink {
  private:
   StatusLine status_;
   Screen screen_;
+  Settings settings_;
   int64_t total_ = 0;
   double recent_seconds_ = 0.0;  // of a step, smoothed
 };
@@ -192,7 +195,7 @@ int run_on(Communicator* world, const TrainArguments& arguments, Session& sessio
   options.command = session.command;
   options.profile_steps = arguments.profile_steps;
   JsonSink json(session.out);
-  TextSink text(session.out, session.out_screen);
+  TextSink text(session.out, session.out_screen, config);
   ProgressSink silent;
   ProgressSink& loud = arguments.format == OutputFormat::Json ? static_cast<ProgressSink&>(json) : text;
   RunResult result;

@@ -26,7 +26,8 @@ struct EvaluationInput {
   int64_t step = 0;          // optimizer steps done
   int64_t sequences = 0;     // held-out sequences that were run
   int64_t permutations = 200;
-  std::optional<Matrix<double>> reference_NE = std::nullopt;  // shares of the reference router: needed where N, E, K do not divide
+  /// Shares of the reference router: needed where E, K and the number of domains that have slots do not divide.
+  std::optional<Matrix<double>> reference_NE = std::nullopt;
 };
 
 /// Every field of the record. All layers and both choices use the same label permutations, drawn from `rng`.

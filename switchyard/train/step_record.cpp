@@ -65,7 +65,7 @@ StartRecord make_start_record(const RunConfig& config, const std::string& comman
   record.total_steps = config.steps;
   record.method = config.balance.method;
   record.scope = config.balance.method == "none" ? "none" : to_string(config.balance.scope);
-  record.coefficient = config.balance.coefficient;
+  if (config.balance.method != "none") record.coefficient = config.balance.coefficient;
   record.layers = to_string(config.balance.layers);
   record.router = config.model.router.name;
   record.num_experts = config.model.num_experts;

@@ -2,6 +2,7 @@
 
 #include "switchyard/balance/ledger.hpp"
 
+#include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -145,6 +146,56 @@ TEST(Lifecycle, B24ALossThatCannotActIsAnError) {
   z_only.z_coefficient = 0.1;
   StepBalance z_balance(z_only, shape_of(1), explicit_plan({{1}}), {});
   expect_message<StateError>([&] { z_balance.record(0, 0, forward.routing, forward.segment_T); }, "z_coefficient = 0");
+}
+
+// A router that calls the identity and goes on with what it had: the value would be logged, and nothing would act.
+TEST(Lifecycle, B24AnIdentityBesideTheGraphIsAnError) {
+  for (const bool go_on_with_it : {true, false}) {
+    BalanceConfig config = default_config();
+    config.z_coefficient = 0.1;
+    StepBalance balance(config, shape_of(2), explicit_plan({{1}}), {});
+    at::Tensor sum;
+    for (const int64_t layer : {0, 1}) {
+      ExplicitForward forward = one_token();
+      const at::Tensor leaf_TE = forward.routing.logits_TE.set_requires_grad(true);
+      forward.routing.logits_TE = balance.through_logits(0, layer, leaf_TE, forward.segment_T);
+      const at::Tensor probs_TE = forward.routing.logits_TE.softmax(-1);
+      const at::Tensor passed_TE = balance.through_probs(0, layer, probs_TE, forward.segment_T);
+      forward.routing.probs_TE = layer == 0 || go_on_with_it ? passed_TE : probs_TE;
+      balance.record(0, layer, forward.routing, forward.segment_T);
+      sum = layer == 0 ? forward.routing.probs_TE.sum() : sum.add(forward.routing.probs_TE.sum());
+    }
+    balance.close_forward(0);
+    balance.close_counting();
+    BalanceState state;
+    expect_message<StateError>([&] { balance.finish(state); }, "step 0, forward 0, layer 0: no backward came through");
+    sum.backward();
+    if (go_on_with_it) {
+      EXPECT_NO_THROW(balance.finish(state));
+    } else {
+      expect_message<StateError>([&] { balance.finish(state); }, "layer 1: no backward came through what through_probs()");
+      EXPECT_FALSE(state.previous_counts_LE.defined());
+    }
+  }
+}
+
+TEST(Lifecycle, B5ScoresPassWithTheSegmentsTheyAreCountedIn) {
+  const std::vector<Token> tokens = {{0, {0}, {.5, .5}}, {1, {1}, {.5, .5}}};
+  const ExplicitForward forward = explicit_forward(tokens, 2);
+  const at::Tensor swapped_T = forward.segment_T.flip(0);
+  BalanceConfig with_z = default_config();
+  with_z.z_coefficient = 0.1;
+  StepBalance balance(with_z, shape_of(1), explicit_plan({{1, 1}}), {});
+  expect_message<ShapeError>([&] { static_cast<void>(balance.through_probs(0, 0, forward.routing.probs_TE, at::zeros({1}, at::kLong))); },
+                             "step 0, forward 0, layer 0: scores of shape [2, 2] with segment numbers of shape [1]");
+  static_cast<void>(balance.through_logits(0, 0, forward.routing.logits_TE, forward.segment_T));
+  static_cast<void>(balance.through_probs(0, 0, forward.routing.probs_TE, swapped_T));
+  expect_message<ShapeError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); }, "with other segment numbers");
+  static_cast<void>(balance.through_probs(0, 0, forward.routing.probs_TE, forward.segment_T.clone()));
+  static_cast<void>(balance.through_logits(0, 0, forward.routing.logits_TE, swapped_T));
+  expect_message<ShapeError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); }, "with other segment numbers");
+  static_cast<void>(balance.through_logits(0, 0, forward.routing.logits_TE, forward.segment_T));
+  EXPECT_NO_THROW(balance.record(0, 0, forward.routing, forward.segment_T));
 }
 
 TEST(Lifecycle, RoutersWithoutScoresAreCountedWhereNoLossIsAskedFor) {

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "dense_oracle.hpp"
+#include "explicit_routing.hpp"
 #include "ranked_step.hpp"
 #include "switchyard/comm/threads.hpp"
 #include "switchyard/core/error.hpp"
@@ -280,6 +281,26 @@ TEST(BadInput, ProbabilitiesThatAreNotFiniteEndEveryRank) {
         },
         "rank 1: step 7, forward 1");
   }
+}
+
+// Rank 1's router passes its probabilities through and goes on with what it had.
+TEST(BadInput, AnIdentityBesideTheGraphOfOneRankEndsEveryRank) {
+  expect_error_on_every_rank(
+      2,
+      [&](Communicator& comm) {
+        StepBalance balance({.coefficient = 0.1}, {.num_layers = 1, .num_experts = 2, .num_chosen = 1}, explicit_plan({{1}}), {},
+                            {comm});
+        ExplicitForward forward = explicit_forward({{0, {0}, {.5, .5}}}, 2);
+        const at::Tensor probs_TE = forward.routing.probs_TE.set_requires_grad(true);
+        const at::Tensor passed_TE = balance.through_probs(0, 0, probs_TE, forward.segment_T);
+        balance.record(0, 0, forward.routing, forward.segment_T);
+        balance.close_forward(0);
+        balance.close_counting();
+        (comm.rank() == 1 ? probs_TE : passed_TE).sum().backward();
+        BalanceState state;
+        balance.finish(state);
+      },
+      "rank 1: step 0, forward 0, layer 0: no backward came through");
 }
 
 TEST(BadInput, RanksThatCutTheStepDifferentlyAreTold) {

@@ -52,6 +52,21 @@ TEST(Orthogonality, EntersAsIfItWereAddedToTheLoss) {
   EXPECT_LT(injected.sub(expected).abs().max().item<double>(), 1e-12);
 }
 
+TEST(Orthogonality, BesideTheGraphIsAnError) {
+  const BalanceConfig config{.method = "none", .orthogonality_coefficient = 0.3};
+  StepBalance balance(config, {.num_layers = 1, .num_experts = 2, .num_chosen = 2}, explicit_plan({{1}}), {});
+  const ExplicitForward forward = explicit_forward({{0, {0, 1}, {.6, .4}}}, 2);
+  record_explicit(balance, 0, 0, forward);
+  const at::Tensor outputs_TKD = at::eye(2, at::kDouble).unsqueeze(0).set_requires_grad(true);
+  const at::Tensor out_TD = outputs_TKD.sum(1);
+  static_cast<void>(balance.through_outputs(0, 0, out_TD, orthogonality_loss(outputs_TKD), forward.segment_T));
+  balance.close_forward(0);
+  balance.close_counting();
+  out_TD.sum().backward();
+  BalanceState state;
+  expect_message<StateError>([&] { balance.finish(state); }, "no backward came through what through_outputs()");
+}
+
 TEST(Orthogonality, ThatIsNotANumberIsToldAsSuch) {
   const BalanceConfig config{.method = "none", .orthogonality_coefficient = 0.3};
   StepBalance balance(config, {.num_layers = 1, .num_experts = 2, .num_chosen = 2}, explicit_plan({{1}}), {});

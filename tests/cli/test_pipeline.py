@@ -101,6 +101,18 @@ def test_a_run_learns_and_is_evaluated(whole_run):
     assert read_log(whole_run)[-1]["reason"] == "done"
 
 
+@pytest.mark.parametrize("settings, says, coefficient", [
+    (["balance.coefficient=0.25"], "; router top_k; lbl 0.25 over optimizer_batch; losses of layers: mean\n", 0.25),
+    (["balance.method=none", "balance.selection.rule=quantile", "balance.z_coefficient=0.125"],
+     "; router top_k; z-loss 0.125; choice by quantile; losses of layers: mean\n", 0.0),
+])
+def test_a_run_begins_with_all_that_balances_it(work, config, settings, says, coefficient):
+    folder = work / f"says-{coefficient}"
+    trained = run("train", config, "--out", folder, *[word for setting in ["steps=1", *settings] for word in ("--set", setting)])
+    assert says in trained.stdout
+    assert read_log(folder)[0]["coefficient"] == coefficient, "of the first loss, 0 where there is none"
+
+
 def test_a_killed_run_resumes_to_the_same_bits(work, config):
     whole_run, folder = work / "not_killed", work / "killed"
     run("train", config, "--out", whole_run, "--set", "steps=60")

@@ -74,6 +74,8 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
   EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"),
               testing::HasSubstr("balance.terms[0].from_step is 10; expected a step below steps = 9"));
+  EXPECT_THAT(error_of("[balance.selection]\nrate = 0.5"), testing::HasSubstr("without a rule"));
+  EXPECT_THAT(error_of("[balance.selection]\ndecay = 0.5"), testing::HasSubstr("without a rule"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 0.0"), testing::HasSubstr("would then do nothing"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\ndecay = 0.5"), testing::HasSubstr("does not have"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'quantile'\nrate = 0.5"), testing::HasSubstr("does not have"));
