@@ -38,6 +38,11 @@ std::string counts_text(std::span<const int64_t> counts) {
   return text;
 }
 
+std::string averaging_text(Averaging averaging) {
+  if (averaging == Averaging::Sum) return "sum";
+  return averaging == Averaging::Mean ? "mean" : "by tokens";
+}
+
 }  // namespace
 
 void Judge::fail(const std::string& message) {
@@ -45,7 +50,7 @@ void Judge::fail(const std::string& message) {
 }
 
 void Judge::near(double given, double expected, const std::string& what) {
-  if (std::abs(given - expected) <= kTolerance * std::max(1.0, std::abs(expected))) return;  // false for NaN
+  if (std::abs(given - expected) <= tolerance_ * std::max(1.0, std::abs(expected))) return;  // false for NaN
   fail(join_text(what, ": ", short_number(given), ", expected ", short_number(expected)));
 }
 
@@ -61,7 +66,7 @@ void Judge::same(std::span<const double> given, std::span<const double> expected
     if (std::isnan(here)) break;
   }
   const double largest = largest_of(expected);
-  if (difference <= kTolerance * std::max(largest, 1e-2)) return;
+  if (difference <= tolerance_ * std::max(largest, 1e-2)) return;
   fail(join_text(what, ": largest difference ", short_number(difference), " where the largest entry is ", short_number(largest),
                  "; the whole is ", short_number(scale_of(given, expected)), " times what it should be"));
 }
@@ -101,6 +106,8 @@ void Judge::same_outcome(const Outcome& given, const Outcome& expected, const st
 BalanceCase Bench::of_subject(BalanceCase step) const {
   step.subject = subject_;
   step.contract = capabilities_.contracts.front();
+  step.weighting = capabilities_.weightings.front();
+  step.layers = capabilities_.layer_reductions.front();
   return step;
 }
 
@@ -132,6 +139,14 @@ Outcome Bench::run_twice(const BalanceCase& step) const {
 }
 
 Finding does_not_apply(const std::string& why) { return {Verdict::DoesNotApply, why}; }
+
+Finding has_no_notion(const Implementation& implementation, Feature feature) {
+  return does_not_apply(join_text(implementation.name(), " has no notion of ", to_string(feature)));
+}
+
+std::string contract_text(const GradientContract& contract) {
+  return "micro-batches " + averaging_text(contract.micro_batches) + ", ranks " + averaging_text(contract.ranks);
+}
 
 double max_vio(std::span<const int64_t> counts_E) {
   const double mean =

@@ -11,11 +11,12 @@
 
 namespace switchyard::conform {
 
-inline constexpr double kTolerance = 1e-9;  // relative to the largest number compared
-
 /// Keeps the first complaint.
 class Judge {
  public:
+  /// @param tolerance  relative to the largest number compared
+  explicit Judge(double tolerance) : tolerance_(tolerance) {}
+
   void fail(const std::string& message);
   void near(double given, double expected, const std::string& what);
   /// Compares vectors; a complaint names the largest difference and the scale between the two.
@@ -30,6 +31,7 @@ class Judge {
   [[nodiscard]] Finding finding() const { return {holds() ? Verdict::Holds : Verdict::Fails, message_}; }
 
  private:
+  double tolerance_;
   std::string message_;
 };
 
@@ -46,8 +48,14 @@ class Bench {
   [[nodiscard]] bool in_textbook() const { return is_lbl() || is_token_loss(subject_); }
   [[nodiscard]] bool has_scope(ScopeKind scope) const { return conform::has_scope(subject_) && kind() == scope; }
   [[nodiscard]] bool has(Feature feature) const { return capabilities_.has(feature); }
+  /// As many as wanted, where the implementation knows more than one.
+  [[nodiscard]] int64_t micro_batches(int64_t wanted) const { return has(Feature::MicroBatches) ? wanted : 1; }
+  [[nodiscard]] int64_t ranks(int64_t wanted) const { return has(Feature::Ranks) ? wanted : 1; }
+  /// Whether sequences may be split over ranks.
+  [[nodiscard]] bool splits_segments() const { return has(Feature::Ranks) && has(Feature::SplitSegments); }
+  [[nodiscard]] Judge judge() const { return Judge(capabilities_.tolerance); }
 
-  /// make_case with the subject and the implementation's first contract.
+  /// make_case with the subject and the implementation's first contract, weighting and layer reduction.
   [[nodiscard]] BalanceCase step(const Lengths& lengths, uint64_t seed, Rows rows = Rows::OnePerSequence) const;
   /// The same for a case made elsewhere.
   [[nodiscard]] BalanceCase of_subject(BalanceCase step) const;
@@ -67,6 +75,10 @@ class Bench {
 
 inline constexpr const char* kNoLoss = "it corrects choices and adds no loss";
 [[nodiscard]] Finding does_not_apply(const std::string& why);
+[[nodiscard]] Finding has_no_notion(const Implementation& implementation, Feature feature);
+
+/// "micro-batches mean, ranks by tokens".
+[[nodiscard]] std::string contract_text(const GradientContract& contract);
 
 /// (largest count - mean) / mean.
 [[nodiscard]] double max_vio(std::span<const int64_t> counts_E);

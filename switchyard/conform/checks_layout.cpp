@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "switchyard/conform/bench.hpp"
+#include "switchyard/conform/textbook.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard::conform {
@@ -41,9 +42,12 @@ void judge_grid(const Bench& bench, const BalanceCase& base, const DeviceGrid& g
 
 Finding check_collectives(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
+  Judge judge = bench.judge();
+  if (is_rank_local(bench) && !bench.has(Feature::MicroBatches)) {
+    return does_not_apply("under this scope ranks are like micro-batches, and there is one only");
+  }
   for (const int64_t ranks : {2, 4}) {
-    const BalanceCase many = bench.step(uneven_lengths(bench.has(Feature::MicroBatches) ? 2 : 1, ranks), 18);
+    const BalanceCase many = bench.step(uneven_lengths(bench.micro_batches(2), ranks), 18);
     const Rearranged one = is_rank_local(bench) ? ranks_as_micro_batches(many) : on_one_rank(many);
     const Outcome expected = bench.run(one.step);
     const Outcome outcome = bench.run(many);
@@ -57,8 +61,9 @@ Finding check_collectives(const Implementation& implementation, const Subject& s
 
 Finding check_stages(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
-  const BalanceCase base = bench.of_subject(make_case(uneven_lengths(2, 1), 19, Rows::OnePerSequence, {3, 4, 2}));
+  Judge judge = bench.judge();
+  const BalanceCase base =
+      bench.of_subject(make_case(uneven_lengths(bench.micro_batches(2), 1), 19, Rows::OnePerSequence, {3, 4, 2}));
   for (const int64_t pipeline : {2, 3}) {
     for (const int64_t data : {1, 2}) judge_grid(bench, base, {.data = data, .pipeline = pipeline}, judge);
   }
@@ -71,13 +76,18 @@ Finding check_schedules(const Implementation&, const Subject&) {
 
 Finding check_layouts(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
-  const BalanceCase base = bench.of_subject(make_case({{{6, 4, 5, 8}}, {{4, 7, 9, 4}}}, 20));
+  Judge judge = bench.judge();
+  Lengths lengths = {{{6, 4, 5, 8}}, {{4, 7, 9, 4}}};
+  lengths.resize(static_cast<size_t>(bench.micro_batches(2)));
+  const BalanceCase base = bench.of_subject(make_case(lengths, 20));
   for (const int64_t data : {1, 2}) {
     for (const int64_t context : {1, 2}) {
       for (const int64_t tensor : {1, 2}) {
         for (const TensorTokens tokens : {TensorTokens::Replicated, TensorTokens::Sharded}) {
-          judge_grid(bench, base, {.data = data, .context = context, .tensor = tensor, .tensor_tokens = tokens}, judge);
+          const DeviceGrid grid{.data = data, .context = context, .tensor = tensor, .tensor_tokens = tokens};
+          const bool repeats = tensor == 1 && tokens == TensorTokens::Sharded;
+          const bool splits = num_shards(grid) > data;
+          if (!repeats && (!splits || bench.splits_segments())) judge_grid(bench, base, grid, judge);
         }
       }
     }
@@ -87,10 +97,11 @@ Finding check_layouts(const Implementation& implementation, const Subject& subje
 
 Finding check_new_denominators(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
+  if (keeps_state(subject) && !bench.has(Feature::SavedState)) return has_no_notion(implementation, Feature::SavedState);
+  Judge judge = bench.judge();
   const std::vector<BalanceCase> steps = {bench.step({{{4, 2}}}, 21), bench.step({{{9, 8}}}, 22)};
   const std::vector<Outcome> together = implementation.run_steps(steps, {});
-  const Outcome alone = implementation.run(steps[1], together.at(0).state);
+  const Outcome alone = implementation.run(steps[1], keeps_state(subject) ? together.at(0).state : StateBytes());
   judge.same(together.at(1).value_L, alone.value_L, "value of a step of 17 tokens behind one of 6, against the step alone");
   judge.same(together.at(1).gradient_LTE, alone.gradient_LTE,
              "gradient of a step of 17 tokens behind one of 6, against the step alone");

@@ -41,40 +41,51 @@ void judge_prefix(const Bench& bench, const BalanceCase& step, const Outcome& ou
   BalanceCase exact = step;
   exact.subject.scope = {.kind = ScopeKind::OptimizerBatch};
   const Outcome expected = textbook.run(exact);
-  judge.same(last_micro_batch(step, outcome.gradient_LTE), last_micro_batch(step, expected.gradient_LTE),
+  std::vector<double> exact_gradient = last_micro_batch(step, expected.gradient_LTE);
+  if (step.weighting == GroupWeighting::Mean) {  // 1 / M in place of its share of the tokens
+    int64_t tokens = 0;
+    for (int64_t rank = 0; rank < step.num_ranks; ++rank) tokens += valid_tokens(step, step.num_micro_batches - 1, rank);
+    const auto even = static_cast<double>(step.num_valid()) / static_cast<double>(step.num_micro_batches);
+    for (double& entry : exact_gradient) entry *= even / static_cast<double>(tokens);
+  }
+  judge.same(last_micro_batch(step, outcome.gradient_LTE), exact_gradient,
              "gradient of the last micro-batch, which has seen the whole step, against the exact one");
-  Judge differs;
+  Judge differs = bench.judge();
   const Rearranged reversed = with_micro_batches_reversed(step);
   differs.same(gradient_at_sources(reversed, bench.run(reversed.step), step), outcome.gradient_LTE, "");
   if (differs.holds()) judge.fail("the order of micro-batches changes nothing, so this is not a prefix");
 }
 
-}  // namespace
-
-Finding check_buffer(const Implementation& implementation, const Subject& subject) {
-  const Bench bench(implementation, subject);
-  Judge judge;
-  const int64_t micro_batches = bench.has(Feature::MicroBatches) ? 3 : 1;
-  const BalanceCase step = bench.step(uneven_lengths(micro_batches, 1), 23);
+// The same step three times.
+void judge_repeated_step(const Bench& bench, Judge& judge) {
+  const BalanceCase step = bench.step(uneven_lengths(bench.micro_batches(3), 1), 23);
   const std::vector<BalanceCase> three = {step, step, step};
-  const std::vector<Outcome> outcomes = implementation.run_steps(three, {});
+  const std::vector<Outcome> outcomes = bench.implementation().run_steps(three, {});
   judge.same_counts(outcomes.at(2).step_counts_LE, outcomes.at(0).step_counts_LE, "counts of the same step a third time");
   judge.same(outcomes.at(2).gradient_LTE, outcomes.at(1).gradient_LTE, "gradient of the same step a third time");
-  if (!uses_earlier_steps(subject)) {
+  if (!uses_earlier_steps(bench.subject())) {
     judge.same(outcomes.at(1).gradient_LTE, outcomes.at(0).gradient_LTE, "gradient of the same step a second time");
   }
   const std::vector<std::vector<int64_t>>& parts = outcomes.at(0).micro_counts_MLE;
-  if (static_cast<int64_t>(parts.size()) != micro_batches) {
-    judge.fail(join_text("counts of ", parts.size(), " micro-batches after a step of ", micro_batches));
+  if (static_cast<int64_t>(parts.size()) != step.num_micro_batches) {
+    judge.fail(join_text("counts of ", parts.size(), " micro-batches after a step of ", step.num_micro_batches));
   }
   std::vector<int64_t> sums(outcomes.at(0).step_counts_LE.size(), 0);
   for (const std::vector<int64_t>& part : parts) {
     for (size_t i = 0; i < std::min(part.size(), sums.size()); ++i) sums[i] += part[i];
   }
   judge.same_counts(outcomes.at(0).step_counts_LE, sums, "counts of the step against the sum over its micro-batches");
+}
+
+}  // namespace
+
+Finding check_buffer(const Implementation& implementation, const Subject& subject) {
+  const Bench bench(implementation, subject);
+  Judge judge = bench.judge();
+  judge_repeated_step(bench, judge);
   if (!bench.is_lbl() || (bench.kind() != ScopeKind::Prefix && bench.kind() != ScopeKind::OptimizerBatch))
     return judge.finding();
-  BalanceCase single = bench.step(uneven_lengths(1, bench.has(Feature::Ranks) ? 2 : 1), 24);
+  BalanceCase single = bench.step(uneven_lengths(1, bench.ranks(2)), 24);
   const Outcome outcome = bench.run(single);
   single.subject.scope = {.kind = ScopeKind::Ranks};
   const Textbook textbook;
@@ -85,11 +96,12 @@ Finding check_buffer(const Implementation& implementation, const Subject& subjec
 
 Finding check_saved_state(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  if (!uses_earlier_steps(subject) && has_loss(subject))
-    return does_not_apply("nothing lasts from step to step under this scope");
-  Judge judge;
+  if (!keeps_state(subject)) return does_not_apply("nothing lasts from step to step under this scope");
+  Judge judge = bench.judge();
   std::vector<BalanceCase> steps;
-  for (uint64_t seed = 0; seed < 4; ++seed) steps.push_back(bench.step(uneven_lengths(2, 1), 25 + seed));
+  for (uint64_t seed = 0; seed < 4; ++seed) {
+    steps.push_back(bench.step(uneven_lengths(bench.micro_batches(2), 1), 25 + seed));
+  }
   const std::vector<Outcome> through = implementation.run_steps(steps, {});
   for (size_t cut = 1; cut < steps.size(); ++cut) {
     const std::span<const BalanceCase> rest = std::span(steps).subspan(cut);
@@ -111,8 +123,8 @@ Finding check_saved_state(const Implementation& implementation, const Subject& s
 
 Finding check_saved_progress(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
-  BalanceCase step = bench.step(uneven_lengths(4, bench.has(Feature::Ranks) ? 2 : 1), 32);
+  Judge judge = bench.judge();
+  BalanceCase step = bench.step(uneven_lengths(4, bench.ranks(2)), 32);
   const Outcome through = bench.run(step);
   step.interruption = Interruption::AfterEachMicroBatch;
   const Outcome stopped = bench.run(step);
@@ -123,8 +135,8 @@ Finding check_saved_progress(const Implementation& implementation, const Subject
 
 Finding check_evaluation(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
-  BalanceCase step = bench.step(uneven_lengths(bench.has(Feature::MicroBatches) ? 2 : 1, 1), 29);
+  Judge judge = bench.judge();
+  BalanceCase step = bench.step(uneven_lengths(bench.micro_batches(2), 1), 29);
   if (bench.has(Feature::TaskLoss)) {
     for (size_t i = 0; i < step.logits_LTE.size(); ++i) step.task_LTE.push_back(std::sin(static_cast<double>(i)));
   }
@@ -145,7 +157,7 @@ Finding check_evaluation(const Implementation& implementation, const Subject& su
 Finding check_never_silent(const Implementation& implementation, const Subject& subject) {
   if (!has_loss(subject)) return does_not_apply(kNoLoss);
   const Bench bench(implementation, subject);
-  Judge judge;
+  Judge judge = bench.judge();
   BalanceCase step = bench.step(uneven_lengths(1, 1), 30);
   const auto is_zero = [](double entry) { return entry == 0.0; };
   const Outcome whole = bench.run(step);
@@ -170,7 +182,7 @@ Finding check_multi_token_prediction(const Implementation&, const Subject&) {
 
 Finding check_metric_scope(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
+  Judge judge = bench.judge();
   std::vector<BalanceCase> steps;
   if (bench.has(Feature::MicroBatches)) steps.push_back(opposite_halves(2, 1));
   if (bench.has(Feature::Ranks)) steps.push_back(opposite_halves(1, 2));
@@ -190,8 +202,8 @@ Finding check_metric_scope(const Implementation& implementation, const Subject& 
 
 Finding check_order(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
-  Judge judge;
-  const int64_t ranks = bench.has(Feature::Ranks) ? 2 : 1;
+  Judge judge = bench.judge();
+  const int64_t ranks = bench.ranks(2);
   const BalanceCase step = bench.step(uneven_lengths(3, ranks), 31);
   const Outcome outcome = bench.run(step);
   std::vector<std::pair<Rearranged, std::string>> orders;
@@ -209,8 +221,8 @@ Finding check_order(const Implementation& implementation, const Subject& subject
   return judge.finding();
 }
 
-Finding check_exact_counts(const Implementation& implementation, const Subject&) {
-  Judge judge;
+Finding check_exact_counts(const Implementation& implementation, const Subject& subject) {
+  Judge judge = Bench(implementation, subject).judge();
   for (const int exponent : {24, 31, 53, 60}) {
     const int64_t many = int64_t{1} << exponent;
     const std::vector<int64_t> sums_E = implementation.accumulate({{many, 3}, {1, many}});

@@ -40,6 +40,15 @@ std::string to_string(Feature feature) {
   throw UsageError("conformance feature that does not exist");
 }
 
+void check_capabilities(const Capabilities& capabilities, const std::string& name) {
+  SWITCHYARD_CHECK(!capabilities.subjects.empty() && !capabilities.contracts.empty() && !capabilities.weightings.empty() &&
+                       !capabilities.layer_reductions.empty(),
+                   UsageError, name, " lacks a subject, contract, weighting or layer reduction; expected one of each at least");
+  SWITCHYARD_CHECK(capabilities.tolerance >= kSmallestTolerance && capabilities.tolerance <= kWidestTolerance, UsageError, name,
+                   " asks for a tolerance of ", capabilities.tolerance, "; expected ", kSmallestTolerance, " to ",
+                   kWidestTolerance);
+}
+
 std::vector<int64_t> Implementation::accumulate(const std::vector<std::vector<int64_t>>&) const {
   throw UsageError(join_text(name(), " does not take counts as numbers"));
 }

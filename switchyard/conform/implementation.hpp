@@ -12,18 +12,24 @@
 
 namespace switchyard::conform {
 
+// Of Capabilities::tolerance.
+inline constexpr double kSmallestTolerance = 1e-12;
+inline constexpr double kDoubleTolerance = 1e-9;
+inline constexpr double kFp32Tolerance = 1e-5;
+inline constexpr double kWidestTolerance = 1e-3;
+
 /// What an implementation can be asked for. What it lacks makes a check "does not apply", not "fails".
 enum class Feature {
   MicroBatches,       // more than one a step
   Ranks,              // more than one process, or their simulation
   SplitSegments,      // one sequence on several ranks (context parallelism)
   Devices,            // BalanceCase::grid: pipeline stages and tensor-parallel replicas
-  Padding,            // tokens that count nowhere
+  Padding,            // tokens that count nowhere, and forwards without any that counts
   Packing,            // several documents in one row
   GivenChoices,       // BalanceCase::choices_LTK
   Capacity,           // BalanceCase::dropped_LTK
   Recompute,          // BalanceCase::runs_L
-  TaskLoss,           // BalanceCase::task_LTE
+  TaskLoss,           // BalanceCase::task_LTE, and the method "none"
   Evaluation,         // BalanceCase::evaluation
   BadWiring,          // BalanceCase::wiring
   SavedState,         // Outcome::state is all that the next step needs
@@ -32,13 +38,22 @@ enum class Feature {
 };
 [[nodiscard]] std::string to_string(Feature feature);
 
+/// Of contracts, weightings and layer reductions all are tried where they matter; elsewhere the first one is used.
 struct Capabilities {
   std::vector<Subject> subjects;
   std::set<Feature> features;
-  std::vector<GradientContract> contracts;  // the first is the one that other checks use
+  std::vector<GradientContract> contracts;
+  std::vector<GroupWeighting> weightings{GroupWeighting::Tokens, GroupWeighting::Mean};
+  std::vector<LayerReduction> layer_reductions{LayerReduction::Mean, LayerReduction::Sum};
+  /// How far numbers may lie apart, relative to the largest compared: the default for double, kFp32Tolerance for fp32. The
+  /// wider, the more faults pass.
+  double tolerance = kDoubleTolerance;
 
   [[nodiscard]] bool has(Feature feature) const { return features.contains(feature); }
 };
+
+/// Throws UsageError where nothing could be asked for, or the tolerance is outside of [kSmallestTolerance, kWidestTolerance].
+void check_capabilities(const Capabilities& capabilities, const std::string& name);
 
 /// Bytes that only the implementation can read. Empty before the first step.
 using StateBytes = std::string;
@@ -47,8 +62,10 @@ using StateBytes = std::string;
 struct Outcome {
   std::vector<int64_t> step_counts_LE;                 // requested slots of valid tokens over the whole step
   std::vector<std::vector<int64_t>> micro_counts_MLE;  // the same of each micro-batch, over all ranks
-  std::vector<double> value_L;                         // the raw loss of each layer; empty where there is none (no history yet)
-  double weighted_loss = 0.0;                          // what was added to the training loss
+  /// The raw loss of each layer; empty where there is none (no history yet). Of a rule that corrects choices: the offsets that
+  /// it leaves for the next step, [L, E].
+  std::vector<double> value_L;
+  double weighted_loss = 0.0;        // what was added to the training loss
   double task_loss = 0.0;            // what is reported as the task's loss: sum(task * probs) over valid tokens
   std::vector<double> gradient_LTE;  // d loss / d logits after what the contract says the callers do
   StateBytes state;

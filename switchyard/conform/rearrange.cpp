@@ -9,6 +9,7 @@ namespace switchyard::conform {
 namespace {
 
 constexpr double kPaddingLogit = 30.0;  // of expert 0: whoever counts padding sees it there
+constexpr size_t kPaddingTokens = 3;    // beside each sequence
 constexpr int64_t kApart = 1000;        // between the labels of copies
 
 template <typename Values>
@@ -90,7 +91,8 @@ BalanceCase make_case(const Lengths& lengths, uint64_t seed, Rows rows, const Ca
   Rng rng(seed, "conform");
   for (int64_t i = 0; i < step.num_layers * step.num_tokens() * step.num_experts; ++i) {
     // A slant makes the experts unequal: a balanced step would hide a wrong scale.
-    step.logits_LTE.push_back(rng.normal() - 0.4 * static_cast<double>(i % step.num_experts));
+    // Rounded, so that an implementation in fp32 chooses the same experts.
+    step.logits_LTE.push_back(static_cast<float>(rng.normal() - 0.4 * static_cast<double>(i % step.num_experts)));
   }
   return step;
 }
@@ -168,20 +170,29 @@ Rearranged with_ranks_reversed(const BalanceCase& base) {
   return rearrange(base, moved(base, move), base.num_micro_batches, base.num_ranks);
 }
 
-Rearranged with_padding(const BalanceCase& base) {
-  constexpr int64_t kEach = 3;
+Rearranged with_padding(const BalanceCase& base, PaddingPlace where) {
+  const std::vector<Placed> tokens = places_of(base);
   std::vector<Placed> placed;
-  for (const Placed& token : places_of(base)) {
-    if (!placed.empty() && placed.back().place.segment != token.place.segment) {
-      CaseToken pad = placed.back().place;
-      pad.segment = kPadding;
-      placed.insert(placed.end(), static_cast<size_t>(kEach), {kPadding, pad});
-    }
-    placed.push_back(token);
+  const auto add_padding = [&placed](CaseToken place) {
+    place.segment = kPadding;
+    placed.insert(placed.end(), kPaddingTokens, {kPadding, place});
+  };
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const CaseToken& place = tokens[i].place;
+    const bool is_first = i == 0 || tokens[i - 1].place.segment != place.segment;
+    const bool is_last = i + 1 == tokens.size() || tokens[i + 1].place.segment != place.segment;
+    if (is_first && where == PaddingPlace::Before) add_padding(place);
+    placed.push_back(tokens[i]);
+    if (is_last && where == PaddingPlace::Behind) add_padding(place);
   }
+  return rearrange(base, placed, base.num_micro_batches, base.num_ranks);
+}
+
+Rearranged with_empty_micro_batch(const BalanceCase& base) {
+  std::vector<Placed> placed = places_of(base);
   const int64_t extra = base.num_micro_batches;
   const CaseToken nothing{.segment = kPadding, .row = -kApart, .micro_batch = extra, .rank = 0};
-  placed.insert(placed.end(), static_cast<size_t>(kEach), {kPadding, nothing});
+  placed.insert(placed.end(), kPaddingTokens, {kPadding, nothing});
   return rearrange(base, placed, extra + 1, base.num_ranks);
 }
 

@@ -20,7 +20,7 @@ struct CaseShape {
   int64_t num_chosen = 2;
 };
 
-/// Random logits (deviation 1) and places as said. Everything else of the case is its default.
+/// Random logits (deviation 1), all of them numbers of fp32, and places as said. Everything else of the case is its default.
 [[nodiscard]] BalanceCase make_case(const Lengths& lengths, uint64_t seed, Rows rows = Rows::OnePerSequence,
                                     const CaseShape& shape = {});
 
@@ -53,8 +53,11 @@ struct Rearranged {
 [[nodiscard]] Rearranged in_one_micro_batch(const BalanceCase& base);
 [[nodiscard]] Rearranged with_micro_batches_reversed(const BalanceCase& base);
 [[nodiscard]] Rearranged with_ranks_reversed(const BalanceCase& base);
-/// Padding behind each sequence, one micro-batch of padding only.
-[[nodiscard]] Rearranged with_padding(const BalanceCase& base);
+/// Three tokens of padding in the row of each sequence: behind it, or before it, as tokenizers for generation put them.
+enum class PaddingPlace { Behind, Before };
+[[nodiscard]] Rearranged with_padding(const BalanceCase& base, PaddingPlace where);
+/// One more micro-batch, of padding only.
+[[nodiscard]] Rearranged with_empty_micro_batch(const BalanceCase& base);
 /// The tokens of one rank dealt out: sequences to the data ranks in turn, each cut over context (and tensor) ranks.
 [[nodiscard]] Rearranged on_grid(const BalanceCase& base, const DeviceGrid& grid);
 

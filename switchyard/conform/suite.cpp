@@ -167,7 +167,12 @@ std::vector<Check> layout_checks() {
 
 std::vector<Check> state_checks() {
   return {
-      {"B21", "buffer", "the buffer holds the step's micro-batches and is empty behind it", "ms-swift #6787", {}, check_buffer},
+      {"B21",
+       "buffer",
+       "the buffer holds the step's micro-batches and is empty behind it",
+       "ms-swift #6787",
+       {},
+       check_buffer},
       {"B22",
        "saved-state",
        "saved and restored to the bit; moves once per step",
@@ -239,10 +244,9 @@ const std::vector<Check>& check_table() {
 
 Result run_check(const Implementation& implementation, const Check& check, const Subject& subject) {
   const Capabilities capabilities = implementation.capabilities();
+  check_capabilities(capabilities, implementation.name());
   for (const Feature feature : check.needs) {
-    if (!capabilities.has(feature)) {
-      return {&check, subject, does_not_apply(join_text(implementation.name(), " has no notion of ", to_string(feature)))};
-    }
+    if (!capabilities.has(feature)) return {&check, subject, has_no_notion(implementation, feature)};
   }
   try {
     return {&check, subject, check.run(implementation, subject)};
@@ -252,6 +256,7 @@ Result run_check(const Implementation& implementation, const Check& check, const
 }
 
 std::vector<Result> run_suite(const Implementation& implementation, const std::optional<std::string>& only) {
+  check_capabilities(implementation.capabilities(), implementation.name());
   std::vector<std::string> known;
   for (const Check& check : check_table()) {
     if (known.empty() || known.back() != check.id) known.emplace_back(check.id);

@@ -45,6 +45,8 @@ bool uses_earlier_steps(const Subject& subject) {
   return !is_token_loss(subject) && (subject.scope.kind == ScopeKind::PreviousStep || subject.scope.kind == ScopeKind::Ema);
 }
 
+bool keeps_state(const Subject& subject) { return uses_earlier_steps(subject) || !has_loss(subject); }
+
 Capabilities Textbook::capabilities() const {
   Capabilities all;
   for (const ScopeInfo& info : scope_table()) {

@@ -73,5 +73,7 @@ class Textbook : public Implementation {
 /// The part of the coefficient that a layer gets: all of it, or 1 / L.
 [[nodiscard]] double layer_coefficient(const BalanceCase& step);
 [[nodiscard]] bool uses_earlier_steps(const Subject& subject);
+/// Whether anything lasts from step to step: f, or offsets.
+[[nodiscard]] bool keeps_state(const Subject& subject);
 
 }  // namespace switchyard::conform

@@ -72,6 +72,21 @@ TEST(Rearrange, CopiesAddUpAtTheirSource) {
   EXPECT_THAT(gradient_at_sources(copied, outcome, base), testing::Each(3.0));
 }
 
+// Beside every sequence, the last one too.
+TEST(Rearrange, PaddingStandsBehindOrBeforeEachSequence) {
+  const BalanceCase base = make_case({{{2, 1}}, {{1}}}, 1);
+  const auto p = kPadding;
+  EXPECT_THAT(with_padding(base, PaddingPlace::Behind).source_T, ElementsAre(0, 1, p, p, p, 2, p, p, p, 3, p, p, p));
+  EXPECT_THAT(with_padding(base, PaddingPlace::Before).source_T, ElementsAre(p, p, p, 0, 1, p, p, p, 2, p, p, p, 3));
+  const BalanceCase padded = with_padding(base, PaddingPlace::Before).step;
+  EXPECT_EQ(padded.num_valid(), base.num_valid());
+  EXPECT_EQ(padded.token(0).row, padded.token(3).row);  // its sequence's
+  EXPECT_EQ(padded.token(9).micro_batch, 1);
+  const BalanceCase longer = with_empty_micro_batch(base).step;
+  EXPECT_EQ(longer.num_micro_batches, 3);
+  EXPECT_EQ(valid_tokens(longer, 2, 0), 0);
+}
+
 TEST(Case, CallerWeightsFollowTheContract) {
   BalanceCase step = make_case({{{3}, {1}}, {{2}, {2}}}, 1);
   step.contract = {.micro_batches = Averaging::Mean, .ranks = Averaging::Sum};
