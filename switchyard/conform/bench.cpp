@@ -94,7 +94,12 @@ void Judge::finite(const Outcome& outcome, const std::string& what) {
 
 void Judge::same_outcome(const Outcome& given, const Outcome& expected, const std::string& what) {
   same_counts(given.step_counts_LE, expected.step_counts_LE, what + ", counts of the step");
-  for (size_t m = 0; m < std::min(given.micro_counts_MLE.size(), expected.micro_counts_MLE.size()); ++m) {
+  if (given.micro_counts_MLE.size() != expected.micro_counts_MLE.size()) {
+    fail(join_text(what, ": counts of ", given.micro_counts_MLE.size(), " micro-batches, expected ",
+                   expected.micro_counts_MLE.size()));
+    return;
+  }
+  for (size_t m = 0; m < given.micro_counts_MLE.size(); ++m) {
     same_counts(given.micro_counts_MLE[m], expected.micro_counts_MLE[m], join_text(what, ", counts of micro-batch ", m));
   }
   same_bits(given.value_L, expected.value_L, what + ", value");

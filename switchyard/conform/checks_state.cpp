@@ -77,12 +77,82 @@ void judge_repeated_step(const Bench& bench, Judge& judge) {
   judge.same_counts(outcomes.at(0).step_counts_LE, sums, "counts of the step against the sum over its micro-batches");
 }
 
+std::vector<BalanceCase> different_steps(const Bench& bench) {
+  const Lengths lengths = uneven_lengths(5, 1);
+  std::vector<BalanceCase> steps;
+  for (int64_t i = 0; i < 4; ++i) {
+    const auto first = lengths.begin() + i;
+    steps.push_back(bench.step(Lengths(first, first + bench.micro_batches(2)), 40 + static_cast<uint64_t>(i)));
+  }
+  return steps;
+}
+
+void judge_like(const Outcome& given, const Outcome& expected, const std::string& what, Judge& judge) {
+  judge.same_counts(given.step_counts_LE, expected.step_counts_LE, "counts of " + what);
+  judge.same(given.value_L, expected.value_L, "value of " + what);
+  judge.near(given.weighted_loss, expected.weighted_loss, "weighted loss of " + what);
+  judge.same(given.gradient_LTE, expected.gradient_LTE, "gradient of " + what);
+}
+
+// Four different steps in a row: each as behind no more steps than its scope reads, and as in the textbook. The same step again
+// and again could not tell a mean over steps from the last one.
+void judge_different_steps(const Bench& bench, Judge& judge) {
+  const std::vector<BalanceCase> steps = different_steps(bench);
+  const std::vector<Outcome> outcomes = bench.implementation().run_steps(steps, {});
+  const size_t read = bench.has_scope(ScopeKind::PreviousStep) ? 1 : 0;
+  const bool reads_all = bench.has_scope(ScopeKind::Ema) || !has_loss(bench.subject());
+  for (size_t i = read; i < steps.size() && !reads_all; ++i) {
+    const std::span<const BalanceCase> needed = std::span(steps).subspan(i - read, read + 1);
+    judge_like(outcomes.at(i), bench.implementation().run_steps(needed, {}).back(),
+               join_text("step ", i, " of four different ones, against the same behind ", read, " steps"), judge);
+  }
+  if (!bench.in_textbook()) return;
+  const std::vector<Outcome> expected = Textbook().run_steps(steps, {});
+  for (size_t i = 0; i < steps.size(); ++i) {
+    judge_like(outcomes.at(i), expected.at(i), join_text("step ", i, " of four different ones, against the textbook"), judge);
+  }
+}
+
+// Slots of the experts 3, 1, 2, 2, and in the second layer 1, 3, 2, 2. The scores say the same, for rules that read them.
+BalanceCase uneven_loads() {
+  BalanceCase step;
+  step.tokens.assign(4, {});
+  step.logits_LTE = {.9,  -.3, .4, 0, .6,  -.3, 0, .4, .3, .5, 0, -.3, 0,   -.3, .4, .5,
+                     -.3, .9,  .4, 0, -.3, .6,  0, .4, .5, .3, 0, -.3, -.3, 0,   .4, .5};
+  return step;
+}
+
+// The offsets of the next step work against the load of this one.
+Finding judge_offsets(const Bench& bench) {
+  Judge judge = bench.judge();
+  const BalanceCase step = bench.of_subject(uneven_loads());
+  const Outcome outcome = bench.run(step);
+  judge.same_counts(outcome.step_counts_LE, std::vector<int64_t>{3, 1, 2, 2, 1, 3, 2, 2}, "counts");
+  if (outcome.value_L.size() != outcome.step_counts_LE.size()) {
+    judge.fail(
+        join_text(outcome.value_L.size(), " offsets of the experts of all layers, expected ", outcome.step_counts_LE.size()));
+    return judge.finding();
+  }
+  for (int64_t layer = 0; layer < step.num_layers; ++layer) {
+    const double* offsets_E = outcome.value_L.data() + layer * step.num_experts;
+    const double most_loaded = offsets_E[layer];
+    const double least_loaded = offsets_E[1 - layer];
+    for (const double other : {offsets_E[2], offsets_E[3]}) {
+      if (most_loaded < other && other < least_loaded) continue;
+      judge.fail(join_text("layer ", layer, ": offset ", most_loaded, " of the expert with 3 slots, ", other,
+                           " of one with 2, ", least_loaded, " of that with 1; expected the lowest for the most loaded"));
+    }
+  }
+  return judge.finding();
+}
+
 }  // namespace
 
 Finding check_buffer(const Implementation& implementation, const Subject& subject) {
   const Bench bench(implementation, subject);
   Judge judge = bench.judge();
   judge_repeated_step(bench, judge);
+  judge_different_steps(bench, judge);
   if (!bench.is_lbl() || (bench.kind() != ScopeKind::Prefix && bench.kind() != ScopeKind::OptimizerBatch))
     return judge.finding();
   BalanceCase single = bench.step(uneven_lengths(1, bench.ranks(2)), 24);
@@ -155,8 +225,9 @@ Finding check_evaluation(const Implementation& implementation, const Subject& su
 }
 
 Finding check_never_silent(const Implementation& implementation, const Subject& subject) {
-  if (!has_loss(subject)) return does_not_apply(kNoLoss);
   const Bench bench(implementation, subject);
+  if (!has_loss(subject)) return judge_offsets(bench);
+  if (!bench.has(Feature::BadWiring)) return has_no_notion(implementation, Feature::BadWiring);
   Judge judge = bench.judge();
   BalanceCase step = bench.step(uneven_lengths(1, 1), 30);
   const auto is_zero = [](double entry) { return entry == 0.0; };

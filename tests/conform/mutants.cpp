@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <deque>
 #include <limits>
+#include <map>
 #include <numeric>
-
-#include "switchyard/conform/textbook.hpp"
+#include <set>
+#include <tuple>
 
 namespace switchyard::conform {
 namespace {
@@ -85,6 +86,76 @@ struct CountsEachRun : Textbook {
   int64_t times_counted(const BalanceCase& step, int64_t layer) const override { return step.runs(layer); }
 };
 
+struct EntryForEachRun : Textbook {  // the list of micro-batch counts grows with each run
+  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
+    Outcome outcome = Textbook::run_step(step, memory);
+    const int64_t runs = step.runs_L.empty() ? 1 : *std::max_element(step.runs_L.begin(), step.runs_L.end());
+    for (int64_t run = 1; run < runs; ++run) outcome.micro_counts_MLE.push_back(outcome.micro_counts_MLE.back());
+    return outcome;
+  }
+};
+
+// --- Groups of a step: B1.
+
+struct ShortGroupDropped : Textbook {
+  std::vector<TokenGroup> groups(const BalanceCase& step) const override {
+    std::vector<TokenGroup> full = Textbook::groups(step);
+    std::set<int64_t> segments;
+    for (const CaseToken& token : step.tokens) {
+      if (token.valid()) segments.insert(token.segment);
+    }
+    const Scope& scope = step.subject.scope;
+    if (scope.kind != ScopeKind::Sequences || full.size() < 2 || std::ssize(segments) % scope.num_sequences == 0) return full;
+    const double rest = 1.0 - full.back().weight;
+    full.pop_back();
+    for (TokenGroup& group : full) group.weight /= rest;
+    return full;
+  }
+};
+
+struct ShortGroupWeighsFull : Textbook {
+  std::vector<TokenGroup> groups(const BalanceCase& step) const override {
+    std::vector<TokenGroup> all = Textbook::groups(step);
+    for (TokenGroup& group : all) {  // of scopes without short groups it is what they weigh
+      if (step.weighting == GroupWeighting::Mean) group.weight = 1.0 / static_cast<double>(all.size());
+    }
+    return all;
+  }
+};
+
+struct GroupsEndWithTheMicroBatch : Textbook {  // each micro-batch grouped as if it were the step
+  std::vector<TokenGroup> groups(const BalanceCase& step) const override {
+    if (step.subject.scope.kind != ScopeKind::Sequences) return Textbook::groups(step);
+    std::vector<TokenGroup> all;
+    double sum = 0.0;
+    for (int64_t m = 0; m < step.num_micro_batches; ++m) {
+      BalanceCase part = step;
+      for (CaseToken& token : part.tokens) {
+        if (token.micro_batch != m) token.segment = kPadding;
+      }
+      for (TokenGroup& group : Textbook::groups(part)) {
+        group.weight = step.weighting == GroupWeighting::Tokens ? static_cast<double>(group.averaged.size()) : 1.0;
+        sum += group.weight;
+        all.push_back(group);
+      }
+    }
+    for (TokenGroup& group : all) group.weight /= sum;
+    return all;
+  }
+};
+
+struct MeanOverEmptyForwards : Textbook {  // 1 / M with those of padding among the M
+  std::vector<TokenGroup> groups(const BalanceCase& step) const override {
+    std::vector<TokenGroup> all = Textbook::groups(step);
+    const ScopeKind kind = step.subject.scope.kind;
+    const bool of_forwards = kind == ScopeKind::MicroBatch || kind == ScopeKind::Ranks || kind == ScopeKind::Prefix;
+    if (!of_forwards || step.weighting != GroupWeighting::Mean) return all;
+    const int64_t each = kind == ScopeKind::MicroBatch ? step.num_ranks : 1;
+    for (TokenGroup& group : all) group.weight = 1.0 / static_cast<double>(step.num_micro_batches * each);
+    return all;
+  }
+};
+
 // --- Tokens, choices, values: B8 to B16.
 
 struct CountsLargestScores : Textbook {
@@ -104,6 +175,33 @@ struct NotANumberOfNothing : Textbook {
     Outcome outcome = Textbook::run_step(step, memory);
     if (step.num_valid() == 0) outcome.weighted_loss = std::numeric_limits<double>::quiet_NaN();
     return outcome;
+  }
+};
+
+struct TokenWeightsWithPadding : Textbook {  // of a micro-batch, when the callers weigh it by its valid tokens
+  double contract_factor(const BalanceCase& step, int64_t m, int64_t rank) const override {
+    if (step.contract.micro_batches != Averaging::ByTokens) return Textbook::contract_factor(step, m, rank);
+    BalanceCase all_valid = step;
+    for (CaseToken& token : all_valid.tokens) token.segment = 0;
+    return 1.0 / caller_weight(all_valid, m, rank);
+  }
+};
+
+struct ValidTokensFirst : Textbook {  // takes the first n tokens of a row for its n valid ones
+  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
+    using Row = std::tuple<int64_t, int64_t, int64_t>;
+    const auto row_of = [](const CaseToken& token) { return Row(token.micro_batch, token.rank, token.row); };
+    std::map<Row, std::deque<int64_t>> segments_of;
+    for (const CaseToken& token : step.tokens) {
+      if (token.valid()) segments_of[row_of(token)].push_back(token.segment);
+    }
+    BalanceCase moved = step;
+    for (CaseToken& token : moved.tokens) {
+      std::deque<int64_t>& left = segments_of[row_of(token)];
+      token.segment = left.empty() ? kPadding : left.front();
+      if (!left.empty()) left.pop_front();
+    }
+    return Textbook::run_step(moved, memory);
   }
 };
 
@@ -209,120 +307,13 @@ struct FrozenDenominator : Textbook {
   }
 };
 
-// --- State, evaluation, metrics, integers: B21 to B28.
-
-struct BufferNotEmptied : Textbook {
-  std::vector<Outcome> run_steps(std::span<const BalanceCase> steps, const StateBytes& saved) const override {
-    std::vector<Outcome> outcomes = Textbook::run_steps(steps, saved);
-    for (size_t i = 1; i < outcomes.size(); ++i) {
-      for (size_t j = 0; j < outcomes[i].step_counts_LE.size(); ++j) {
-        outcomes[i].step_counts_LE[j] += outcomes[i - 1].step_counts_LE[j];
-      }
-    }
-    return outcomes;
-  }
-};
-
-struct SavedInBf16 : Textbook {
-  StateBytes save(const Memory& memory) const override {
-    Memory rounded = memory;
-    for (double& fraction : rounded.fractions_LE) {
-      auto single = static_cast<float>(fraction);
-      uint32_t bits = 0;
-      std::memcpy(&bits, &single, sizeof(bits));
-      bits &= 0xFFFF0000U;
-      std::memcpy(&single, &bits, sizeof(bits));
-      fraction = static_cast<double>(single);
-    }
-    return Textbook::save(rounded);
-  }
-};
-
-struct NotSaved : Textbook {
-  StateBytes save(const Memory&) const override { return {}; }
-};
-
-struct MovesEachMicroBatch : Textbook {
-  void remember(const BalanceCase& step, Memory& memory) const override {
-    for (int64_t m = 0; m < step.num_micro_batches; ++m) Textbook::remember(step, memory);
-  }
-};
-
-struct ForgetsWhenStopped : Textbook {
-  std::vector<double> fractions_E(const View& view) const override {
-    if (view.step.interruption == Interruption::None) return Textbook::fractions_E(view);
-    TokenGroup last = view.group;
-    std::erase_if(last.counted, [&view](int64_t token) {
-      return view.step.token(token).micro_batch + 1 < view.step.num_micro_batches;
-    });
-    return Textbook::fractions_E({view.step, last, view.layer, view.device, view.memory});
-  }
-};
-
-struct EvaluationCounts : Textbook {
-  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
-    Outcome outcome = Textbook::run_step(step, memory);
-    if (step.evaluation == Evaluation::None) return outcome;
-    for (int64_t& count : outcome.step_counts_LE) count += step.num_micro_batches;
-    return outcome;
-  }
-};
-
-struct BalancingInTaskLoss : Textbook {
-  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
-    Outcome outcome = Textbook::run_step(step, memory);
-    outcome.task_loss += outcome.weighted_loss;
-    return outcome;
-  }
-};
-
-struct SilentWithoutScores : Textbook {
-  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
-    BalanceCase other = step;
-    if (step.wiring == Wiring::RouterPassesNothing) other.coefficient = 0.0;
-    return Textbook::run_step(other, memory);
-  }
-};
-
-struct LastMicroBatchOnly : Textbook {
-  Outcome run_step(const BalanceCase& step, Memory& memory) const override {
-    Outcome outcome = Textbook::run_step(step, memory);
-    outcome.step_counts_LE = outcome.micro_counts_MLE.back();
-    return outcome;
-  }
-};
-
-template <ScopeKind Given>
-struct OtherScope : Textbook {
-  std::vector<TokenGroup> groups(const BalanceCase& step) const override {
-    BalanceCase other = step;
-    other.subject.scope.kind = Given;
-    return Textbook::groups(other);
-  }
-};
-
-template <typename Number>
-struct CountsIn : Textbook {
-  std::vector<int64_t> accumulate(const std::vector<std::vector<int64_t>>& parts_ME) const override {
-    std::vector<int64_t> sums_E;
-    for (size_t expert = 0; expert < parts_ME.front().size(); ++expert) {
-      Number sum = 0;
-      for (const std::vector<int64_t>& part_E : parts_ME) sum = static_cast<Number>(sum + static_cast<Number>(part_E[expert]));
-      sums_E.push_back(static_cast<int64_t>(sum));
-    }
-    return sums_E;
-  }
-};
-
-template <typename Broken>
-Mutant mutant(std::string bug, std::string id, std::string check, ScopeKind scope = ScopeKind::OptimizerBatch) {
-  const Subject subject{"lbl", {.kind = scope, .num_sequences = 2, .decay = 0.9}};
-  return {std::move(bug), std::move(id), std::move(check), subject, [] { return std::make_unique<Broken>(); }};
-}
-
 std::vector<Mutant> scale_mutants() {
   return {mutant<OverRanks>("gradient over the number of ranks", "B1", "rank-scale"),
           mutant<AlwaysTokenWeights>("weighting ignored", "B1", "dense-oracle", ScopeKind::MicroBatch),
+          mutant<ShortGroupDropped>("short last group dropped", "B1", "dense-oracle", ScopeKind::Sequences),
+          mutant<ShortGroupWeighsFull>("short last group weighs as a full one", "B1", "dense-oracle", ScopeKind::Sequences),
+          mutant<GroupsEndWithTheMicroBatch>("groups end with the micro-batch", "B1", "dense-oracle", ScopeKind::Sequences),
+          mutant<MeanOverEmptyForwards>("mean over empty forwards too", "B1", "dense-oracle", ScopeKind::MicroBatch),
           mutant<OverAccumulationSteps>("buffer over accumulation steps", "B2", "denominators", ScopeKind::Prefix),
           mutant<DeafToTokenMode>("token-weighted contract not followed", "B3", "contract"),
           mutant<TimesMicroBatches>("times the number of micro-batches", "B4", "accumulation"),
@@ -330,12 +321,16 @@ std::vector<Mutant> scale_mutants() {
           mutant<CoefficientUnused>("coefficient unused", "B5", "coefficient"),
           mutant<TimesRanks>("times the number of ranks", "B6", "enters-once"),
           mutant<AddedTwice>("added twice", "B6", "enters-once", ScopeKind::MicroBatch),
-          mutant<CountsEachRun>("a forward that runs twice counts twice", "B7", "recompute")};
+          mutant<CountsEachRun>("a forward that runs twice counts twice", "B7", "recompute"),
+          mutant<EntryForEachRun>("one entry of counts for each run", "B7", "recompute")};
 }
 
 std::vector<Mutant> token_mutants() {
   return {mutant<CountsLargestScores>("choices of the router not used", "B8", "used-choices"),
           mutant<CountsPadding>("padding counted", "B9", "padding", ScopeKind::MicroBatch),
+          mutant<MeanOverEmptyForwards>("mean over micro-batches of padding too", "B9", "padding", ScopeKind::Ranks),
+          mutant<TokenWeightsWithPadding>("token weights with padding", "B9", "padding"),
+          mutant<ValidTokensFirst>("padding before tokens not expected", "B9", "padding"),
           mutant<NotANumberOfNothing>("a step of padding gives NaN", "B9", "padding"),
           mutant<RowIsSequence>("packed row taken for one sequence", "B10", "packing", ScopeKind::Sequence),
           mutant<MeanLength>("mean length for all", "B11", "own-length", ScopeKind::Sequence),
@@ -354,23 +349,6 @@ std::vector<Mutant> layout_mutants() {
           mutant<GroupWithoutContext>("group without context ranks", "B19", "layouts"),
           mutant<WorldGroup>("replicas counted", "B19", "layouts"),
           mutant<FrozenDenominator>("denominator of the first step", "B20", "new-denominators")};
-}
-
-std::vector<Mutant> state_mutants() {
-  return {mutant<BufferNotEmptied>("buffer not emptied", "B21", "buffer", ScopeKind::Prefix),
-          mutant<SavedInBf16>("state saved in bf16", "B22", "saved-state", ScopeKind::Ema),
-          mutant<NotSaved>("state not saved", "B22", "saved-state", ScopeKind::PreviousStep),
-          mutant<MovesEachMicroBatch>("state moves each micro-batch", "B22", "saved-state", ScopeKind::Ema),
-          mutant<ForgetsWhenStopped>("counts of a step under way not saved", "B22", "saved-progress"),
-          mutant<EvaluationCounts>("evaluation counts", "B23", "evaluation"),
-          mutant<BalancingInTaskLoss>("balancing loss reported as task loss", "B23", "evaluation"),
-          mutant<SilentWithoutScores>("silent without scores", "B24", "never-silent"),
-          mutant<LastMicroBatchOnly>("metric of the last micro-batch", "B26", "metric-scope"),
-          mutant<OtherScope<ScopeKind::Prefix>>("prefix called exact", "B27", "order"),
-          mutant<OtherScope<ScopeKind::OptimizerBatch>>("exact called prefix", "B27", "order", ScopeKind::Prefix),
-          mutant<CountsIn<float>>("counts in fp32", "B28", "exact-counts"),
-          mutant<CountsIn<int32_t>>("counts in int32", "B28", "exact-counts"),
-          mutant<CountsIn<double>>("counts in double", "B28", "exact-counts")};
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ TEST_P(EachMutant, IsCaughtByTheCheckMeantForIt) {
   // Of the bug itself, not of an accident on the way to it.
   EXPECT_THAT(finding.message, testing::Not(testing::StartsWith("error:")));
   RecordProperty("message", finding.message);
-  EXPECT_EQ(run_check(Textbook(), check_of(mutant), mutant.subject).finding.verdict, Verdict::Holds);
+  EXPECT_EQ(run_check(*mutant.right(), check_of(mutant), mutant.subject).finding.verdict, Verdict::Holds);
 }
 
 std::string name_of(const testing::TestParamInfo<Mutant>& mutant) {
