@@ -1,5 +1,6 @@
 """The suite for Python loss functions: it passes what is right, catches each flaw by the check meant for it, and its page is current."""
 
+import collections
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "python"))
 
-from losses import FLAWS, make_loss  # noqa: E402
+from losses import FLAWS, NEEDS, make_loss  # noqa: E402
 from switchyard.conform import CHECKS, DOES_NOT_APPLY, FAILS, HOLDS, page, run_check, run_checks, steps  # noqa: E402
 from switchyard.conform.adapters import SHIPPED  # noqa: E402
 from switchyard.conform.protocol import About, describe  # noqa: E402
@@ -21,6 +22,20 @@ torch.set_num_threads(1)
 PROGRAM = pathlib.Path(os.environ["SWITCHYARD_PROGRAM"])
 CHECK = {name: check for _, name, check in CHECKS}
 SCOPES = ["sequence", "micro_batch", "ranks", "prefix"]
+BF16 = {"rounds": True, "tolerance": 0.02}
+FORMS = {
+    "fp32": {"dtype": torch.float32},
+    "bf16": BF16,
+    "groups alike": {"weighting": "mean"},
+    "calls alike": {"weighting": "local"},
+    "calls alike, added": {"weighting": "local", "averaging": "sum"},
+    "sigmoid": {"scores": "sigmoid"},
+    "K = 1 only": {"num_chosen": 1, "takes_choices": False},
+    "K = 3 only": {"num_chosen": 3, "takes_choices": False},
+    "one rank only": {"takes_ranks": False},
+    "no mask": {"takes_mask": False},
+    "padding on the right only": {"padding": "right"},
+}
 
 
 def verdicts(function):
@@ -45,8 +60,9 @@ def test_a_right_loss_holds(scope, averaging):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_right_loss_in_fp32_holds(scope):
-    assert {name: finding.message for name, finding in verdicts(make_loss(scope, dtype=torch.float32)).items()
+@pytest.mark.parametrize("form", FORMS)
+def test_a_right_loss_of_another_form_holds(scope, form):
+    assert {name: finding.message for name, finding in verdicts(make_loss(scope, **FORMS[form])).items()
             if finding.verdict == FAILS} == {}
 
 
@@ -55,7 +71,14 @@ def test_a_flaw_is_caught_by_the_check_meant_for_it(flaw, id_, check, scope):
     finding = run_check(make_loss(scope, flaw), CHECK[check])
     assert finding.verdict == FAILS
     assert not finding.message.startswith(("TypeError", "RuntimeError", "IndexError", "KeyError")), "an accident, not the flaw"
-    assert run_check(make_loss(scope), CHECK[check]).verdict == HOLDS
+    assert run_check(make_loss(scope, **NEEDS.get(flaw, {})), CHECK[check]).verdict == HOLDS
+
+
+def test_flaws_are_caught_at_the_tolerance_of_bf16_too():
+    missed = {flaw for flaw, _, check, scope in FLAWS if run_check(make_loss(scope, flaw, **BF16), CHECK[check]).verdict == HOLDS}
+    assert missed == {"twice the gradient", "straight-through f", "counts in bf16"}
+    for flaw in ("twice the gradient", "straight-through f"):  # no finite differences; the oracle has the gradient
+        assert run_check(make_loss("micro_batch", flaw, **BF16), CHECK["dense-oracle"]).verdict == FAILS
 
 
 def test_every_check_that_can_apply_has_a_flaw():
@@ -67,10 +90,11 @@ def test_every_check_that_can_apply_has_a_flaw():
 
 
 def test_the_bugs_of_the_peers_are_reproduced(shipped):
-    assert failing(shipped["transformers"]) == {"dense-oracle", "padding", "every-choice", "layers-apart", "never-silent"}
+    assert failing(shipped["transformers"]) == {"dense-oracle", "padding", "every-choice", "layers-apart", "collectives",
+                                                "never-silent"}
     assert failing(shipped["Megatron-LM global"]) == {"rank-scale", "dense-oracle", "denominators", "enters-once", "recompute",
                                                       "used-choices", "padding", "collectives"}
-    assert failing(shipped["Megatron-LM seq"]) == {"dense-oracle", "used-choices", "padding", "packing", "own-length"}
+    assert failing(shipped["Megatron-LM seq"]) == {"dense-oracle", "used-choices", "padding", "packing", "own-length", "collectives"}
     assert failing(shipped["DeepSpeed top-2"]) == {"dense-oracle", "every-choice"}
     for name in ("torchtitan", "DeepSpeed top-k", "OLMo-core local_batch", "OLMo-core instance"):
         assert failing(shipped[name]) == set()
@@ -123,6 +147,34 @@ def test_ranks_that_call_all_reduce_unequally_are_told_so():
     assert "rank 0 waits in all_reduce, but rank 1 has made all its calls" in run_check(skips_padding, CHECK["collectives"]).message
 
 
+def test_what_a_narrow_declaration_leaves_out():
+    alone = verdicts(make_loss("prefix", takes_ranks=False))
+    assert {name for name in ("rank-scale", "collectives") if alone[name].verdict == DOES_NOT_APPLY} == {"rank-scale", "collectives"}
+    assert "one rank" in alone["collectives"].message
+    lengths = make_loss("sequence", "mask read as lengths")
+    assert "in front of each row" in run_check(lengths, CHECK["padding"]).message
+    assert run_check(make_loss("sequence", "mask read as lengths", padding="right"), CHECK["padding"]).verdict == HOLDS
+
+
+def test_a_memory_of_bounded_length_does_not_grow():
+    right = make_loss("micro_batch")
+
+    def remembers(batch, group, memory, last=None):
+        kept = memory.setdefault("log", collections.deque(maxlen=last))
+        kept.append(batch.mask)
+        memory["group"], memory["itself"] = group, memory
+        return right(batch, group, memory)
+
+    remembers.about = right.about
+    assert "it grows" in run_check(remembers, CHECK["buffer"]).message
+
+    def bounded(batch, group, memory):
+        return remembers(batch, group, memory, last=100)
+
+    bounded.about = right.about
+    assert run_check(bounded, CHECK["buffer"]).verdict == run_check(bounded, CHECK["evaluation"]).verdict == HOLDS
+
+
 def test_a_mean_over_sequences_is_not_asked_for_what_it_cannot_know():
     """How many sequences the micro-batches to come hold."""
     @describe(scope="sequence", takes_choices=True)
@@ -140,9 +192,10 @@ def test_a_mean_over_sequences_is_not_asked_for_what_it_cannot_know():
 
 
 @pytest.mark.parametrize("declared", [{"scope": "global"}, {"scope": "optimizer_batch"}, {"ranks": "average"}, {"layers": "avg"},
-                                      {"ranks": "tokens"}])
+                                      {"ranks": "tokens"}, {"scores": "topk"}, {"padding": "left"}, {"num_chosen": 0},
+                                      {"tolerance": 0.0}, {"tolerance": 0.1}])
 def test_an_unknown_declaration_is_refused(declared):
-    with pytest.raises(ValueError, match="expected one of|for both"):
+    with pytest.raises(ValueError, match="expected one of|for both|expected a"):
         About(**declared)
 
 

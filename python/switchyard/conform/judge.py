@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import torch
+from .protocol import TOLERANCE
 
 HOLDS, FAILS, DOES_NOT_APPLY = "holds", "fails", "does not apply"
-TOLERANCE = 1e-5  # relative: a loss in fp32 is right
 
 
 @dataclasses.dataclass
@@ -17,21 +16,22 @@ class Finding:
 class Judge:
     """Keeps the first complaint."""
 
-    def __init__(self):
+    def __init__(self, tolerance=TOLERANCE):
         self.message = ""
+        self.tolerance = tolerance
 
     def fail(self, message):
         self.message = self.message or message
 
     def near(self, given, expected, what):
-        if not abs(given - expected) <= TOLERANCE * max(1.0, abs(expected)):  # also for NaN
+        if not abs(given - expected) <= self.tolerance * max(1.0, abs(expected)):  # also for NaN
             digits = next((n for n in (4, 6, 9) if f"{given:.{n}g}" != f"{expected:.{n}g}"), 17)
             self.fail(f"{what}: {given:.{digits}g}, expected {expected:.{digits}g}")
 
     def same(self, given, expected, what):
         difference = (given - expected).abs().max().item() if given.numel() else 0.0
         largest = expected.abs().max().item() if expected.numel() else 0.0
-        if difference <= TOLERANCE * max(largest, 1e-4):
+        if difference <= self.tolerance * max(largest, 1e-4):
             return
         square = (expected * expected).sum().item()
         scale = (given * expected).sum().item() / square if square else float("nan")
@@ -40,6 +40,12 @@ class Judge:
     def same_result(self, given, expected, what):
         self.near(given.loss, expected.loss, f"loss of {what}")
         self.same(given.gradient, expected.gradient, f"gradient of {what}")
+
+    def same_share(self, given, whole, shares, what):
+        """As same_result, of one of the shares of the whole: the one that is nearest."""
+        share = min(shares, key=lambda share: abs(given.loss - share * whole.loss))
+        self.near(given.loss, share * whole.loss, f"loss of {what}")
+        self.same(given.gradient, share * whole.gradient, f"gradient of {what}")
 
     def finding(self):
         return Finding(FAILS, self.message) if self.message else Finding(HOLDS)

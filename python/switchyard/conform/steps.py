@@ -1,7 +1,9 @@
 """Steps to try, and how a loss function is run on them: ranks as threads that share nothing but all_reduce."""
 
+import collections
 import dataclasses
 import threading
+import types
 from typing import Optional
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from .protocol import PADDING, Batch, Group, about
 
 TIMEOUT = 60.0  # seconds until a rank that waits for another gives up
-PADDING_LOGIT = 30.0  # of expert 0: whoever counts padding sees it there
+PADDING_LOGIT = 3.0  # of expert 0: whoever counts padding sees it there, and its softmax is not flat yet
 
 
 @dataclasses.dataclass
@@ -22,6 +24,7 @@ class Case:
     coefficient: float = 0.5
     choices: Optional[torch.Tensor] = None  # int64 [L, N, K]; None: of the largest logits
     extra_columns: int = 0  # of padding behind each row
+    columns_before: int = 0  # of padding in front of each row
 
     @property
     def num_micro_batches(self):
@@ -47,6 +50,8 @@ class Case:
 class Result:
     loss: float  # after what the caller does: the step's balancing loss
     gradient: torch.Tensor  # of it, at the logits of the case's tokens, [L, N, E]; copies of a token add up
+    at_padding: float = 0.0  # the same at the logits of padding, sizes added up
+    kept: int = 0  # numbers in tensors that the memories of the ranks hold when the step has ended
 
 
 def random_logits(num_tokens, seed, num_layers=2, num_experts=4):
@@ -56,22 +61,22 @@ def random_logits(num_tokens, seed, num_layers=2, num_experts=4):
     return logits - 0.4 * torch.arange(num_experts, dtype=torch.double)
 
 
-def numbered(lengths, packed=False):
-    """Cells from lengths[micro_batch][rank] = lengths of sequences, tokens numbered in order; one row each, or one for all."""
+def numbered(lengths):
+    """Cells from lengths[micro_batch][rank] = lengths of sequences, tokens numbered in order, in a row each."""
     cells, token = [], 0
     for ranks in lengths:
         cells.append([])
         for sequences in ranks:
-            documents = []
+            rows = []
             for length in sequences:
-                documents.append(list(range(token, token + length)))
+                rows.append([list(range(token, token + length))])
                 token += length
-            cells[-1].append([documents] if packed else [[document] for document in documents])
+            cells[-1].append(rows)
     return cells, token
 
 
-def make_case(lengths, seed, packed=False, num_layers=2, num_experts=4, **fields):
-    cells, num_tokens = numbered(lengths, packed)
+def make_case(lengths, seed, num_layers=2, num_experts=4, **fields):
+    cells, num_tokens = numbered(lengths)
     return Case(random_logits(num_tokens, seed, num_layers, num_experts), cells, **fields)
 
 
@@ -138,13 +143,13 @@ class Shared:
 def batch_of(case, micro_batch, rank, training=True):
     """The micro-batch as a model would see it, and the token number of each of its rows (-1: padding)."""
     rows = case.cells[micro_batch][rank]
-    width = max([sum(map(len, row)) for row in rows], default=0) + case.extra_columns
+    width = max([sum(map(len, row)) for row in rows], default=0) + case.columns_before + case.extra_columns
     num_layers, _, num_experts = case.logits.shape
     source = torch.full((len(rows), width), PADDING, dtype=torch.long)
     documents = torch.full((len(rows), width), PADDING, dtype=torch.long)
     label = 0
     for r, row in enumerate(rows):
-        column = 0
+        column = case.columns_before
         for document in row:
             source[r, column:column + len(document)] = torch.tensor(document, dtype=torch.long)
             documents[r, column:column + len(document)] = label
@@ -190,28 +195,65 @@ def call(function, case, micro_batch, rank, group, memory, recompute):
     return loss.item(), torch.autograd.grad(loss, batch.logits, allow_unused=True), source
 
 
+def numbers_in(memory):
+    """How many numbers are in the tensors of a memory. What has a bounded length does not grow without end, so it is left out."""
+    total, found, seen = 0, [memory], set()
+    while found:
+        value = found.pop()
+        if id(value) in seen or isinstance(value, (type, types.ModuleType, Group)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            total += value.numel()
+        elif isinstance(value, dict):
+            found.extend(value.values())
+        elif isinstance(value, (list, tuple, set, frozenset)) or (isinstance(value, collections.deque) and value.maxlen is None):
+            found.extend(value)
+        elif hasattr(value, "__dict__"):
+            found.append(vars(value))
+    return total
+
+
+def evaluate_once(function, case, micro_batch, rank, group, memory):
+    """Other tokens than those of the micro-batch before it, under the same number."""
+    batch, _ = batch_of(case, (micro_batch + 1) % case.num_micro_batches, rank, training=False)
+    with torch.no_grad():
+        function(dataclasses.replace(batch, micro_batch=micro_batch), group, memory)
+
+
 def run_rank(function, cases, rank, shared, results, recompute, evaluate):
     group, memory, declared = ThreadGroup(rank, shared), {}, about(function)
     for case, result in zip(cases, results):
         for micro_batch in range(case.num_micro_batches):
             weight = caller_weight(declared, case, micro_batch, rank)
             loss, gradients, source = call(function, case, micro_batch, rank, group, memory, recompute)
-            result[rank].append((weight, loss, gradients, source))
+            result.parts[rank].append((weight, loss, gradients, source))
             if evaluate:
-                with torch.no_grad():
-                    function(batch_of(case, micro_batch, rank, training=False)[0], group, memory)
+                evaluate_once(function, case, micro_batch, rank, group, memory)
         if declared.end_step is not None:
             declared.end_step(memory)
+        if evaluate:
+            evaluate_once(function, case, 0, rank, group, memory)
+        result.kept[rank] = numbers_in(memory)
 
 
-def collect(case, parts):
-    result = Result(0.0, torch.zeros_like(case.logits))
-    for weight, loss, gradients, source in (part for rank in parts for part in rank):
+class Gathered:
+    """What the ranks leave of a step."""
+
+    def __init__(self, num_ranks):
+        self.parts = [[] for _ in range(num_ranks)]
+        self.kept = [0] * num_ranks
+
+
+def collect(case, gathered):
+    result = Result(0.0, torch.zeros_like(case.logits), kept=sum(gathered.kept))
+    for weight, loss, gradients, source in (part for rank in gathered.parts for part in rank):
         result.loss += weight * loss
+        valid = source >= 0
         for layer, gradient in enumerate(gradients):
             if gradient is not None:
-                valid = source >= 0
                 result.gradient[layer].index_add_(0, source[valid], weight * gradient[valid])
+                result.at_padding += (weight * gradient[~valid]).abs().sum().item()
     return result
 
 
@@ -219,7 +261,7 @@ def run_steps(function, cases, recompute=None, evaluate=False):
     """Runs the steps one after another on all ranks; memory lasts from step to step. An error of a rank is raised here."""
     num_ranks = cases[0].num_ranks
     shared, errors = Shared(num_ranks), [None] * num_ranks
-    results = [[[] for _ in range(num_ranks)] for _ in cases]
+    results = [Gathered(num_ranks) for _ in cases]
 
     def body(rank):
         try:
@@ -237,7 +279,7 @@ def run_steps(function, cases, recompute=None, evaluate=False):
     raised = [error for error in errors if error is not None]
     if raised:
         raise next((error for error in raised if not isinstance(error, EchoedError)), raised[0])
-    return [collect(case, parts) for case, parts in zip(cases, results)]
+    return [collect(case, gathered) for case, gathered in zip(cases, results)]
 
 
 def run(function, case, **options):
