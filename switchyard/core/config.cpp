@@ -210,6 +210,16 @@ const toml::node& find(const ConfigNode& node, const toml::table& table, std::st
   return *found;
 }
 
+void collect_overrides(const toml::node& node, const std::string& file, std::vector<std::string>& found) {
+  const auto& source = node.source().path;
+  if (source != nullptr && *source != file && std::find(found.begin(), found.end(), *source) == found.end()) found.push_back(*source);
+  if (const toml::table* table = node.as_table(); table != nullptr) {
+    for (const auto& [key, item] : *table) collect_overrides(item, file, found);
+  } else if (const toml::array* array = node.as_array(); array != nullptr) {
+    for (const toml::node& item : *array) collect_overrides(item, file, found);
+  }
+}
+
 // The value is untouched when the conversion fails half way.
 template <typename T>
 void get_value(const toml::node& node, const Position& position, T& value) {
@@ -243,6 +253,14 @@ std::string ConfigNode::where(std::string_view key) const {
   const toml::node* node = key.empty() ? nullptr : impl_->table->get(key);
   if (node == nullptr && impl_->path.empty()) return key.empty() ? impl_->name : join_text(impl_->name, ": ", key);
   return place(impl_->name, node == nullptr ? *impl_->table : *node, join_path(impl_->path, key));
+}
+
+std::string ConfigNode::changed_by() const {
+  std::vector<std::string> overrides;
+  collect_overrides(*impl_->table, impl_->name, overrides);
+  const auto& own = impl_->table->source().path;
+  const bool is_named = overrides.size() == 1 && own != nullptr && *own == overrides.front();
+  return overrides.empty() || is_named ? "" : join_text(" (changed by ", comma_list(overrides), ")");
 }
 
 ConfigNode ConfigNode::child(std::string_view key) const {

@@ -53,6 +53,9 @@ class ConfigNode {
   [[nodiscard]] std::vector<ConfigNode> children(std::string_view key) const;  // an array of tables
   [[nodiscard]] std::vector<std::string> keys() const;
   [[nodiscard]] std::string where(std::string_view key) const;  // "demo.toml:12: balance.scope"
+  /// " (changed by --set data.path=mine)": the overrides of what lies here and below; empty where there is none, or where("")
+  /// names the only one.
+  [[nodiscard]] std::string changed_by() const;
 
   void get(std::string_view key, bool& value) const;
   void get(std::string_view key, int64_t& value) const;
@@ -130,7 +133,13 @@ void read_config(const ConfigNode& node, Section& section) {
   section.for_each_field(known);
   reject_unknown_keys(node, known.keys);
   section.for_each_field(detail::Reader{node});
-  if constexpr (requires { section.validate(std::string()); }) section.validate(node.where(""));
+  if constexpr (requires { section.validate(std::string()); }) {
+    try {
+      section.validate(node.where(""));
+    } catch (const UsageError& error) {  // its place is the file's, and the wrong value may be an override's
+      throw ConfigError(error.what() + node.changed_by());
+    }
+  }
 }
 
 /// A value in TOML syntax. Doubles are the shortest text that reads back to the same bits, with '.' or exponent.

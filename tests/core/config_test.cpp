@@ -228,6 +228,18 @@ TEST(Override, ErrorsNameTheOverride) {
               fails_with(AllOf(StartsWith("demo.toml:1: balance"), Not(HasSubstr("--set")))));
 }
 
+// The check of a whole section knows the section's place alone, which is the file's.
+TEST(Override, ChecksOfASectionNameItsOverrides) {
+  EXPECT_THAT([] { read_run("[balance]\nlambda = 1", {"width=2", "balance.lambda=-1", "balance.scope=ranks"}); },
+              fails_with(AllOf(StartsWith("demo.toml:1: balance: lambda must"),
+                               HasSubstr("(changed by --set balance.lambda=-1, --set balance.scope=ranks)"))));
+  EXPECT_THAT([] { read_run("", {"balance={ lambda = -1 }"}); },
+              fails_with("--set balance={ lambda = -1 }: balance: lambda must be at least 0"));
+  EXPECT_THAT([] { read_run("", {"balance.lambda=-1"}); }, fails_with(HasSubstr("--set balance.lambda=-1")));
+  EXPECT_THAT([] { read_run("", {"balance.lambda=-1", "balance.scope=ranks"}); },
+              fails_with(AllOf(HasSubstr("--set balance.lambda=-1"), HasSubstr("--set balance.scope=ranks"))));
+}
+
 TEST(Override, RefusesWhatIsNoKeyAndValue) {
   for (const char* text : {"", "width", "=3", " =3", "a..b=3", "#=3", "[a]=3", "a b=3"}) {
     EXPECT_THAT([&] { read_run("", {text}); }, fails_with(StartsWith(std::string("--set ") + text))) << text;
