@@ -38,7 +38,7 @@ std::vector<NamedScalar> evaluation_scalars(const EvaluationRecord& record) {
 }  // namespace
 
 RunRecorder::RunRecorder(const RunFolder& folder, const RunConfig& config, Resume resume, ProgressSink& progress)
-    : folder_(folder), progress_(progress), store_(folder.store_path()) {
+    : folder_(folder), progress_(progress) {
   row_.folder = folder.path().filename().string();
   row_.name = config.name;
   row_.arm = config.arm;
@@ -46,11 +46,7 @@ RunRecorder::RunRecorder(const RunFolder& folder, const RunConfig& config, Resum
   row_.config_json = config_json(config);
   row_.status = "running";
   row_.started = row_.updated = utc_now();
-  if (resume == Resume::No) {
-    store_.begin(row_);
-  } else {
-    store_.put(row_);
-  }
+  write_row([&](RunStore& store) { resume == Resume::No ? store.begin(row_) : store.put(row_); });
 }
 
 void RunRecorder::start(const StartRecord& record, int64_t steps_done) {
@@ -59,8 +55,8 @@ void RunRecorder::start(const StartRecord& record, int64_t steps_done) {
   log_->add(record);
   for (EvaluationRecord& evaluation : read_run_log(folder_.log_path()).evaluations) last_evaluation_ = std::move(evaluation);
   row_.step = steps_done;
-  put_row("running");
   progress_.on_start(record);
+  put_row("running");
 }
 
 void RunRecorder::step(const StepRecord& record) {
@@ -112,14 +108,24 @@ void RunRecorder::put_row(const std::string& status) {
     row_.specialization = last_evaluation_->specialization;
     row_.max_vio = last_evaluation_->global.max_vio;
   }
+  write_row([&](RunStore& store) { store.put(row_); });
+  tell_of_store();
+}
+
+void RunRecorder::write_row(const std::function<void(RunStore&)>& write) {
+  if (!store_ && !store_problem_.empty()) return;  // it could not be opened
   try {
-    store_.put(row_);
+    if (!store_) store_.emplace(folder_.store_path());
+    write(*store_);
   } catch (const DataError& error) {
-    if (!log_) throw;  // nothing is lost yet
-    if (!std::exchange(store_failed_, true)) {
-      notice(row_.step, join_text(error.what(), "; the run goes on, but its row in the store stays as it is"));
-    }
+    if (store_problem_.empty()) store_problem_ = error.what();
   }
+}
+
+void RunRecorder::tell_of_store() {
+  if (!log_ || store_problem_.empty() || std::exchange(store_told_, true)) return;
+  notice(row_.step, join_text(store_problem_, "; the run goes on, but its row in the store stays as it is. Make the store writable or "
+                              "delete it: it is an index of the run folders beside it"));
 }
 
 }  // namespace switchyard

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -35,17 +36,20 @@ class RunRecorder {
   [[nodiscard]] const std::optional<EvaluationRecord>& last_evaluation() const { return last_evaluation_; }
 
  private:
-  /// The store is an index of what the folders hold: once a run is under way, one that fails is a notice.
+  /// The store is an index of what the folders hold: one that fails is a notice, kept until the log is open.
+  void write_row(const std::function<void(RunStore&)>& write);
   void put_row(const std::string& status);
+  void tell_of_store();
 
   const RunFolder& folder_;
   ProgressSink& progress_;
-  RunStore store_;
+  std::optional<RunStore> store_;  // none where it cannot be opened
   RunRow row_;
   std::optional<RunLogWriter> log_;
   std::optional<EventFileWriter> events_;
   std::optional<EvaluationRecord> last_evaluation_;
-  bool store_failed_ = false;
+  std::string store_problem_;  // the first
+  bool store_told_ = false;
 };
 
 }  // namespace switchyard

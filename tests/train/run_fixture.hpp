@@ -83,6 +83,12 @@ class RunTest : public testing::Test {
     return texts;
   }
 
+  [[nodiscard]] int64_t store_notices(const std::string& name) const {
+    int64_t count = 0;
+    for (const std::string& text : notices(name)) count += text.find("its row in the store") != std::string::npos ? 1 : 0;
+    return count;
+  }
+
   /// Same weights, moments, counters and log, bit for bit; wall times aside.
   void expect_same_run(const std::string& a, const std::string& b) const {
     const fs::path one = list_checkpoints(folder(a)).back();
