@@ -6,6 +6,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/text.hpp"
+#include "switchyard/data/recipes.hpp"
 
 namespace switchyard {
 namespace {
@@ -18,6 +19,24 @@ size_t slot_of(int64_t domain, Split split) { return static_cast<size_t>(domain)
 void check_file_name(const fs::path& manifest, const std::string& file) {
   SWITCHYARD_CHECK(!file.empty() && fs::path(file).filename() == file && file != "." && file != "..", DataError,
                    manifest.string(), ": '", file, "' is not a plain file name");
+}
+
+// A working folder that is another than it was is as likely as a data set that was never made.
+std::string missing_text(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::path whole = fs::absolute(folder, ignored).lexically_normal();
+  const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+  const auto has_name = [&](const Preset& preset) { return preset.name == name; };
+  const bool is_preset = std::any_of(preset_table().begin(), preset_table().end(), has_name);
+  const std::string out = fs::exists(folder, ignored) ? "NEW_FOLDER" : quoted_for_shell(whole.string());
+  return join_text("no data set in ", whole.string(), " (it has no manifest.json). ",
+                   folder.is_relative() ? "A relative path starts at the folder you are in: go to the right one, or name the data set,"
+                                        : "If it lies elsewhere, name it",
+                   " with --set data.path=DIR (testbed: --set run.data.path=DIR, export: --data DIR). Make one with: ",
+                   "switchyard data build ",
+                   is_preset ? join_text("--preset ", name, " --out ", out)
+                             : join_text("--preset mix8 --out ", out,
+                                         ", or of your own text with --from TEXT in place of --preset mix8"));
 }
 
 TokenShard open_shard(const fs::path& folder, const SplitRecord& split, int64_t vocab_size, ShardCheck check) {
@@ -36,9 +55,7 @@ TokenShard open_shard(const fs::path& folder, const SplitRecord& split, int64_t 
 Dataset::Dataset(const fs::path& folder, ShardCheck check) : folder_(folder) {
   const fs::path path = folder / "manifest.json";
   std::error_code ignored;
-  SWITCHYARD_CHECK(fs::exists(path, ignored), DataError, "no data set in ", folder.string(),
-                   " (it has no manifest.json); make one with: switchyard data build --out ",
-                   fs::exists(folder, ignored) ? "NEW_FOLDER" : folder.string());
+  SWITCHYARD_CHECK(fs::exists(path, ignored), DataError, missing_text(folder));
   const std::string text = read_file(path);
   manifest_ = manifest_from_json(text, path.string());
   hash_ = sha256_hex(text);

@@ -183,8 +183,6 @@ std::vector<SourceDomain> load_preset(const BuildOptions& options, PackageFetche
 }
 
 std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& progress) {
-  SWITCHYARD_CHECK(fs::is_directory(options.from), DataError, options.from.string(),
-                   " is not a folder; expected one that holds a folder of text files per domain");
   const std::vector<fs::path> folders =
       visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
   SWITCHYARD_CHECK(!folders.empty(), DataError, options.from.string(),

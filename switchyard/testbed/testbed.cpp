@@ -25,7 +25,7 @@ class FolderLock {
     SWITCHYARD_CHECK(descriptor_ >= 0, DataError, "cannot write in ", folder.string(), ": ", std::strerror(errno));
     if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
       close(descriptor_);
-      throw StateError(join_text("another testbed works in ", folder.string(), "; wait for it or choose another --out"));
+      throw UsageError(join_text("another testbed works in ", folder.string(), "; wait for it or choose another --out"));
     }
   }
   ~FolderLock() { close(descriptor_); }

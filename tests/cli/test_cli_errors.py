@@ -90,7 +90,8 @@ def test_wrong_text_leaves_no_data_set(tmp_path, damage):
         (text / "void").mkdir()
     if damage == "not UTF-8":
         (text / "digits" / "bad.txt").write_bytes(b"fine \xff not")
-    done = run("data", "build", "--from", text, "--out", tmp_path / "data", "--vocab-size", 400, code=1)
+    code = 2 if damage == "no folder" else 1  # what was named is not there: wrong use
+    done = run("data", "build", "--from", text, "--out", tmp_path / "data", "--vocab-size", 400, code=code)
     expected = {"empty domain": "void", "not UTF-8": "bad.txt", "no folder": str(text)}[damage]
     assert expected in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "text"] == []

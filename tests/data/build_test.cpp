@@ -171,7 +171,7 @@ TEST_F(BuildTest, WrongUseIsRefusedBeforeAnyWork) {
   EXPECT_THROW(build(), UsageError);
   options_.heldout_fraction = 0.05;
   options_.from = scratch_.path() / "nowhere";
-  EXPECT_THAT(error_of<DataError>([this] { build(); }), HasSubstr("nowhere is not a folder"));
+  EXPECT_THAT(error_of<UsageError>([this] { build(); }), HasSubstr("nowhere; expected one that holds a folder of text files"));
   options_.from.clear();
   options_.preset = "mix7";
   EXPECT_THAT(error_of<UsageError>([this] { build(); }), HasSubstr("unknown preset 'mix7'"));

@@ -12,8 +12,10 @@ namespace switchyard {
 namespace {
 
 using test::error_of;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class DatasetTest : public ::testing::Test {
  protected:
@@ -71,6 +73,22 @@ TEST_F(DatasetTest, WhatDoesNotFitIsRefused) {
   EXPECT_THAT(open_error(), HasSubstr("heldout"));
   test::put_file(folder() / "manifest.json", "{");
   EXPECT_THAT(open_error(), HasSubstr("not a data set manifest"));
+}
+
+// The command that is told makes what was missed, under the name that was meant, from whatever folder it is called.
+TEST_F(DatasetTest, AMissingDataSetIsNamedWithACommandThatMakesIt) {
+  const auto missing = [](const std::filesystem::path& path) { return error_of<DataError>([&] { Dataset dataset(path); }); };
+  const std::string mix = (scratch_.path() / "mix8").string();
+  EXPECT_THAT(missing(mix), AllOf(HasSubstr("no data set in " + mix), HasSubstr("If it lies elsewhere"),
+                                  HasSubstr("switchyard data build --preset mix8 --out " + mix), Not(HasSubstr("--from"))));
+  EXPECT_THAT(missing(mix + "/"), HasSubstr("--preset mix8 --out " + mix));
+  EXPECT_THAT(missing(scratch_.path() / "mine"), AllOf(HasSubstr("--preset mix8 --out " + (scratch_.path() / "mine").string()),
+                                                       HasSubstr("--from TEXT in place of --preset mix8")));
+  EXPECT_THAT(missing(scratch_.path()), AllOf(HasSubstr("--preset mix8 --out NEW_FOLDER"), HasSubstr("--from TEXT")));
+  const std::string here = std::filesystem::current_path().string();
+  EXPECT_THAT(missing("data/mix16"), AllOf(HasSubstr("no data set in " + here + "/data/mix16"), HasSubstr("the folder you are in"),
+                                           HasSubstr("--set data.path=DIR"), HasSubstr("export: --data DIR"),
+                                           HasSubstr("--preset mix16 --out " + here + "/data/mix16")));
 }
 
 TEST_F(DatasetTest, MissingAndDamagedShardsAreNamed) {
