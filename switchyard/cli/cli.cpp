@@ -61,6 +61,17 @@ size_t place_of_unknown_verb(const CLI::App& app, const std::vector<std::string>
   return depth < arguments.size() && !arguments[depth].starts_with("-") ? depth : kNotFound;
 }
 
+// For `--set a=1 b=2`.
+std::string hint_at_set(const std::vector<std::string>& arguments, const std::vector<std::string>& known) {
+  if (std::find(known.begin(), known.end(), "--set") == known.end()) return "";
+  for (size_t i = 2; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    const bool is_left_over = !word.starts_with("-") && word.find('=') != kNotFound && !arguments[i - 1].starts_with("-");
+    if (is_left_over) return join_text(word, " was not expected; --set takes one KEY=VALUE, so repeat it: --set ", quoted_for_shell(word));
+  }
+  return "";
+}
+
 // CLI11 names what it did not expect; this adds what it would have accepted.
 std::string explain(const CLI::App& app, const CLI::ParseError& error, const std::vector<std::string>& arguments) {
   const CLI::App& verb = deepest_chosen(app);
@@ -73,6 +84,7 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
         return unknown_name("option", name, known);
       }
     }
+    if (const std::string hint = hint_at_set(arguments, known); !hint.empty()) return hint;
     if (is_verb_missing()) {
       const size_t place = place_of_unknown_verb(app, arguments);
       if (place == kNotFound) return "a verb is missing; known: " + comma_list(verb_names(verb));
@@ -135,6 +147,13 @@ int run_action(const Action& action, Session& session) {
   } catch (const std::exception& error) {
     return report_error(session, join_text("unexpected error, please report it: ", error.what()), kExitFailed);
   }
+}
+
+void add_set_option(CLI::App& verb, std::vector<std::string>& overrides, const std::string& help) {
+  verb.add_option("--set", overrides, help + "; may be repeated")
+      ->option_text("KEY=VALUE")  // else CLI11 adds "...", as if one --set took several
+      ->take_all()
+      ->allow_extra_args(false);
 }
 
 void add_json_flag(CLI::App& verb, OutputFormat& format, const std::string& help) {

@@ -129,10 +129,7 @@ void add_testbed_verb(CLI::App& app, Action& chosen) {
   verb->add_option("--jobs", arguments->jobs, "runs side by side; default one per core")
       ->check(CLI::Validator(CLI::Range(1, 1024)).description(""))
       ->type_name("N");
-  verb->add_option("--set", arguments->overrides, "change the configuration, e.g. run.steps=50")
-      ->type_name("KEY=VALUE")
-      ->take_all()
-      ->allow_extra_args(false);
+  add_set_option(*verb, arguments->overrides, "change the configuration, e.g. run.steps=50");
   verb->add_flag("--require-claims", arguments->require_claims, "exit code 1 unless every claim holds");
   add_json_flag(*verb, arguments->format, "no progress; the results as one object");
   verb->footer("Example:\n  switchyard testbed configs/testbed/demo.toml --out runs/demo");

@@ -243,10 +243,7 @@ void add_train_verb(CLI::App& app, Action& chosen) {
   verb->add_option("config", arguments->config, "run configuration; with --resume, default that of the run")->type_name("CONFIG");
   verb->add_option("--out", arguments->out, "folder of the run; default runs/<name>")->type_name("DIR");
   verb->add_option("--resume", arguments->resume, "folder of a run to go on with")->type_name("DIR");
-  verb->add_option("--set", arguments->overrides, "change a key, e.g. balance.scope=micro_batch; see: switchyard list keys")
-      ->type_name("KEY=VALUE")
-      ->take_all()
-      ->allow_extra_args(false);
+  add_set_option(*verb, arguments->overrides, "change a key, e.g. balance.scope=micro_batch (switchyard list keys)");
   verb->add_option("--profile", arguments->profile_steps, "record N steps: where their time goes, and a trace of them")
       ->type_name("N")
       ->check(CLI::Range(1, 1000));  // a trace takes some 5 MB a step

@@ -2,6 +2,8 @@
 // One function a verb: declares its arguments under `app` and, when the verb was chosen, what to do.
 
 #include <functional>
+#include <string>
+#include <vector>
 
 #include <CLI/App.hpp>
 
@@ -15,6 +17,8 @@ using Action = std::function<int(Session&)>;
 [[nodiscard]] int run_action(const Action& action, Session& session);
 
 enum class OutputFormat { Text, Json };
+/// Declares --set, which may be repeated.
+void add_set_option(CLI::App& verb, std::vector<std::string>& overrides, const std::string& help);
 /// Declares --json.
 void add_json_flag(CLI::App& verb, OutputFormat& format, const std::string& help);
 

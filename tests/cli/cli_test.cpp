@@ -80,6 +80,8 @@ TEST(Cli, ExplainsWrongUse) {
       {{"report"}, "no runs given; expected run or testbed folders"},
       {{"testbed"}, "no config given; expected testbed configuration"},
       {{"export", "/no/such", "out"}, "no folder /no/such"},
+      {{"data", "show", "/no/such"}, "no folder /no/such"},
+      {{"data", "build", "--from", "/no/such", "--out", "/no/such/data"}, "no folder /no/such"},
       {{"data", "build", "--preset", "mix8", "--from", "x"}, "--preset and --from"},
       {{"data", "build", "--preset", "mix9", "--out", "/no/such/place"}, "did you mean 'mix8'?"},
   };
@@ -91,10 +93,20 @@ TEST(Cli, ExplainsWrongUse) {
   }
 }
 
-TEST(Cli, FailsOnDataThatIsNotThere) {
-  const Outcome outcome = run({"data", "show", "/no/such/data"});
+// A folder that is named and not there is wrong use; one that is there and holds something else is a failure.
+TEST(Cli, FailsOnAFolderThatHoldsNoData) {
+  const Outcome outcome = run({"data", "show", "/"});
   EXPECT_EQ(outcome.code, kExitFailed);
-  EXPECT_THAT(outcome.err, HasSubstr("/no/such/data"));
+  EXPECT_THAT(outcome.err, HasSubstr("no data set in /"));
+}
+
+TEST(Cli, SaysThatSetMayBeRepeated) {
+  for (const std::string verb : {"train", "testbed"}) {
+    EXPECT_THAT(run({verb, "--help"}).out, AllOf(HasSubstr("--set KEY=VALUE "), HasSubstr("may be repeated"), Not(HasSubstr("VALUE ..."))));
+    const Outcome two = run({verb, "x.toml", "--set", "steps=1", "seed=2"});
+    EXPECT_EQ(two.code, kExitWrongUse) << verb;
+    EXPECT_THAT(two.err, HasSubstr("repeat it: --set seed=2")) << verb;
+  }
 }
 
 TEST(Cli, ListsAsTextAndAsJson) {
