@@ -66,6 +66,16 @@ int exit_code(const TestbedResult& result, const TestbedArguments& arguments) {
   return result.all_done() && (claims_hold || !arguments.require_claims) ? kExitDone : kExitFailed;
 }
 
+// The arguments as they were given, save that the folder is named.
+std::string command_again(const TestbedArguments& arguments, const fs::path& folder) {
+  std::string text = join_text("switchyard testbed ", quoted_for_shell(arguments.config), " --out ", quoted_for_shell(folder.string()));
+  if (arguments.jobs > 0) text += join_text(" --jobs ", arguments.jobs);
+  for (const std::string& change : arguments.overrides) text += " --set " + quoted_for_shell(change);
+  if (arguments.require_claims) text += " --require-claims";
+  if (arguments.format == OutputFormat::Json) text += " --json";
+  return text;
+}
+
 // What did not finish, on the error stream.
 void print_problems(const TestbedResult& result, const fs::path& folder, const TestbedArguments& arguments, Session& session) {
   std::vector<std::string> failed;
@@ -78,12 +88,14 @@ void print_problems(const TestbedResult& result, const fs::path& folder, const T
     session.err << styled(session.err_screen, Style::Red, "switchyard: ") << text << "\n";
   }
   if (!failed.empty()) {
-    session.err << "The other runs are kept. Repeat the same command to run what is missing in " << folder.string() << "\n";
+    const bool any_kept = std::any_of(result.runs.begin(), result.runs.end(), [](const RunProgress& run) {
+      return run.status == RunStatus::Done || run.status == RunStatus::Skipped;
+    });
+    session.err << (any_kept ? "The other runs are kept. " : "") << "Repeat the same command to run what is missing in " << folder.string()
+                << "\n";
   } else if (interrupted) {
-    session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted; go on with: switchyard testbed "
-                << quoted_for_shell(arguments.config) << " --out " << quoted_for_shell(folder.string());
-    for (const std::string& change : arguments.overrides) session.err << " --set " << quoted_for_shell(change);
-    session.err << "\n";
+    session.err << styled(session.err_screen, Style::Red, "switchyard: ") << "interrupted; go on with: "
+                << command_again(arguments, folder) << "\n";
   }
 }
 
