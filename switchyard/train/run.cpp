@@ -68,11 +68,7 @@ class TrainingRun {
     ranks_.require_same("data set", dataset_.hash());
     ranks_.require_same("compute type", to_string(compute_));
     if (options_.resume == Resume::Yes) resume();
-    const int64_t steps_left = config_.steps - state_.step;
-    SWITCHYARD_CHECK(options_.profile_steps == 0 || options_.profile_steps + kStepsBeforeProfile <= steps_left, UsageError,
-                     "a profile of ", options_.profile_steps, " steps was asked for; expected at most ",
-                     std::max<int64_t>(steps_left - kStepsBeforeProfile, 0), ": ", steps_left, " steps are left, and the first ",
-                     kStepsBeforeProfile, " are not typical");
+    ranks_.together([&] { check_profile(); });
     state_.ranks = ranks_.size();
     ranks_.together([&] {
       if (folder_ == nullptr) return;
@@ -113,6 +109,14 @@ class TrainingRun {
     const bool done = at_end() && !stopped();
     if (done) evaluate_once();
     return finish(done ? EndReason::Done : EndReason::Interrupted);
+  }
+
+  void check_profile() const {
+    const int64_t steps_left = config_.steps - state_.step;
+    SWITCHYARD_CHECK(options_.profile_steps == 0 || options_.profile_steps + kStepsBeforeProfile <= steps_left, UsageError,
+                     "a profile of ", options_.profile_steps, " steps was asked for; expected at most ",
+                     std::max<int64_t>(steps_left - kStepsBeforeProfile, 0), ": ", steps_left, " steps are left, and the first ",
+                     kStepsBeforeProfile, " are not typical");
   }
 
   /// Before the optimizer is made: ranks divide its work.

@@ -179,6 +179,9 @@ def test_wrong_use_is_told_once_with_its_exit_code(work, config):
     uneven = run("launch", "-n", 3, "--", "train", config, "--out", work / "uneven", code=2)
     assert uneven.stderr.count("data.micro_batches is 4, which 3 ranks cannot share evenly") == 1
     assert not (work / "uneven").exists()
+    profile = run("launch", "-n", 2, "--", "train", config, "--out", work / "uneven", "--set", "steps=4", "--profile", 3, code=2)
+    assert profile.stderr.count("a profile of 3 steps was asked for") == 1
+    assert not (work / "uneven").exists()
     experts = run("launch", "-n", 4, "--", "train", config, "--out", work / "uneven", code=2)
     assert experts.stderr.count("model.num_experts is 6") == 1
     assert "ranks were asked for" in run("launch", "-n", 0, "--", "train", config, code=2).stderr
