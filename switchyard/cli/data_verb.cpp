@@ -8,6 +8,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/data/build.hpp"
 #include "switchyard/data/dataset.hpp"
+#include "switchyard/data/few_documents.hpp"
 #include "switchyard/data/recipes.hpp"
 
 namespace switchyard {
@@ -76,9 +77,11 @@ std::string dataset_text(const Dataset& dataset, Screen screen) {
   const std::string table = table_text(
       rows, {Align::Left, Align::Right, Align::Right, Align::Right, Align::Right, Align::Right});
   const size_t header_end = table.find('\n');
+  const std::string few_documents = few_documents_text(heldout_documents(dataset.manifest()), DocumentsOf::Dataset);
   return join_text(dataset.folder().string(), ": ", dataset.num_domains(), " domains from ", dataset.manifest().source,
                    ", vocabulary ", grouped_digits(dataset.vocab_size()), ", SHA-256 ", dataset.hash().substr(0, 12), "\n",
-                   styled(screen, Style::Bold, table.substr(0, header_end)), table.substr(header_end));
+                   styled(screen, Style::Bold, table.substr(0, header_end)), table.substr(header_end),
+                   few_documents.empty() ? "" : "note: " + few_documents + "\n");
 }
 
 std::string folder_name(const fs::path& path) {

@@ -10,6 +10,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/testbed/data_check.hpp"
 
 namespace switchyard {
 namespace {
@@ -36,8 +37,10 @@ class FolderLock {
   int descriptor_ = -1;
 };
 
-Study write_study(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const fs::path& folder) {
+Study write_study(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const fs::path& folder,
+                  const std::vector<std::string>& notes) {
   Study study = make_study(config, runs, read_results(folder, runs));
+  study.notes.insert(study.notes.end(), notes.begin(), notes.end());
   write_file_atomically(folder / "testbed.json", study_json(config, runs, study));
   return study;
 }
@@ -58,15 +61,17 @@ bool TestbedResult::all_done() const {
 
 TestbedResult run_testbed(const TestbedConfig& config, const RunnerOptions& options, TestbedSink& sink) {
   const std::vector<PlannedRun> runs = expand(config);
+  check_data(options.folder, runs);  // first: every run would fail, and a wrong working folder should get no folder of runs
   create_folder(options.folder);
   const FolderLock lock(options.folder);
   // Everything that can be refused is refused before a file of an earlier attempt is touched.
   Runner runner(runs, options, sink);
   write_file_atomically(options.folder / "testbed.toml", to_toml(config));
-  write_study(config, runs, options.folder);
+  const std::vector<std::string> notes = document_notes(runs);
+  write_study(config, runs, options.folder, notes);
   TestbedResult result;
   result.runs = runner.run();
-  result.study = write_study(config, runs, options.folder);
+  result.study = write_study(config, runs, options.folder, notes);
   return result;
 }
 

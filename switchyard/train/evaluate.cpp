@@ -5,6 +5,7 @@
 #include <ATen/ops/full_like.h>
 
 #include <algorithm>
+#include <set>
 #include <span>
 
 #include "switchyard/core/error.hpp"
@@ -147,6 +148,20 @@ HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config) {
   heldout.domains = batcher.domains.empty() ? dataset.domain_names() : batcher.domains;
   heldout.sequences = config.evaluation.sequences_per_domain * static_cast<int64_t>(heldout.domains.size());
   return heldout;
+}
+
+std::vector<DomainDocuments> count_documents(const HeldoutSet& heldout) {
+  std::vector<std::set<int64_t>> documents(heldout.domains.size());
+  for (const Batch& batch : heldout.micro_batches) {
+    const std::span<const int64_t> document_T(batch.document_T.const_data_ptr<int64_t>(), static_cast<size_t>(batch.document_T.numel()));
+    std::set<int64_t>& seen = documents.at(static_cast<size_t>(domain_of(batch)));
+    for (const int64_t document : document_T) {
+      if (document >= 0) seen.insert(document);  // padding has -1
+    }
+  }
+  std::vector<DomainDocuments> counts;
+  for (size_t i = 0; i < documents.size(); ++i) counts.push_back({heldout.domains[i], static_cast<int64_t>(documents[i].size())});
+  return counts;
 }
 
 std::optional<EvaluationRecord> evaluate(Decoder& model, const HeldoutSet& heldout, const EvaluationTask& task,

@@ -8,6 +8,7 @@
 
 #include "switchyard/data/batch.hpp"
 #include "switchyard/data/dataset.hpp"
+#include "switchyard/data/few_documents.hpp"
 #include "switchyard/measure/run_log.hpp"
 #include "switchyard/model/decoder.hpp"
 #include "switchyard/train/run_config.hpp"
@@ -29,6 +30,9 @@ struct Selection {
 };
 
 [[nodiscard]] HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config);
+
+/// Documents of each domain that tokens of the set come from, in the order of its domains.
+[[nodiscard]] std::vector<DomainDocuments> count_documents(const HeldoutSet& heldout);
 
 struct EvaluationTask {
   Selection selection{};       // offsets of BalanceState that choose beside the scores; they are not changed

@@ -61,6 +61,8 @@ void add_of_configuration(const RunConfig& config, const RunStart& start, std::v
     notices.push_back(join_text("evaluation runs over ", start.heldout_sequences, " held-out sequences; below ", kSequencesRule,
                                 " its error is near the difference between seeds"));
   }
+  const std::string few_documents = few_documents_text(start.heldout_documents, DocumentsOf::Evaluation);
+  if (!few_documents.empty()) notices.push_back(few_documents);
   if (config.optimizer.warmup_steps > config.steps) {
     notices.push_back(join_text("optimizer.warmup_steps is ", config.optimizer.warmup_steps, " of ", config.steps,
                                 " steps: the learning rate never reaches its peak"));

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/data/few_documents.hpp"
 #include "switchyard/train/run_config.hpp"
 
 namespace switchyard {
@@ -16,6 +17,7 @@ struct RunStart {
   ComputeType compute = ComputeType::Float32;
   int64_t heldout_sequences = 0;
   int64_t domains = 2;  // that are trained on
+  std::vector<DomainDocuments> heldout_documents = {};  // that are evaluated
 };
 
 /// In the order in which they are to be read. Those that are of the configuration alone come only at the first start.

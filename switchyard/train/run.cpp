@@ -15,6 +15,7 @@
 #include "switchyard/model/compute_type.hpp"
 #include "switchyard/model/flops.hpp"
 #include "switchyard/train/checkpoint.hpp"
+#include "switchyard/train/data_fit.hpp"
 #include "switchyard/train/evaluate.hpp"
 #include "switchyard/train/gradients.hpp"
 #include "switchyard/train/memory_need.hpp"
@@ -39,14 +40,6 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 RunConfig resolve(RunConfig config) {
   if (config.arm.empty()) config.arm = config.name;
   return config;
-}
-
-void check_fits(const RunConfig& config, const Dataset& dataset) {
-  SWITCHYARD_CHECK(config.model.vocab_size == dataset.vocab_size(), ConfigError, "model.vocab_size is ",
-                   config.model.vocab_size, "; the data set ", dataset.folder().string(), " has ", dataset.vocab_size(),
-                   " tokens: set model.vocab_size = ", dataset.vocab_size());
-  SWITCHYARD_CHECK(config.model.num_moe_layers() > 0, ConfigError,
-                   "model.dense_layers leaves no layer with experts; expected at least one of ", config.model.num_layers);
 }
 
 /// Everything a run holds while it runs, on one of its ranks. Made without messages; the rest is collective.
@@ -196,7 +189,8 @@ class TrainingRun {
     for (const std::string& text : pending_notices_) notice(text);
     pending_notices_.clear();
     const auto domains = static_cast<int64_t>(batcher_.domains().size());
-    const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences, domains};
+    const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences, domains,
+                         count_documents(heldout_)};
     for (const std::string& text : standing_notices(config_, start)) notice(text);
   }
 

@@ -55,6 +55,21 @@ def test_a_missing_data_set_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_data_set_is_named_once_and_no_testbed_starts(tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "testbed" / "demo.toml"
+    done = run("testbed", config, "--out", tmp_path / "out", code=1, cwd=tmp_path)
+    assert done.stderr.count(f"no data set in {tmp_path}/data/mix8") == 1
+    assert f"switchyard data build --preset mix8 --out {tmp_path}/data/mix8" in done.stderr
+    assert "start " not in done.stdout and "failed" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_value_of_set_is_not_blamed_on_the_file_alone(tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "train" / "quick.toml"
+    message = error_of("train", config, "--set", "data.micro_batches=0", code=2)
+    assert f"{config}:" in message and "(changed by --set data.micro_batches=0)" in message
+
+
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     config = write_config(tmp_path / "run.toml", tmp_path / "nothing")
     (tmp_path / "run").mkdir()

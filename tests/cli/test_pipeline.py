@@ -223,10 +223,47 @@ def test_a_changed_testbed_is_refused(testbed):
 def test_a_failed_run_leaves_the_others(work, testbed):
     toml, _, _ = testbed
     broken = work / "broken.toml"
-    broken.write_text(toml.read_text() + '[[arms]]\nname = "broken"\noverrides = ["model.vocab_size=401"]\n')
+    broken.write_text(toml.read_text() + '[[arms]]\nname = "broken"\noverrides = ["model.width=1073741824"]\n')
     done = run("testbed", broken, "--out", work / "broken", "--set", "seeds=[0]", "--set", "run.steps=2", code=1)
-    assert "run broken-seed0 failed" in done.stderr and "vocab_size" in done.stderr
+    assert "run broken-seed0 failed" in done.stderr and "million weights" in done.stderr
+    assert "The other runs are kept" in done.stderr
     assert "optimizer_batch" in done.stdout and (work / "broken" / "report.html").exists()
+
+
+def test_nothing_is_said_to_be_kept_where_all_failed(work, testbed):
+    toml, _, _ = testbed
+    huge = work / "huge.toml"
+    huge.write_text(toml.read_text().split("[[arms]]")[0] + '[[arms]]\nname = "huge"\noverrides = ["model.width=1073741824"]\n')
+    done = run("testbed", huge, "--out", work / "huge", "--set", "seeds=[0]", code=1)
+    assert "run huge-seed0 failed" in done.stderr and "Repeat the same command" in done.stderr
+    assert "kept" not in done.stderr
+
+
+def test_s_of_one_document_a_domain_is_told(work):
+    """Half the text of two documents is held out: one. S is then 0 by construction, and said to be."""
+    text, data = make_corpus(work / "two_documents", documents=2, words=4000), work / "two_documents_data"
+    says = "each domain has 1 held-out document: S is 0 whatever the router does"
+    assert says in run("data", "build", "--from", text, "--out", data, "--vocab-size", 400).stdout
+    assert says in run("data", "show", data).stdout
+    config = write_config(work / "two_documents.toml", data, steps=1)
+    says = "each domain is evaluated on 1 held-out document: S is 0 whatever the router does"
+    assert says in run("train", config, "--out", work / "two_documents_run").stdout
+    assert [record["specialization"] for record in evaluations(work / "two_documents_run")] == pytest.approx([0.0], abs=1e-9)
+    toml = write_testbed(work / "two_documents_testbed.toml", config, steps=1)
+    study = json.loads(run("testbed", toml, "--out", work / "two_documents_testbed", "--set", "seeds=[0]", "--json").stdout)
+    assert [says in note for note in study["notes"]].count(True) == 1
+    assert study["arms"][1]["specialization"]["mean"] == pytest.approx(0.0, abs=1e-9), "the ceiling, too"
+
+
+def test_a_store_that_cannot_be_used_is_told_and_the_testbed_goes_on(work, testbed):
+    toml, _, _ = testbed
+    folder = work / "junk_store"
+    folder.mkdir()
+    (folder / "store.sqlite").write_text("junk " * 1000)
+    run("testbed", toml, "--out", folder, "--set", "seeds=[0]", "--set", "run.steps=1")
+    for name in ("optimizer_batch-seed0", "prescribed-seed0"):
+        told = [record["text"] for record in read_log(folder / name) if record["kind"] == "notice" and "store" in record["text"]]
+        assert len(told) == 1 and "delete it" in told[0], told
 
 
 def test_reports_take_a_testbed_or_runs(work, testbed, whole_run):

@@ -9,11 +9,13 @@
 #include "switchyard/testbed/run_folder.hpp"
 #include "switchyard/testbed/testbed.hpp"
 #include "tests/scratch_folder.hpp"
+#include "tests/testbed/small_data.hpp"
 
 namespace switchyard {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 namespace fs = std::filesystem;
@@ -45,10 +47,18 @@ class StoppingSink : public TestbedSink {
   int64_t after_;
 };
 
+// One for all tests that do not change it.
+fs::path common_data() {
+  static const test::ScratchFolder scratch;
+  if (!fs::exists(scratch.path() / "data")) test::write_small_data(scratch.path() / "data", 12);
+  return scratch.path() / "data";
+}
+
 TestbedConfig make_config(const std::vector<std::vector<std::string>>& overrides_of_arms) {
   TestbedConfig config;
   config.seeds = {0, 1};
   config.run.steps = 4;
+  test::use_small_data(config.run, common_data());
   for (size_t index = 0; index < overrides_of_arms.size(); ++index) {
     ArmConfig arm;
     arm.name = "arm" + std::to_string(index);
@@ -162,23 +172,64 @@ TEST(RunTestbed, RefusesAChangedConfigurationAndTouchesNothing) {
 
 TEST(RunTestbed, RefusesToMixRunsOnDifferentData) {
   const test::ScratchFolder scratch;
-  const fs::path manifest = scratch.path() / "data" / "manifest.json";
-  fs::create_directories(manifest.parent_path());
-  std::ofstream(manifest) << "one";
-  TestbedConfig config = make_config({{"data.path=" + manifest.parent_path().string()}});
+  const fs::path data = scratch.path() / "data";
+  test::write_small_data(data, 12);
+  TestbedConfig config = make_config({{"data.path=" + data.string()}});
   config.seeds = {0};
   ASSERT_TRUE(run(config, scratch.path() / "out").all_done());
   config.seeds = {0, 1};
-  std::ofstream(manifest) << "another";
+  test::write_small_data(data, 20);
   EXPECT_THAT([&] { (void)run(config, scratch.path() / "out"); },
               ThrowsMessage<UsageError>(AllOf(HasSubstr("arm0-seed0 ran on another data set"), HasSubstr("is there now"),
                                               HasSubstr("--out"))));
   EXPECT_FALSE(fs::exists(scratch.path() / "out" / "arm0-seed1"));
-  std::ofstream(manifest) << "one";
+  test::write_small_data(data, 12);
   EXPECT_TRUE(run(config, scratch.path() / "out").all_done());
   // What was deleted leaves finished runs comparable.
-  fs::remove(manifest);
+  fs::remove(data / "manifest.json");
   EXPECT_EQ(statuses(run(config, scratch.path() / "out")), std::vector<RunStatus>(2, RunStatus::Skipped));
+}
+
+TEST(RunTestbed, StartsNothingAndMakesNoFolderWithoutItsDataSet) {
+  const test::ScratchFolder scratch;
+  TestbedConfig config = make_config({{}, {}});
+  config.run.data.path = (scratch.path() / "none").string();
+  EXPECT_THAT([&] { (void)run(config, scratch.path() / "out"); },
+              ThrowsMessage<DataError>(HasSubstr("no data set in " + config.run.data.path)));
+  config = make_config({{}, {"model.vocab_size=17"}});
+  EXPECT_THAT([&] { (void)run(config, scratch.path() / "out"); }, ThrowsMessage<UsageError>(HasSubstr("run arm1-seed0: ")));
+  EXPECT_TRUE(fs::is_empty(scratch.path()));
+  // Finished runs need no data any more, others do.
+  test::write_small_data(scratch.path() / "data", 12);
+  config = make_config({{"data.path=" + (scratch.path() / "data").string()}});
+  config.seeds = {0};
+  ASSERT_TRUE(run(config, scratch.path() / "out").all_done());
+  fs::remove_all(scratch.path() / "data");
+  config.seeds = {0, 1};
+  EXPECT_THAT([&] { (void)run(config, scratch.path() / "out"); }, ThrowsMessage<DataError>(HasSubstr("no data set in ")));
+}
+
+TEST(RunTestbed, NotesWhatFewHeldOutDocumentsDo) {
+  const test::ScratchFolder scratch;
+  test::write_small_data(scratch.path() / "data", 1);
+  const TestbedConfig config = make_config({{"data.path=" + (scratch.path() / "data").string()}});
+  EXPECT_THAT(run(config, scratch.path() / "out").study.notes, Contains(HasSubstr("S is 0 whatever the router does")).Times(1));
+  EXPECT_THAT(read_file(scratch.path() / "out" / "testbed.json"), HasSubstr("S is 0 whatever the router does"));
+}
+
+TEST(RunTestbed, RefusesAFolderThatAnotherWorksIn) {
+  const test::ScratchFolder scratch;
+  class Second : public TestbedSink {
+   public:
+    explicit Second(const fs::path& folder) : folder_(folder) {}
+    void update(const std::vector<RunProgress>&, int64_t) override {
+      EXPECT_THAT([&] { (void)run(make_config({{}}), folder_); }, ThrowsMessage<UsageError>(HasSubstr("another testbed works in")));
+    }
+
+   private:
+    const fs::path& folder_;
+  } sink(scratch.path());
+  EXPECT_TRUE(run_testbed(make_config({{}}), make_options(scratch.path()), sink).all_done());
 }
 
 TEST(RunTestbed, GivesTheLastRunsAsManyThreadsAsTheFirst) {

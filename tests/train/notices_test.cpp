@@ -70,6 +70,22 @@ TEST(Notices, ShortEvaluationAndWarmUpAreToldOnce) {
   EXPECT_THAT(standing_notices(config, start), IsEmpty());
 }
 
+TEST(Notices, FewDocumentsAreToldOnce) {
+  const auto told = [](const std::vector<DomainDocuments>& documents) {
+    RunStart start = begin();
+    start.heldout_documents = documents;
+    return standing_notices(plain(), start);
+  };
+  EXPECT_THAT(told({{"ada", 20}, {"bob", 20}}), IsEmpty());
+  EXPECT_THAT(told({{"ada", 20}, {"bob", 7}}), Contains(HasSubstr("domain 'bob' is evaluated on 7 held-out documents")));
+  EXPECT_THAT(told({{"ada", 1}, {"bob", 1}}), Contains(HasSubstr("S is 0 whatever the router does")));
+  EXPECT_THAT(told({{"ada", 20}}), Contains(HasSubstr("'ada' is the only domain")));
+  RunStart later = begin();
+  later.step = 1;
+  later.heldout_documents = {{"ada", 1}, {"bob", 1}};
+  EXPECT_THAT(standing_notices(plain(), later), IsEmpty());
+}
+
 TEST(Notices, ALossThatComparesDomainsNeedsTwo) {
   RunConfig config = plain();
   config.balance.method = "expert_divergence";

@@ -398,6 +398,7 @@ TEST_F(RunTest, NoticesSayWhatAReaderMustKnow) {
   start(run, "a");
   EXPECT_THAT(notices("a"), testing::UnorderedElementsAre(testing::HasSubstr("execution.dtype = auto: this run computes in"),
                                                           testing::HasSubstr("12 held-out sequences"),
+                                                          testing::HasSubstr("is evaluated on 4 held-out documents"),
                                                           testing::HasSubstr("step 1 lacks a balancing loss, that over previous_step")));
   EXPECT_EQ(log("a").start.layers, "mean");
   EXPECT_FALSE(log("a").steps[0].lbl.has_value());

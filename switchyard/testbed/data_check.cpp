@@ -1,0 +1,68 @@
+#include "switchyard/testbed/data_check.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/data/few_documents.hpp"
+#include "switchyard/testbed/run_folder.hpp"
+#include "switchyard/train/data_fit.hpp"
+#include "switchyard/train/evaluate.hpp"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// All that decides what a run reads of its data set: runs that agree in it are looked at once.
+std::string data_key(const RunConfig& config) {
+  return join_text(to_toml(config.data), config.evaluation.sequences_per_domain, " ", config.model.vocab_size, " ",
+                   config.model.num_moe_layers());
+}
+
+// The runs check the tokens themselves.
+const Dataset& open_once(std::map<std::string, Dataset>& open, const std::string& path) {
+  const auto found = open.find(path);
+  return found != open.end() ? found->second : open.try_emplace(path, fs::path(path), ShardCheck::Structure).first->second;
+}
+
+void check_run(const PlannedRun& run, const Dataset& dataset) {
+  try {
+    check_data_of_run(run.config, dataset);
+  } catch (const UsageError& error) {
+    throw UsageError(join_text("run ", run.name, ": ", error.what()));
+  } catch (const DataError& error) {
+    throw DataError(join_text("run ", run.name, ": ", error.what()));
+  }
+}
+
+}  // namespace
+
+void check_data(const fs::path& folder, const std::vector<PlannedRun>& runs) {
+  std::map<std::string, Dataset> open;
+  std::set<std::string> seen;
+  for (const PlannedRun& run : runs) {
+    if (read_finished_log(folder / run.name) || !seen.insert(data_key(run.config)).second) continue;
+    check_run(run, open_once(open, run.config.data.path));
+  }
+}
+
+std::vector<std::string> document_notes(const std::vector<PlannedRun>& runs) {
+  std::map<std::string, Dataset> open;
+  std::set<std::string> seen;
+  std::vector<std::string> notes;
+  for (const PlannedRun& run : runs) {
+    if (!seen.insert(data_key(run.config)).second) continue;
+    try {
+      const HeldoutSet heldout = load_heldout(open_once(open, run.config.data.path), run.config);
+      std::string text = few_documents_text(count_documents(heldout), DocumentsOf::Evaluation);
+      if (!text.empty()) text = "Held-out text: " + text + ".";
+      if (!text.empty() && std::find(notes.begin(), notes.end(), text) == notes.end()) notes.push_back(text);
+    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): finished runs, whose results stand without their data
+    }
+  }
+  return notes;
+}
+
+}  // namespace switchyard
