@@ -228,13 +228,45 @@ def check_options(options):
     metrics.check_sizes(len(domains), options.experts, 2)
 
 
-def make_model(options, vocab_size):
-    torch.manual_seed(options.seed)
+def settings_of(options, vocab_size):
+    """What the run is made with, table by table, under the keys of our own config.toml where they mean the same."""
+    return {
+        "": dict(name=options.out.name, arm=options.scope, seed=options.seed, steps=options.steps),
+        "data": dict(path=str(options.data), sequence_length=options.length, sequences_per_micro_batch=1,
+                     micro_batches=options.micro_batches, composition="one_domain"),
+        "model": dict(vocab_size=vocab_size, width=options.width, num_layers=options.layers, num_heads=4, num_kv_heads=2,
+                      head_width=options.width // 4, num_experts=options.experts, num_chosen=2, expert_width=options.width),
+        "model.router": dict(name="top_k", normalize="chosen_sum"),
+        "balance": dict(method="lbl", scope=options.scope, coefficient=options.coefficient),
+        "optimizer": dict(learning_rate=2e-3, weight_decay=0.1, clip_norm=1.0, schedule="cosine",
+                          warmup_steps=min(20, options.steps // 4)),
+        "evaluation": dict(sequences_per_domain=options.heldout, permutations=200),
+    }
+
+
+def as_toml(settings):
+    return "\n".join((f"[{table}]\n" if table else "") + "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items())
+                     for table, keys in settings.items())
+
+
+def make_model(model, length, seed):
+    torch.manual_seed(seed)
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(
-        vocab_size=vocab_size, hidden_size=options.width, num_hidden_layers=options.layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=options.width // 4, num_experts=options.experts, num_experts_per_tok=2,
-        moe_intermediate_size=options.width, intermediate_size=options.width, max_position_embeddings=options.length,
-        norm_topk_prob=True, bos_token_id=1, eos_token_id=2, use_cache=False))
+        vocab_size=model["vocab_size"], hidden_size=model["width"], num_hidden_layers=model["num_layers"],
+        num_attention_heads=model["num_heads"], num_key_value_heads=model["num_kv_heads"], head_dim=model["head_width"],
+        num_experts=model["num_experts"], num_experts_per_tok=model["num_chosen"], moe_intermediate_size=model["expert_width"],
+        intermediate_size=model["expert_width"], max_position_embeddings=length, norm_topk_prob=True, bos_token_id=1,
+        eos_token_id=2, use_cache=False))
+
+
+def training_arguments(options, optimizer):
+    return TrainingArguments(
+        output_dir=str(options.out), per_device_train_batch_size=1, gradient_accumulation_steps=options.micro_batches,
+        max_steps=options.steps, learning_rate=optimizer["learning_rate"], warmup_steps=optimizer["warmup_steps"],
+        lr_scheduler_type=optimizer["schedule"], weight_decay=optimizer["weight_decay"], max_grad_norm=optimizer["clip_norm"],
+        logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=options.seed,
+        dataloader_pin_memory=False)
 
 
 def start_record(options, manifest_text, manifest, model):
@@ -253,18 +285,13 @@ def main(words=None):
     options = parse_arguments(words)
     manifest_text = (options.data / "manifest.json").read_bytes()
     manifest = json.loads(manifest_text)
-    model = make_model(options, manifest["vocab_size"])
+    settings = settings_of(options, manifest["vocab_size"])
+    model = make_model(settings["model"], options.length, options.seed)
     rows = MixedDomains(options.data, manifest, options.length, options.steps * options.micro_batches, options.seed)
     log = RunLog(options.out)
-    (options.out / "config.toml").write_text("".join(
-        f"{name} = {json.dumps(str(value) if isinstance(value, pathlib.Path) else value)}\n"
-        for name, value in vars(options).items()))
+    (options.out / "config.toml").write_text(as_toml(settings), encoding="utf-8")
     log.add("start", **start_record(options, manifest_text, manifest, model))
-    trainer = Trainer(model=model, train_dataset=rows, args=TrainingArguments(
-        output_dir=str(options.out), per_device_train_batch_size=1, gradient_accumulation_steps=options.micro_batches,
-        max_steps=options.steps, learning_rate=2e-3, warmup_steps=min(20, options.steps // 4), lr_scheduler_type="cosine",
-        weight_decay=0.1, max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-        disable_tqdm=True, seed=options.seed, dataloader_pin_memory=False))
+    trainer = Trainer(model=model, train_dataset=rows, args=training_arguments(options, settings["optimizer"]))
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)  # domain after domain
     attachment = switchyard.attach(trainer, scope=options.scope, coefficient=options.coefficient)
     steps = StepLog(log, attachment)

@@ -1,11 +1,13 @@
 """examples/hf_qwen3_moe.py: runs, its folder becomes a report, and its metrics are those of the program."""
 
+import functools
 import json
 import os
 import pathlib
 import random
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -46,6 +48,9 @@ def test_it_trains_and_ends_in_a_report(scope, data, tmp_path):
                "--steps", 4, "--length", 32, "--micro-batches", 2, "--width", 16, "--layers", 2, "--experts", 4, "--heldout", 6)
     assert "S " in said and "MaxVio" in said
     log = read_log(tmp_path / "run")
+    settings = tomllib.loads((tmp_path / "run" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["data"]["sequence_length"] == 32 and settings["data"]["micro_batches"] == 2  # keys that the report compares
+    assert settings["model"]["width"] == 16 and settings["optimizer"]["learning_rate"] == 2e-3
     steps = [line for line in log if line["kind"] == "step"]
     assert [step["step"] for step in steps] == [1, 2, 3, 4] and steps[-1]["tokens"] == 4 * 2 * 32
     assert steps[0]["lbl"] is None if scope == "previous_step" else steps[0]["balance_loss"] > 0.09
@@ -68,7 +73,7 @@ def test_wrong_use_is_named_and_leaves_nothing(words, message, data, tmp_path, c
 
 
 def test_metrics_are_those_of_the_program(data, tmp_path):
-    """From the counts of a run of the program, every number that follows from counts by domain."""
+    """From the counts of a run of the program, every number that follows from counts by domain. And its settings have our keys."""
     (tmp_path / "run.toml").write_text(f'''
 name = "tiny"
 steps = 2
@@ -90,6 +95,10 @@ expert_width = 8
 sequences_per_domain = 8
 ''')
     run(PROGRAM, "train", tmp_path / "run.toml", "--out", tmp_path / "run")
+    ours = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    options = hf_qwen3_moe.parse_arguments(["--data", str(data), "--out", str(tmp_path / "theirs"), "--experts", "8"])
+    for table, keys in hf_qwen3_moe.settings_of(options, 400).items():
+        assert keys.keys() <= functools.reduce(dict.__getitem__, filter(None, table.split(".")), ours).keys(), table
     (evaluation,) = [line for line in read_log(tmp_path / "run") if line["kind"] == "evaluation"][-1:]
     for layer in evaluation["layers"]:
         counts_NE = np.array(layer["counts"])
