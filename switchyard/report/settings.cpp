@@ -88,6 +88,22 @@ std::vector<std::string> differing_keys(const std::vector<const Settings*>& runs
   return keys;
 }
 
+bool decides_beginning(std::string_view key) {
+  return decides_training(key) && (key.starts_with("data.") || (key.starts_with("model.") && !key.starts_with("model.router.")));
+}
+
+std::vector<std::string> beginning_keys_of_some(const std::vector<const Settings*>& runs) {
+  std::map<std::string, std::size_t> runs_with;
+  for (const Settings* run : runs) {
+    for (const auto& [key, value] : *run) ++runs_with[key];
+  }
+  std::vector<std::string> keys;
+  for (const auto& [key, count] : runs_with) {
+    if (decides_beginning(key) && count < runs.size()) keys.push_back(key);
+  }
+  return keys;
+}
+
 std::string value_of(const Settings& settings, const std::string& key) {
   const std::string text = text_of(settings, key);
   return text.empty() ? "-" : text;

@@ -25,6 +25,12 @@ using Settings = std::map<std::string, std::string>;
 /// another version or program wrote it; but a further loss that only one run has is a difference.
 [[nodiscard]] std::vector<std::string> differing_keys(const std::vector<const Settings*>& runs);
 
+/// Whether it decides data order and initial weights of a seed: data and model, the router aside.
+[[nodiscard]] bool decides_beginning(std::string_view key);
+
+/// Keys that decide the beginning and that some of the runs have, but not all.
+[[nodiscard]] std::vector<std::string> beginning_keys_of_some(const std::vector<const Settings*>& runs);
+
 /// "-" where it is missing.
 [[nodiscard]] std::string value_of(const Settings& settings, const std::string& key);
 

@@ -176,19 +176,51 @@ void warn_if_different(StudyGroup& group, const std::string& what, std::optional
 }
 
 /// What router and balancing do not explain. Data and model, the router aside, decide data order and initial weights of a seed.
-void compare_settings(StudyGroup& group) {
-  std::vector<const Settings*> settings;
-  for (const StudyRun& run : group.runs) settings.push_back(&run.settings);
+void compare_settings(StudyGroup& group, const std::vector<const Settings*>& settings) {
   for (const std::string& key : differing_keys(settings)) {
-    const bool begins = key.starts_with("data.") || (key.starts_with("model.") && !key.starts_with("model.router."));
+    const bool begins = decides_beginning(key);
     if (!begins && !key.starts_with("optimizer.")) continue;
     std::set<std::string> values;
-    for (const StudyRun& run : group.runs) values.insert(value_of(run.settings, key));
+    for (const Settings* run : settings) values.insert(value_of(*run, key));
     const std::vector<std::string> list(values.begin(), values.end());
     group.warnings.push_back(join_text("The runs differ in ", key, ": ", comma_list(list), ".",
                                        begins ? " So one seed is not one beginning for all of them." : ""));
     if (begins) group.same_beginning = false;
   }
+}
+
+/// A beginning is the same only where every run says with what it began, and one program drew it.
+void doubt_beginning(StudyGroup& group, const std::vector<const Settings*>& settings) {
+  const auto doubt = [&group](const std::string& why) {
+    group.warnings.push_back(why + ", so one seed may not be one beginning for all of them.");
+    group.same_beginning = false;
+  };
+  std::set<std::string> found;
+  for (const StudyRun& run : group.runs) found.insert(run.input.log.start.version);
+  const std::vector<std::string> versions(found.begin(), found.end());
+  if (versions.size() > 1) doubt("The runs differ in version: " + comma_list(versions));
+  std::vector<std::string> keys = beginning_keys_of_some(settings);
+  constexpr std::size_t kShown = 4;
+  const std::size_t others = keys.size() - std::min(keys.size(), kShown);
+  keys.resize(keys.size() - others);
+  const std::string more = join_text(" and ", others, others == 1 ? " other key" : " other keys", " of data and model");
+  if (!keys.empty()) doubt(join_text("Only some of the configurations have ", comma_list(keys), others == 0 ? "" : more));
+  for (const char* table : {"data", "model"}) {
+    const auto tells = [prefix = std::string(table) + "."](const auto& entry) {
+      return entry.first.starts_with(prefix) && decides_beginning(entry.first);
+    };
+    if (std::ranges::none_of(settings, [&tells](const Settings* run) { return std::ranges::any_of(*run, tells); })) {
+      doubt(join_text("No configuration has keys of ", table));
+    }
+  }
+}
+
+void compare_beginnings(StudyGroup& group) {
+  if (group.runs.size() < 2) return;
+  std::vector<const Settings*> settings;
+  for (const StudyRun& run : group.runs) settings.push_back(&run.settings);
+  compare_settings(group, settings);
+  doubt_beginning(group, settings);
 }
 
 void add_warnings(StudyGroup& group) {
@@ -210,7 +242,10 @@ void add_warnings(StudyGroup& group) {
                              [](const StudyRun& run) { return std::optional(run.input.log.start.parameters); });
   warn_if_different<std::string>(group, "compute type",
                                  [](const StudyRun& run) { return std::optional(run.input.log.start.compute_type); });
-  warn_if_different<std::string>(group, "commit", [](const StudyRun& run) { return std::optional(run.input.log.start.commit); });
+  warn_if_different<std::string>(group, "commit", [](const StudyRun& run) {
+    const std::string& commit = run.input.log.start.commit;  // other programs may have none
+    return commit.empty() ? std::nullopt : std::optional(commit);
+  });
 }
 
 std::size_t choose_baseline(const StudyGroup& group, const std::string& name) {
@@ -240,7 +275,7 @@ void finish_group(StudyGroup& group, const ReportOptions& options) {
   }
   group.baseline = choose_baseline(group, options.baseline);
   add_warnings(group);
-  compare_settings(group);
+  compare_beginnings(group);
 }
 
 }  // namespace

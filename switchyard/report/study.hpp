@@ -54,7 +54,7 @@ struct StudyGroup {
   std::vector<StudyArm> arms;  // trained ones, floors, ceilings; within these as listed in the options, then as met
   std::vector<StudyRun> runs;
   std::size_t baseline = 0;    // arm that differences are taken against
-  bool same_beginning = true;  // one seed means the same data order and, where weights are common, the same initial ones
+  bool same_beginning = true;  // one seed is known to mean the same data order and, where weights are common, initial ones
   std::vector<std::string> warnings;  // why numbers of this group may not compare
 };
 

@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/report/arm_style.hpp"
 #include "switchyard/report/tables.hpp"
 #include "synthetic_study.hpp"
 
 namespace switchyard {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -112,6 +114,44 @@ TEST(MakeGroups, SaysWhereOneSeedIsNotOneBeginning) {
   const StudyGroup group = make_groups({x, y}, {})[0];
   EXPECT_FALSE(group.same_beginning);
   EXPECT_THAT(group.warnings, ElementsAre(HasSubstr("The runs differ in data.micro_batches: 16, 8.")));
+}
+
+bool claims_one_beginning(const StudyGroup& group) {
+  return paired_table(group, arm_styles(group.arms)).find("same data order") != std::string::npos;
+}
+
+// A run of another program beside ours: neither data order nor initial weights are those of our seed.
+TEST(MakeGroups, DoubtsOneBeginningOfTwoPrograms) {
+  RunInput ours = small_run("x", 0), theirs = small_run("y", 0);
+  EXPECT_TRUE(claims_one_beginning(make_groups({ours, theirs}, {})[0]));
+  theirs.log.start.version = "transformers 5.2.0";
+  EXPECT_THAT(make_groups({ours, theirs}, {})[0].warnings,
+              ElementsAre(HasSubstr("differ in version: 0.1.0, transformers 5.2.0, so")));
+  EXPECT_FALSE(claims_one_beginning(make_groups({ours, theirs}, {})[0]));
+  theirs.log.start.commit = "";
+  theirs.config_toml = "length = 256\nwidth = 128\n";
+  const StudyGroup group = make_groups({ours, theirs}, {})[0];
+  EXPECT_FALSE(claims_one_beginning(group));
+  EXPECT_THAT(group.warnings, ElementsAre(HasSubstr("version"), HasSubstr("data.sequence_length, model.width, so one seed")));
+  ours.config_toml += "num_heads = 4\nnum_layers = 1\nvocab_size = 400\nrope_theta = 1e+06\n";
+  const std::string shown = "data.sequence_length, model.num_heads, model.num_layers, model.rope_theta and 2 other keys";
+  EXPECT_THAT(make_groups({ours, theirs}, {})[0].warnings, Contains(HasSubstr(shown)));
+}
+
+// Two runs of another program that differ in length; and two whose configurations do not say.
+TEST(MakeGroups, DoubtsOneBeginningThatNobodyTells) {
+  RunInput first = small_run("x", 0), second = small_run("y", 0);
+  first.config_toml = "[data]\nsequence_length = 256\nmicro_batches = 8\n[model]\nwidth = 128\n";
+  second.config_toml = "[data]\nsequence_length = 64\nmicro_batches = 4\n[model]\nwidth = 128\n";
+  const StudyGroup told = make_groups({first, second}, {})[0];
+  EXPECT_FALSE(claims_one_beginning(told));
+  EXPECT_THAT(told.warnings, ElementsAre(HasSubstr("data.micro_batches: 4, 8."), HasSubstr("data.sequence_length: 256, 64.")));
+  first.config_toml = "data = \"mix8\"\nlength = 256\n[model]\nwidth = 128\n";
+  second.config_toml = "data = \"mix8\"\nlength = 64\n[model]\nwidth = 128\n";
+  const StudyGroup untold = make_groups({first, second}, {})[0];
+  EXPECT_FALSE(claims_one_beginning(untold));
+  EXPECT_THAT(untold.warnings, ElementsAre(HasSubstr("No configuration has keys of data, so one seed may not")));
+  EXPECT_THAT(make_groups({first}, {})[0].warnings, IsEmpty());  // nothing to compare
 }
 
 TEST(Settings, PutsAllBalancingInWords) {

@@ -217,7 +217,7 @@ RunInput synthetic_run(const SyntheticArm& arm, int64_t seed, const SyntheticSha
   start.time_utc = "2026-01-01T00:00:00Z";
   start.command = join_text("switchyard train ", arm.name, ".toml --set seed=", seed);
   run.config_toml = join_text("name = \"", arm.name, "\"\nseed = ", seed, "\n\n[balance]\nscope = \"", arm.scope,
-                              "\"\ncoefficient = ", arm.coefficient, "\n");
+                              "\"\ncoefficient = ", arm.coefficient, "\n\n[data]\nsequence_length = 256\n\n[model]\nwidth = 128\n");
   for (int64_t step = 1; step <= shape.total_steps; ++step) run.log.steps.push_back(make_step(drawn, shape, step, noise));
   for (const int64_t step : shape.evaluated_steps) run.log.evaluations.push_back(make_evaluation(drawn, shape, step, mixed));
   run.log.end = EndRecord{shape.total_steps, "done", 70.0, 63.0};
