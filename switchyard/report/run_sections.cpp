@@ -117,8 +117,9 @@ std::string runs_table(const StudyGroup& group, const std::vector<ArmStyle>& sty
       body += join_text("<td>", format_number(training_seconds(run), 0), "</td></tr>");
     }
   }
-  std::string head;
-  for (const std::string_view name : {"Run", "Arm", "Seed", "State", "Steps"}) head += join_text("<th scope=\"col\">", name, "</th>");
+  std::string head =
+      "<th scope=\"col\">Run</th><th scope=\"col\" class=\"text\">Arm</th><th scope=\"col\">Seed</th>"
+      "<th scope=\"col\" class=\"text\">State</th><th scope=\"col\">Steps</th>";
   for (const std::string_view name : {"specialization", "max_vio_global", "max_vio_micro_batch", "loss", "speed"}) {
     const RunMetric& metric = find_metric(name);
     head += join_text("<th scope=\"col\">", metric.label, "<small>", metric.scope, "</small></th>");

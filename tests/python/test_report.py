@@ -199,6 +199,37 @@ def test_fits_a_narrow_window(open_report, name):
     assert page.run("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.parametrize("width", [1024, 1231, 1232, 1240, 1440])
+def test_no_column_of_the_tables_is_out_of_sight(open_report, width):
+    """Two seeds, so with brackets; eight domains."""
+    page = open_report("demo", width=width)
+    tables = page.run("""Object.fromEntries(Array.from(document.querySelectorAll('section > .scroll')).map((node) =>
+        [node.getAttribute('aria-label'), node.scrollWidth - node.clientWidth]))""")
+    assert {"Summary of the arms", "Paired differences", "Loss per domain", "Every run"} <= set(tables)
+    assert [name for name, hidden in tables.items() if hidden > 0] == []
+
+
+def test_a_table_that_is_too_wide_shows_it_and_keeps_the_names(open_report):
+    page = open_report("demo", width=800)
+    node = "document.querySelector('#g0-summary ~ .scroll')"
+    edges = f"[{node}.getBoundingClientRect().left, {node}.querySelector('tbody th[scope=row]').getBoundingClientRect().left]"
+    assert page.run(f"{node}.scrollWidth - {node}.clientWidth") > 20
+    assert page.run(f"getComputedStyle({node}).backgroundImage").count("linear-gradient") == 4
+    page.run(f"{node}.scrollLeft = 1000; 0")
+    assert page.run(f"{node}.scrollLeft") > 20
+    left, name = page.run(edges)
+    assert name == pytest.approx(left, abs=1)
+
+
+def test_headings_stand_over_their_columns(shared):
+    misplaced = shared("demo").run("""Array.from(document.querySelectorAll('table')).flatMap((table) => {
+        const heads = Array.from(table.querySelectorAll('thead th'));
+        const row = Array.from(table.querySelectorAll('tbody tr')).find((row) => row.children.length === heads.length);
+        const side = (cell) => getComputedStyle(cell).textAlign;
+        return row ? heads.filter((head, i) => side(head) !== side(row.children[i])).map((head) => head.textContent) : []; })""")
+    assert misplaced == []
+
+
 def test_charts_follow_the_window(open_report):
     page = open_report("demo")
     width = "document.querySelector('[data-chart=balance] svg.main-svg').clientWidth"
