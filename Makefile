@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build all data8 demo test test-long bench bench-peers clean
+.PHONY: help setup configure build all data8 demo test test-long python-package bench-programs bench bench-peers clean
 
 program := build/release/switchyard
 data8 := data/mix8
@@ -18,7 +18,8 @@ help:
 	@echo "make setup      system packages (apt), .venv, PyTorch"
 	@echo "make build      the program: $(program)"
 	@echo "make data8      the 8-domain data set, once: $(data8)"
-	@echo "make bench      benchmarks"
+	@echo "make python-package  the PyTorch package, into build/release/python_site"
+	@echo "make bench      benchmarks; bench-programs builds them only"
 	@echo "make bench-peers shape=ii   training steps beside Hugging Face's, into bench/results/"
 	@echo "make clean      removes build/ (not data/, runs/, .venv/)"
 
@@ -47,8 +48,14 @@ test: all
 test-long: all
 	@tools/test_long.sh $(jobs)
 
-bench: configure
-	@cmake --build --preset release --target decoder_bench kernels_bench -j $(jobs)
+# The tests make it so too: docs/python.md says how to install it for yourself.
+python-package: configure
+	@ctest --preset release -R '^python_package_install$$' --output-on-failure
+
+bench-programs: configure
+	@cmake --build --preset release --target step_bench decoder_bench kernels_bench balance_bench comm_bench -j $(jobs)
+
+bench: bench-programs
 	@build/release/bench/kernels_bench
 	@build/release/bench/decoder_bench
 
