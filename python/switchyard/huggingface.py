@@ -70,7 +70,9 @@ def refuse_own_loss(config: Any, output_router_logits: Optional[bool] = None) ->
     if asked and coefficient:
         raise ConfigError("the model adds its own balancing loss (output_router_logits=True, "
                           f"router_aux_loss_coef={coefficient}), so there would be two. Set "
-                          "model.config.output_router_logits = False")
+                          "model.config.output_router_logits = False. In transformers 5.2.0 that loss acts 1/E as strongly as "
+                          "its formula: about as coefficient=router_aux_loss_coef * K / E does here, times the micro-batches of "
+                          "a step under the Trainer (docs/losses.md)")
 
 
 def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
