@@ -102,8 +102,10 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
                             const at::Tensor& targets_T, int64_t ignored) {
     const at::ScalarType wide = wide_type(hidden_TD.scalar_type());
     const Scored scored = scored_tokens(hidden_TD, targets_T, ignored);
-    const bool hidden_trained = context->needs_input_grad(0);
-    const bool head_trained = context->needs_input_grad(1);
+    // Not needs_input_grad(): in a layer that runs again within a backward it says what that backward asks of its own graph, of
+    // which this node is no part.
+    const bool hidden_trained = hidden_TD.requires_grad();
+    const bool head_trained = head_VD.requires_grad();
     at::Tensor d_hidden_ND = hidden_trained ? at::empty_like(scored.hidden_ND) : at::Tensor();
     // By tiles [D, V], a sum in fp32; else [V, D], a sum of rounded parts.
     const bool by_tiles = has_tile_outer(scored.hidden_ND);
