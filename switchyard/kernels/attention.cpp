@@ -11,6 +11,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/block_attention.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/tile_attention.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -38,6 +39,7 @@ struct TileAttentionFunction : torch::autograd::Function<TileAttentionFunction> 
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
+    refuse_second_derivative("causal_attention", "causal_attention_reference()");
     const torch::autograd::variable_list saved = context->get_saved_variables();
     const AttentionHeads result = tile_attention_backward({saved[0], saved[1], saved[2]}, saved[3], gradients[0]);
     return {result.query_BJSIW, result.key_BJSW, result.value_BJSW};

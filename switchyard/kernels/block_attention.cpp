@@ -15,6 +15,7 @@
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/accumulate.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -139,6 +140,7 @@ struct BlockAttentionFunction : torch::autograd::Function<BlockAttentionFunction
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("causal_attention", "causal_attention_reference()");
     const variable_list saved = context->get_saved_variables();
     const Flat flat(saved[0], saved[1], saved[2]);
     const at::Tensor d_out_TC = gradients[0].contiguous();

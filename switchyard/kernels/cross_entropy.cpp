@@ -20,6 +20,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/accumulate.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/tile_outer.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -144,6 +145,7 @@ struct HeadFunction : torch::autograd::Function<HeadFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("linear_cross_entropy", "linear_cross_entropy_reference()");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &d_hidden_ND = saved[0], &d_head_sum = saved[1], &index_N = saved[2];
     at::Tensor d_hidden_TD, d_head_VD;

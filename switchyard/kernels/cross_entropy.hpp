@@ -8,7 +8,7 @@
 namespace switchyard {
 
 /// Sum over tokens of logsumexp(logits) - logits[target], in nats. Softmax and sum in fp32 (double for double).
-/// Differentiable in both tensors; the gradients are computed with the loss, chunk by chunk.
+/// Differentiable in both tensors, once (first_derivative.hpp); the gradients are computed with the loss, chunk by chunk.
 /// @param hidden_TD, head_VD  of one type
 /// @param targets_T           int64 in [0, V), or `ignored`: no loss there
 /// @return scalar, fp32 (double for double)

@@ -11,6 +11,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/expert_rows.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/swiglu.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -76,6 +77,7 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("grouped_experts", "grouped_experts_reference()");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &hidden_TD = saved[0], &gate_up_EFD = saved[1], &down_EDF = saved[2], &weight_A = saved[3],
                      &token_A = saved[4], &gate_up = saved[5];

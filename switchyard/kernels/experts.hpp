@@ -13,7 +13,7 @@ struct ExpertSlots {
   at::Tensor offsets_E;  // int64 [E + 1], slots of expert e are [offsets_E[e], offsets_E[e + 1])
 };
 
-/// Differentiable in hidden_TD, both weights and weight_A. Tokens without slots get zero.
+/// Differentiable in hidden_TD, both weights and weight_A, once (first_derivative.hpp). Tokens without slots get zero.
 /// @param gate_up_EFD  [E, 2F, D]: gate in rows [0, F), up in [F, 2F)
 /// @param down_EDF     [E, D, F]
 /// @return [T, D] in the type of hidden_TD; each token's sum is taken in fp32 and rounded once

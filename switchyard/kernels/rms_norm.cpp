@@ -10,6 +10,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -95,6 +96,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("rms_norm", "rms_norm_reference()");
     const variable_list saved = context->get_saved_variables();
     const double epsilon = context->saved_data["epsilon"].toDouble();
     const NormGradient gradient = norm_gradient_of(saved[0], saved[1], gradients[0].contiguous(), at::Tensor(), epsilon);
@@ -115,6 +117,7 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("residual_rms_norm", "rms_norm_reference() of the sum");
     const variable_list saved = context->get_saved_variables();
     const double epsilon = context->saved_data["epsilon"].toDouble();
     const at::Tensor d_kept = gradients[0].defined() ? gradients[0].contiguous() : gradients[0];

@@ -5,7 +5,8 @@
 
 namespace switchyard {
 
-/// Computed in fp32 (double for double input), returned in the type of x_TD. Differentiable in both tensors.
+/// Computed in fp32 (double for double input), returned in the type of x_TD. Differentiable in both tensors,
+/// once (first_derivative.hpp).
 /// @param x_TD      bf16, fp32 or double, [..., D]
 /// @param weight_D  fp32 for bf16 and fp32 input, double for double
 /// @throws ShapeError

@@ -13,6 +13,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
@@ -175,6 +176,7 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("split_norm_rotate", "split_norm_rotate_reference()");
     const KernelScope profiled("split, norm, rotate backward");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &qkv = saved[0], &query_weight_W = saved[1], &key_weight_W = saved[2];

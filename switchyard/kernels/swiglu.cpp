@@ -11,6 +11,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/row_blocks.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
@@ -32,6 +33,7 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
+    refuse_second_derivative("swiglu", "swiglu_reference()");
     return {swiglu_backward(context->get_saved_variables()[0], gradients[0], at::Tensor()).gate_up};
   }
 };

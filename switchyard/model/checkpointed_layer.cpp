@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "switchyard/kernels/first_derivative.hpp"
+
 namespace switchyard {
 namespace {
 
@@ -26,6 +28,7 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("recomputed layer", "keep the activations, with operations that have second derivatives");
     variable_list inputs = context->get_saved_variables();
     const auto again = c10::static_intrusive_pointer_cast<AgainHolder>(context->saved_data["again"].toCapsule());
     const c10::AutoGradMode enable_grad(true);

@@ -17,6 +17,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/expert_rows.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 #include "switchyard/kernels/types.hpp"
 
 namespace switchyard {
@@ -196,6 +197,7 @@ struct ShardedExpertsFunction : torch::autograd::Function<ShardedExpertsFunction
 
   // The exchanges do not depend on which gradients are wanted: all ranks must take part in each.
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("sharded_experts", "grouped_experts_reference() with all experts in one process");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &gate_up_EFD = saved[0], &down_EDF = saved[1], &came_YD = saved[2], &gate_up = saved[3];
     const auto exchange = c10::static_intrusive_pointer_cast<TokenExchange>(context->saved_data["exchange"].toCapsule());
@@ -221,6 +223,7 @@ struct TravelFunction : torch::autograd::Function<TravelFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
+    refuse_second_derivative("sharded_experts_reference", "grouped_experts_reference() with all experts in one process");
     const auto exchange = c10::static_intrusive_pointer_cast<TokenExchange>(context->saved_data["exchange"].toCapsule());
     const at::Tensor back = travel(gradients[0], context->saved_data["from"].toIntVector(),
                                    context->saved_data["to"].toIntVector(), exchange->comm);

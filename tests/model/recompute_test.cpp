@@ -10,6 +10,7 @@
 
 #include "kernels/check.hpp"
 #include "model/tiny.hpp"
+#include "switchyard/core/error.hpp"
 #include "switchyard/kernels/cross_entropy.hpp"
 
 namespace switchyard {
@@ -59,6 +60,12 @@ TEST_F(RecomputedHead, KeepsTheGradientsOfABackward) {
     loss.backward();
     return std::vector{hidden_TD_.grad().clone(), head_VD_.grad().clone()};
   });
+}
+
+TEST_F(RecomputedHead, RefusesSecondDerivatives) {
+  const auto square = [](const at::Tensor& hidden) { return hidden.square().sum(); };
+  const at::Tensor loss = run_checkpointed(hidden_TD_, {}, square, square);
+  EXPECT_THROW((void)torch::autograd::grad({loss}, {hidden_TD_}, {}, std::nullopt, /*create_graph=*/true), UsageError);
 }
 
 TEST(RecomputedLayers, GiveTheSameGradientsByNameAsByBackward) {

@@ -201,6 +201,19 @@ TEST(ShardedExperts, RefuseOffsetsOfAnotherNumberOfExperts) {
   });
 }
 
+TEST(ShardedExperts, RefuseSecondDerivatives) {
+  run_ranks(2, [](Communicator& comm) {
+    const Routing routing = uneven_routing(comm.rank(), 3);
+    for (const auto& function : {&sharded_experts, &sharded_experts_reference}) {
+      const std::vector<at::Tensor> hidden = {leaf(normal("hidden", {3, kWidth}))};
+      const at::Tensor out = function(hidden[0], normal("gate_up", {4, 2 * kExpertWidth, kWidth}),
+                                      normal("down", {4, kWidth, kExpertWidth}),
+                                      {routing.token_A, routing.weight_A, routing.offsets_E}, comm);
+      EXPECT_THROW((void)torch::autograd::grad({out.sum()}, hidden, {}, std::nullopt, /*create_graph=*/true), UsageError);
+    }
+  });
+}
+
 ModelConfig model_of_eight() {
   ModelConfig model;
   model.vocab_size = 40;
