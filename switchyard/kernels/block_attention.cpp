@@ -7,7 +7,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/first_derivative.hpp"
+#include "switchyard/kernels/parallel_operations.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/types.hpp"
 
@@ -63,8 +63,7 @@ constexpr int64_t kBytesTogether = 4 << 20;
 template <typename Body>
 void for_each_head_group(const Flat& flat, int64_t rows, int64_t seen, const Body& body) {
   const int64_t bytes = rows * seen * static_cast<int64_t>(flat.query.element_size());
-  at::parallel_for(0, flat.query.size(0), 1, [&](int64_t first, int64_t last) {
-    const c10::NoGradGuard no_grad;  // of this thread
+  parallel_operations(flat.query.size(0), [&](int64_t first, int64_t last) {
     const int64_t together = std::clamp<int64_t>(kBytesTogether / bytes, 1, last - first);
     for (int64_t head = first; head < last; head += together) body(head, std::min(together, last - head));
   });

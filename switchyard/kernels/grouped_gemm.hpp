@@ -3,11 +3,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/GradMode.h>
 
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "switchyard/kernels/parallel_operations.hpp"
 
 namespace switchyard {
 
@@ -23,8 +24,7 @@ template <typename Body>
 void for_each_group(std::span<const int64_t> offsets, const Body& body) {
   const int64_t num_tasks = at::in_parallel_region() ? 1 : at::get_num_threads();
   const std::vector<int64_t> task_E = deal_groups(offsets, num_tasks);
-  at::parallel_for(0, num_tasks, 1, [&](int64_t first_task, int64_t last_task) {
-    const c10::NoGradGuard no_grad;  // of this thread
+  parallel_operations(num_tasks, [&](int64_t first_task, int64_t last_task) {
     for (size_t group = 0; group < task_E.size(); ++group) {
       if (task_E[group] < first_task || task_E[group] >= last_task) continue;
       body(static_cast<int64_t>(group), offsets[group], offsets[group + 1] - offsets[group]);

@@ -1,11 +1,13 @@
 #include "switchyard/model/decoder.hpp"
 #include "switchyard/model/weights.hpp"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/norm.h>
 #include <ATen/ops/std.h>
 #include <ATen/ops/tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -277,6 +279,20 @@ TEST(Decoder, ReplaysRecordedChoices) {
   for (const at::Tensor& ids_TK : seen) EXPECT_TRUE(at::equal(ids_TK, context.replay_ids_LTK[0]));
   context.replay_ids_LTK.pop_back();
   EXPECT_THROW((void)model.forward(batch, context), ShapeError);
+}
+
+// The threads of a loop are not in their caller's inference mode by themselves.
+TEST(Decoder, ComputesTheSameInInferenceModeOnTwoThreads) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  for (const ComputeType type : {ComputeType::Float64, ComputeType::Float32, ComputeType::BFloat16}) {
+    Decoder model(with_everything(), type, 1, 3);
+    const Batch batch = random_batch(2, 40, model.config().vocab_size, 1);
+    const at::Tensor expected = model.forward(batch, {});
+    const c10::InferenceMode inference;
+    EXPECT_LE(max_difference(model.forward(batch, {}), expected), type == ComputeType::BFloat16 ? 0.1 : 1e-5) << to_string(type);
+  }
+  at::set_num_threads(threads);
 }
 
 TEST(Decoder, TokenLossesAndLogitsAgreeWithTheLoss) {
