@@ -35,35 +35,6 @@ void check_shapes(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, co
                    gate_up_EFD.scalar_type(), " and ", down_EDF.scalar_type(), "; expected one type");
 }
 
-std::vector<int64_t> checked_offsets(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
-                                     const ExpertSlots& slots) {
-  const int64_t num_slots = slots.token_A.numel();
-  SWITCHYARD_CHECK(slots.token_A.dim() == 1 && slots.token_A.scalar_type() == at::kLong, ShapeError,
-                   "experts: token_A must be int64 [A]");
-  SWITCHYARD_CHECK(slots.weight_A.dim() == 1 && slots.weight_A.size(0) == num_slots &&
-                       slots.weight_A.scalar_type() == wide_type(hidden_TD.scalar_type()),
-                   ShapeError, "experts: weight_A has shape ", slots.weight_A.sizes(), " and type ",
-                   slots.weight_A.scalar_type(), "; expected [", num_slots, "] and ",
-                   wide_type(hidden_TD.scalar_type()));
-  SWITCHYARD_CHECK(slots.offsets_E.dim() == 1 && slots.offsets_E.scalar_type() == at::kLong &&
-                       slots.offsets_E.size(0) == gate_up_EFD.size(0) + 1,
-                   ShapeError, "experts: offsets_E has shape ", slots.offsets_E.sizes(), "; expected int64 [",
-                   gate_up_EFD.size(0) + 1, "]");
-  if (num_slots > 0) {
-    const int64_t lowest = slots.token_A.min().item<int64_t>();
-    const int64_t highest = slots.token_A.max().item<int64_t>();
-    SWITCHYARD_CHECK(lowest >= 0 && highest < hidden_TD.size(0), ShapeError, "experts: slots have tokens ", lowest, " to ",
-                     highest, "; expected 0 to ", hidden_TD.size(0) - 1);
-  }
-  const at::Tensor host_E = slots.offsets_E.to(at::kCPU).contiguous();
-  const int64_t* begin = host_E.const_data_ptr<int64_t>();
-  std::vector<int64_t> offsets(begin, begin + host_E.numel());
-  bool rising = offsets.front() == 0 && offsets.back() == num_slots;
-  for (size_t i = 1; i < offsets.size(); ++i) rising = rising && offsets[i - 1] <= offsets[i];
-  SWITCHYARD_CHECK(rising, ShapeError, "experts: offsets_E must rise from 0 to the ", num_slots, " slots");
-  return offsets;
-}
-
 // Saves the projections before the nonlinearity and nothing else of size A: the gathered rows and the activations are
 // made again in backward, which costs one pass over memory each.
 struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
@@ -91,17 +62,45 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
 
 }  // namespace
 
+std::vector<int64_t> checked_offsets(const at::Tensor& hidden_TD, int64_t num_experts, const ExpertSlots& slots) {
+  const int64_t num_slots = slots.token_A.numel();
+  SWITCHYARD_CHECK(slots.token_A.dim() == 1 && slots.token_A.scalar_type() == at::kLong, ShapeError,
+                   "experts: token_A must be int64 [A]");
+  SWITCHYARD_CHECK(slots.weight_A.dim() == 1 && slots.weight_A.size(0) == num_slots &&
+                       slots.weight_A.scalar_type() == wide_type(hidden_TD.scalar_type()),
+                   ShapeError, "experts: weight_A has shape ", slots.weight_A.sizes(), " and type ",
+                   slots.weight_A.scalar_type(), "; expected [", num_slots, "] and ",
+                   wide_type(hidden_TD.scalar_type()));
+  SWITCHYARD_CHECK(slots.offsets_E.dim() == 1 && slots.offsets_E.scalar_type() == at::kLong &&
+                       slots.offsets_E.size(0) == num_experts + 1,
+                   ShapeError, "experts: offsets_E has shape ", slots.offsets_E.sizes(), " and type ",
+                   slots.offsets_E.scalar_type(), "; expected [", num_experts + 1, "] for ", num_experts, " experts, and int64");
+  if (num_slots > 0) {
+    const int64_t lowest = slots.token_A.min().item<int64_t>();
+    const int64_t highest = slots.token_A.max().item<int64_t>();
+    SWITCHYARD_CHECK(lowest >= 0 && highest < hidden_TD.size(0), ShapeError, "experts: slots have tokens ", lowest, " to ",
+                     highest, "; expected 0 to ", hidden_TD.size(0) - 1);
+  }
+  const at::Tensor host_E = slots.offsets_E.to(at::kCPU).contiguous();
+  const int64_t* begin = host_E.const_data_ptr<int64_t>();
+  std::vector<int64_t> offsets(begin, begin + host_E.numel());
+  bool rising = offsets.front() == 0 && offsets.back() == num_slots;
+  for (size_t i = 1; i < offsets.size(); ++i) rising = rising && offsets[i - 1] <= offsets[i];
+  SWITCHYARD_CHECK(rising, ShapeError, "experts: offsets_E must rise from 0 to the ", num_slots, " slots");
+  return offsets;
+}
+
 at::Tensor grouped_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                            const ExpertSlots& slots) {
   check_shapes(hidden_TD, gate_up_EFD, down_EDF);
-  const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD, slots);
+  const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD.size(0), slots);
   return ExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A, slots.token_A, offsets);
 }
 
 at::Tensor grouped_experts_reference(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD,
                                      const at::Tensor& down_EDF, const ExpertSlots& slots) {
   check_shapes(hidden_TD, gate_up_EFD, down_EDF);
-  const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD, slots);
+  const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD.size(0), slots);
   const at::ScalarType wide = wide_type(hidden_TD.scalar_type());
   at::Tensor out_TD = at::zeros(hidden_TD.sizes(), wide);
   for (int64_t expert = 0; expert < gate_up_EFD.size(0); ++expert) {

@@ -4,6 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <vector>
+
 namespace switchyard {
 
 /// Slots as Routing holds them.
@@ -12,6 +15,10 @@ struct ExpertSlots {
   at::Tensor weight_A;   // fp32 (double for double), differentiable
   at::Tensor offsets_E;  // int64 [E + 1], slots of expert e are [offsets_E[e], offsets_E[e + 1])
 };
+
+/// The offsets of slots that fit E experts and the tokens of hidden_TD: one weight for each slot in the wide type of hidden_TD.
+/// @throws ShapeError for others
+[[nodiscard]] std::vector<int64_t> checked_offsets(const at::Tensor& hidden_TD, int64_t num_experts, const ExpertSlots& slots);
 
 /// Differentiable in hidden_TD, both weights and weight_A, once (first_derivative.hpp). Tokens without slots get zero.
 /// @param gate_up_EFD  [E, 2F, D]: gate in rows [0, F), up in [F, 2F)

@@ -58,8 +58,6 @@ std::vector<int64_t> plan_visits(TokenExchange& exchange, const at::Tensor& toke
   for (const int64_t slots : exchange.slots_to_R) {
     const int64_t first = std::ssize(token_Y);
     for (const size_t end = slot + static_cast<size_t>(slots); slot < end; ++slot) {
-      SWITCHYARD_CHECK(tokens[slot] >= 0 && tokens[slot] < num_tokens, ShapeError, "sharded experts: slot ", slot, " has token ",
-                       tokens[slot], "; expected 0 to ", num_tokens - 1);
       int64_t& visit = visit_T[static_cast<size_t>(tokens[slot])];
       if (visit < first) {
         visit = std::ssize(token_Y);
@@ -120,12 +118,11 @@ void fetch_slots(TokenExchange& exchange, const std::vector<int64_t>& sent_visit
   exchange.weight_A = came_weight_A.index_select(0, exchange.by_expert_A).to(weight_A.scalar_type());
 }
 
-Exchange make_exchange(const ExpertSlots& slots, int64_t num_tokens, Communicator& comm) {
+/// @param offsets  of all experts, as checked_offsets() gives them
+Exchange make_exchange(const ExpertSlots& slots, const std::vector<int64_t>& offsets, int64_t num_tokens, Communicator& comm) {
   auto exchange = c10::make_intrusive<TokenExchange>(comm);
-  const at::Tensor host_E = slots.offsets_E.to(at::kCPU).contiguous();
-  const int64_t* offsets = host_E.const_data_ptr<int64_t>();
   const auto num_ranks = static_cast<size_t>(comm.size());
-  const auto num_experts = static_cast<size_t>(host_E.numel() - 1);
+  const size_t num_experts = offsets.size() - 1;
   const size_t own_experts = num_experts / num_ranks;
   for (size_t rank = 0; rank < num_ranks; ++rank) {
     exchange->slots_to_R.push_back(offsets[(rank + 1) * own_experts] - offsets[rank * own_experts]);
@@ -231,32 +228,30 @@ struct TravelFunction : torch::autograd::Function<TravelFunction> {
   }
 };
 
-void check_shard(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
-                 const ExpertSlots& slots, const Communicator& comm) {
+/// How this rank's slots travel. Before anything is sent it throws ShapeError for what does not fit.
+Exchange checked_exchange(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
+                          const ExpertSlots& slots, Communicator& comm) {
   SWITCHYARD_CHECK(hidden_TD.dim() == 2 && gate_up_EFD.dim() == 3 && down_EDF.dim() == 3 &&
                        gate_up_EFD.size(0) == down_EDF.size(0) && gate_up_EFD.size(1) == 2 * down_EDF.size(2) &&
-                       gate_up_EFD.size(2) == hidden_TD.size(1) && down_EDF.size(1) == hidden_TD.size(1),
+                       gate_up_EFD.size(2) == hidden_TD.size(1) && down_EDF.size(1) == hidden_TD.size(1) &&
+                       hidden_TD.size(1) >= 1 && down_EDF.size(2) >= 1,
                    ShapeError, "sharded experts: hidden ", hidden_TD.sizes(), ", gate_up ", gate_up_EFD.sizes(), " and down ",
-                   down_EDF.sizes(), " do not fit [T, D], [E / R, 2F, D], [E / R, D, F]");
-  SWITCHYARD_CHECK(slots.offsets_E.scalar_type() == at::kLong && slots.offsets_E.numel() == gate_up_EFD.size(0) * comm.size() + 1,
-                   ShapeError, "sharded experts: offsets_E has ", slots.offsets_E.numel(), " entries of type ",
-                   slots.offsets_E.scalar_type(), "; expected int64, and ", gate_up_EFD.size(0) * comm.size() + 1, " for ",
-                   comm.size(), " ranks of ", gate_up_EFD.size(0), " experts");
+                   down_EDF.sizes(), " do not fit [T, D], [E / R, 2F, D], [E / R, D, F] of widths D and F of at least 1");
+  const std::vector<int64_t> offsets = checked_offsets(hidden_TD, gate_up_EFD.size(0) * comm.size(), slots);
+  return make_exchange(slots, offsets, hidden_TD.size(0), comm);
 }
 
 }  // namespace
 
 at::Tensor sharded_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                            const ExpertSlots& slots, Communicator& comm) {
-  check_shard(hidden_TD, gate_up_EFD, down_EDF, slots, comm);
   return ShardedExpertsFunction::apply(hidden_TD, gate_up_EFD, down_EDF, slots.weight_A,
-                                       make_exchange(slots, hidden_TD.size(0), comm));
+                                       checked_exchange(hidden_TD, gate_up_EFD, down_EDF, slots, comm));
 }
 
 at::Tensor sharded_experts_reference(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, const at::Tensor& down_EDF,
                                      const ExpertSlots& slots, Communicator& comm) {
-  check_shard(hidden_TD, gate_up_EFD, down_EDF, slots, comm);
-  const Exchange exchange = make_exchange(slots, hidden_TD.size(0), comm);
+  const Exchange exchange = checked_exchange(hidden_TD, gate_up_EFD, down_EDF, slots, comm);
   const at::ScalarType wide = wide_type(hidden_TD.scalar_type());
   // Every slot travels by itself: on the owner each row that came is a token with one slot of weight 1.
   const at::Tensor rows_AD =

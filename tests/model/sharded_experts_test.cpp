@@ -3,6 +3,7 @@
 #include "switchyard/model/sharded_experts.hpp"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -198,6 +199,27 @@ TEST(ShardedExperts, RefuseOffsetsOfAnotherNumberOfExperts) {
                                        normal("d", {3, kWidth, kExpertWidth}),
                                        {routing.token_A, routing.weight_A, routing.offsets_E}, comm),
                  ShapeError);
+  });
+}
+
+// As kernels/experts_test.cpp has it; no rank sends anything before it has looked.
+TEST(ShardedExperts, RejectSlotsThatDoNotFit) {
+  run_ranks(2, [](Communicator& comm) {
+    const at::Tensor hidden = normal("h", {2, kWidth});
+    const at::Tensor gate_up = normal("g", {1, 2 * kExpertWidth, kWidth}), down = normal("d", {1, kWidth, kExpertWidth});
+    const at::Tensor tokens = at::tensor({0, 1}, at::kLong), offsets = at::tensor({0, 1, 2}, at::kLong);
+    const at::Tensor weights = normal("w", {2});
+    for (const auto& function : {&sharded_experts, &sharded_experts_reference}) {
+      const auto run = [&](const ExpertSlots& slots) { (void)function(hidden, gate_up, down, slots, comm); };
+      EXPECT_NO_THROW(run({tokens, weights, offsets}));
+      EXPECT_THROW(run({tokens, weights, at::tensor({0, 2}, at::kLong)}), ShapeError);
+      EXPECT_THROW(run({tokens, weights, at::tensor({0, 2, 1}, at::kLong)}), ShapeError);
+      EXPECT_THROW(run({tokens, weights, at::tensor({0, 1, 3}, at::kLong)}), ShapeError);
+      EXPECT_THROW(run({tokens, weights, at::tensor({1, 1, 2}, at::kLong)}), ShapeError);
+      EXPECT_THROW(run({tokens, weights.narrow(0, 0, 1), offsets}), ShapeError);
+      EXPECT_THROW(run({tokens, weights.to(at::kFloat), offsets}), ShapeError);
+      EXPECT_THROW(run({at::tensor({0, 2}, at::kLong), weights, offsets}), ShapeError);
+    }
   });
 }
 
