@@ -139,13 +139,20 @@ TensorMap read_weights(const std::filesystem::path& folder) {
   const std::filesystem::path index = folder / kIndexFile;
   std::map<std::string, std::string> file_of;
   Fields(parse_json_file(index), index.string()).require("weight_map", file_of);
-  std::set<std::string> files;
-  for (const auto& [name, file] : file_of) files.insert(file);
+  std::map<std::string, std::vector<std::string>> names_in;
+  for (const auto& [name, file] : file_of) names_in[file].push_back(name);
   TensorMap weights;
-  for (const std::string& file : files) {
+  for (const auto& [file, names] : names_in) {
     SWITCHYARD_CHECK(std::filesystem::path(file).filename() == file, DataError, index.string(), ": weight file '", file,
                      "' is not in the same folder");
-    weights.merge(load_tensors(folder / file).tensors);
+    // What the index does not place here is left: a file may still hold a tensor's values of an earlier save.
+    TensorMap held = load_tensors(folder / file).tensors;
+    for (const std::string& name : names) {
+      const auto found = held.find(name);
+      SWITCHYARD_CHECK(found != held.end(), DataError, index.string(), ": weight_map places tensor '", name, "' in '", file,
+                       "', which has no such tensor; fetch or save the model again");
+      weights.insert(held.extract(found));
+    }
   }
   return weights;
 }

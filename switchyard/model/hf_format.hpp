@@ -29,7 +29,8 @@ void check_exportable(const ModelConfig& config);
 /// @throws DataError naming file and key
 [[nodiscard]] ModelConfig read_hf_config(const std::filesystem::path& folder);
 
-/// Reads config and weights (model.safetensors, or the files of model.safetensors.index.json), in any floating type.
+/// Reads config and weights, in any floating type: model.safetensors, or each tensor from the file where the weight_map of
+/// model.safetensors.index.json places it. Tensors that a file has beside those are ignored.
 /// @throws DataError for a missing, surplus or misshapen tensor
 [[nodiscard]] Decoder import_hf(const std::filesystem::path& folder, ComputeType compute);
 

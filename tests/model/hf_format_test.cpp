@@ -3,6 +3,7 @@
 
 #include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/zeros_like.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -119,6 +120,15 @@ TEST_F(HfFormat, ReadsShardsByTheirIndex) {
   write_file_atomically(folder_ / "model.safetensors.index.json", index.dump());
   const Decoder read = import_hf(folder_, ComputeType::Float32);
   EXPECT_TRUE(at::equal(read.named_weights().back().tensor, model.named_weights().back().tensor));
+  // What the index places elsewhere, or nowhere, does not count.
+  first["lm_head.weight"] = at::zeros_like(second.at("lm_head.weight"));
+  first["left.over"] = at::ones({3}, at::kFloat);
+  save_tensors(folder_ / "a.safetensors", first);
+  const Decoder beside_stale = import_hf(folder_, ComputeType::Float32);
+  EXPECT_TRUE(at::equal(beside_stale.named_weights().back().tensor, model.named_weights().back().tensor));
+  index["weight_map"]["model.norm.weight"] = "b.safetensors";
+  write_file_atomically(folder_ / "model.safetensors.index.json", index.dump());
+  expect_import_refused("places tensor 'model.norm.weight' in 'b.safetensors', which has no such tensor");
   index["weight_map"]["lm_head.weight"] = "../b.safetensors";
   write_file_atomically(folder_ / "model.safetensors.index.json", index.dump());
   expect_import_refused("same folder");
