@@ -139,6 +139,9 @@ at::Tensor Decoder::logits_TV(const at::Tensor& hidden_TD) {
 const ModelConfig& Decoder::config() const { return impl_->config; }
 ComputeType Decoder::compute_type() const { return impl_->compute; }
 int64_t Decoder::num_moe_layers() const { return impl_->num_moe_layers; }
+int64_t Decoder::num_expert_ranks() const {
+  return impl_->source.expert_ranks == nullptr ? 1 : impl_->source.expert_ranks->size();
+}
 
 ParameterRefs Decoder::parameters() {
   ParameterRefs all = {&impl_->embedding};

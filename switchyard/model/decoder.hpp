@@ -65,6 +65,8 @@ class Decoder {
   [[nodiscard]] const ModelConfig& config() const;
   [[nodiscard]] ComputeType compute_type() const;
   [[nodiscard]] int64_t num_moe_layers() const;
+  /// Ranks that divide the experts among them; 1: all experts are here.
+  [[nodiscard]] int64_t num_expert_ranks() const;
 
   /// All weights in a fixed order; frozen router weights included. Stacked ones have a name of their own
   /// ("...mlp.experts.gate_up_proj" [E, 2F, D], "...mlp.experts.down_proj" [E, D, F], "...self_attn.qkv_proj.weight").

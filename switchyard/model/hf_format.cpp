@@ -189,6 +189,8 @@ void check_exportable(const ModelConfig& config) {
 
 void export_hf(const Decoder& model, const std::filesystem::path& folder, const HfFacts& facts) {
   check_exportable(model.config());
+  SWITCHYARD_CHECK(model.num_expert_ranks() == 1, UsageError, "export: the experts are divided over ", model.num_expert_ranks(),
+                   " ranks, and this one holds its share only; save a checkpoint and export that from one process; nothing was written");
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   SWITCHYARD_CHECK(!error, DataError, "export: cannot make folder ", folder.string(), ": ", error.message());

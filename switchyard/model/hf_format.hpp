@@ -18,10 +18,11 @@ struct HfFacts {
 };
 
 /// Writes both files, fp32 masters, into `folder`, made if missing.
-/// @throws UsageError for what Qwen3-MoE cannot hold: a shared expert, a router other than top_k
+/// @throws UsageError for what Qwen3-MoE cannot hold: a shared expert, a router other than top_k; and for a decoder that holds
+///         only its rank's share of the experts
 void export_hf(const Decoder& model, const std::filesystem::path& folder, const HfFacts& facts = {});
 
-/// Throws the UsageError of export_hf if it would, before any work is done.
+/// Throws the UsageError of export_hf if such a model cannot be held, before any work is done.
 void check_exportable(const ModelConfig& config);
 
 /// Reads config.json. Values that change the result and that this decoder does not have (attention bias, sliding window,

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/tiny.hpp"
+#include "switchyard/comm/threads.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/model/weights_file.hpp"
@@ -81,6 +82,14 @@ TEST_F(HfFormat, RefusesToExportWhatTheFormatCannotHold) {
   config.router.name = "random";
   EXPECT_THAT([&] { export_hf(Decoder(config, ComputeType::Float32, 1, 3), folder_); },
               ThrowsMessage<UsageError>(HasSubstr("router 'random'")));
+  EXPECT_FALSE(std::filesystem::exists(folder_));
+}
+
+TEST_F(HfFormat, RefusesToExportAShareOfTheExperts) {
+  run_ranks(2, [&](Communicator& comm) {
+    const Decoder part(tiny_config(), ComputeType::Float32, 1, 3, &comm);
+    EXPECT_THAT([&] { export_hf(part, folder_); }, ThrowsMessage<UsageError>(HasSubstr("divided over 2 ranks")));
+  });
   EXPECT_FALSE(std::filesystem::exists(folder_));
 }
 
