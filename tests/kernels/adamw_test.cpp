@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/check.hpp"
+#include "kernels/instruction_sets.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/halves.hpp"
 
@@ -66,8 +67,10 @@ void expect_same_update(const AdamWTensors& given, double tolerance) {
   EXPECT_EQ(max_difference(given.gradient_parts.front(), gradient), 0.0);
 }
 
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(AdamWUpdate);
+
 // 1 - .99999 is off by .13 % where the fp32 beta is taken from 1.
-TEST(AdamWUpdate, TakesWhatIsNewOfAMomentExactly) {
+TEST_P(AdamWUpdate, TakesWhatIsNewOfAMomentExactly) {
   AdamWFactors factors = some_factors();
   factors.gradient_scale = 1.0;
   factors.beta1 = factors.beta2 = 0.99999;
@@ -78,7 +81,7 @@ TEST(AdamWUpdate, TakesWhatIsNewOfAMomentExactly) {
   EXPECT_NEAR(t.second.item<double>(), 4e-5, 4e-5 * 1e-6);
 }
 
-TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
+TEST_P(AdamWUpdate, MatchesHandWorkedNumbers) {
   // g = 2, m = .5 * 4 + .5 * 2 = 3, v = .75 * 4 + .25 * 4 = 4, w = .5 * 10 - 3 * 3 / (2 * 2 + 2) = 3.5
   const at::Tensor four = at::tensor({4.0}, at::kDouble);
   const AdamWTensors t = {at::tensor({10.0}, at::kDouble), at::Tensor(), four.clone(), four.clone(), {four}};
@@ -89,7 +92,7 @@ TEST(AdamWUpdate, MatchesHandWorkedNumbers) {
   EXPECT_EQ(t.weight.item<double>(), 3.5);
 }
 
-TEST(AdamWUpdate, EqualsItsReference) {
+TEST_P(AdamWUpdate, EqualsItsReference) {
   for (const int64_t count : {1, 5, 37, 4096, 4097, 9001}) {
     expect_same_update(random_tensors(count, at::kDouble, at::kDouble), 1e-15);
     expect_same_update(random_tensors(count, at::kFloat, at::kFloat), 1e-6);
@@ -97,7 +100,7 @@ TEST(AdamWUpdate, EqualsItsReference) {
   }
 }
 
-TEST(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
+TEST_P(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
   for (const int64_t count : {1, 37, 9001}) {
     for (const at::ScalarType gradient : {at::kFloat, at::kBFloat16}) {
       const AdamWTensors given = random_tensors(count, at::kFloat, gradient);
@@ -117,7 +120,7 @@ TEST(AdamWUpdate, RoundsMomentsOnlyToKeepThem) {
   }
 }
 
-TEST(AdamWUpdate, MovesHalvesAsTheWhole) {
+TEST_P(AdamWUpdate, MovesHalvesAsTheWhole) {
   for (const int64_t count : {1, 37, 9001}) {
     for (const at::ScalarType gradient : {at::kFloat, at::kBFloat16}) {
       const AdamWTensors given = random_tensors(count, at::kFloat, gradient);
@@ -134,7 +137,9 @@ TEST(AdamWUpdate, MovesHalvesAsTheWhole) {
   }
 }
 
-TEST(Halves, ByHand) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(Halves);
+
+TEST_P(Halves, ByHand) {
   // 1 + 2^-8 is the middle between 1 and the next bf16, 1 + 2^-7: it goes away from zero, what is above goes up, what is below down.
   const at::Tensor whole = at::tensor({1.0F + 0x1p-8F + 0x1p-23F, 1.0F + 0x1p-8F, 1.0F + 0x1p-8F - 0x1p-23F, -1.0F - 0x1p-8F, 0.0F});
   const at::Tensor upper = at::empty({5}, at::kBFloat16), lower = at::empty({5}, at::kShort);
@@ -144,7 +149,7 @@ TEST(Halves, ByHand) {
   EXPECT_TRUE(at::equal(joined_halves(upper, lower), whole));
 }
 
-TEST(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
+TEST_P(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
   for (const int64_t count : {0, 1, 37, 100003}) {
     // Of all sizes, the largest and the smallest among them.
     const at::Tensor whole = random_tensor({count}, 1, at::kFloat).mul(random_tensor({count}, 2, at::kFloat).mul(20.0).exp2());
@@ -165,7 +170,7 @@ TEST(Halves, AreTheWholeToTheBitAndItsNearestBFloat16) {
 }
 
 // Of a gradient in parts the sum counts, with the bits it has when it is taken first: three blocks, the last one odd.
-TEST(AdamWUpdate, AddsUpPartsOfTheGradient) {
+TEST_P(AdamWUpdate, AddsUpPartsOfTheGradient) {
   constexpr int64_t kCount = 2 * 4096 + 17;
   for (const auto& [weights, parts] : {std::pair(at::kFloat, at::kBFloat16), std::pair(at::kFloat, at::kFloat),
                                        std::pair(at::kDouble, at::kDouble)}) {
@@ -182,7 +187,7 @@ TEST(AdamWUpdate, AddsUpPartsOfTheGradient) {
   }
 }
 
-TEST(AdamWUpdate, RefusesTensorsThatDoNotFit) {
+TEST_P(AdamWUpdate, RefusesTensorsThatDoNotFit) {
   const AdamWTensors good = random_tensors(4, at::kFloat, at::kBFloat16);
   const auto run = [](AdamWTensors t) { adamw_update(t, some_factors()); };
   EXPECT_NO_THROW(run(good));
@@ -224,7 +229,9 @@ TEST(WideSum, AddsPartsInTheirOrder) {
   EXPECT_THROW((void)wide_sum({parts[0], parts[1].to(at::kFloat)}), ShapeError);
 }
 
-TEST(SumOfSquares, OfAnyLengthAndType) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(SumOfSquares);
+
+TEST_P(SumOfSquares, OfAnyLengthAndType) {
   const double tolerance = 4e-6;  // each lane of a vector adds up its share in fp32: of 4097 numbers 1024 with four lanes
   for (const int64_t count : {0, 1, 17, 4097, 50000}) {
     for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {

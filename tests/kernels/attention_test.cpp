@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "kernels/check.hpp"
+#include "kernels/instruction_sets.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/block_attention.hpp"
 #include "switchyard/kernels/tile_attention.hpp"
@@ -23,7 +24,9 @@ using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
 
-TEST(CausalAttention, MatchesHandWorkedWeights) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(CausalAttention);
+
+TEST_P(CausalAttention, MatchesHandWorkedWeights) {
   // One head of width 1. Position 1 scores ln 3 for itself against 0 for position 0: weights 1/4 and 3/4.
   AttentionHeads heads;
   heads.query_BJSIW = at::tensor({5.0, 1.0}, at::kDouble).reshape({1, 1, 2, 1, 1});
@@ -42,7 +45,7 @@ std::vector<at::Tensor> random_heads(const Sizes& s, at::ScalarType type = at::k
           random_tensor({s.batch, s.kv_heads, s.positions, s.width}, 3, type)};
 }
 
-TEST(CausalAttention, EqualsItsReferenceInValueAndGradient) {
+TEST_P(CausalAttention, EqualsItsReferenceInValueAndGradient) {
   // 130 and 300 positions cross the block borders, 300 unevenly.
   for (const Sizes& s : {Sizes{1, 1, 1, 1, 2}, {2, 3, 7, 2, 4}, {1, 2, 130, 1, 6}, {2, 1, 300, 3, 4}}) {
     expect_same_function([](const auto& in) { return causal_attention({in[0], in[1], in[2]}); },
@@ -70,11 +73,11 @@ void expect_close_attention(at::ScalarType type, double by_tiles, double by_bloc
 }
 
 // Blocks round their scores.
-TEST(CausalAttention, IsCloseInBfloat16) { expect_close_attention(at::kBFloat16, 0.01, 0.02); }
-TEST(CausalAttention, IsCloseInFloat32) { expect_close_attention(at::kFloat, 2e-6, 2e-6); }
+TEST_P(CausalAttention, IsCloseInBfloat16) { expect_close_attention(at::kBFloat16, 0.01, 0.02); }
+TEST_P(CausalAttention, IsCloseInFloat32) { expect_close_attention(at::kFloat, 2e-6, 2e-6); }
 
 // Odd widths cannot be paired; fp32 need not be.
-TEST(CausalAttention, GoesByTilesWhereTheyAre) {
+TEST_P(CausalAttention, GoesByTilesWhereTheyAre) {
   for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
     for (const int64_t width : {4, 5}) {
       const std::vector<at::Tensor> in = random_heads({1, 1, 3, 1, width}, type);
@@ -84,7 +87,7 @@ TEST(CausalAttention, GoesByTilesWhereTheyAre) {
   }
 }
 
-TEST(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
+TEST_P(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
   for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
     const std::vector<at::Tensor> in = random_heads({2, 2, 130, 2, 32}, type);
     if (!has_tile_attention({in[0], in[1], in[2]})) continue;  // ATen's products are not asked for equal bits
@@ -98,7 +101,7 @@ TEST(CausalAttention, TilesGiveTheSameBitsOnAnyNumberOfThreads) {
   }
 }
 
-TEST(CausalAttention, NanStaysVisible) {
+TEST_P(CausalAttention, NanStaysVisible) {
   for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
     const std::vector<at::Tensor> in = random_heads({1, 1, 70, 1, 8}, type);
     in[1].select(2, 40).fill_(std::numeric_limits<float>::quiet_NaN());
@@ -108,7 +111,7 @@ TEST(CausalAttention, NanStaysVisible) {
   }
 }
 
-TEST(CausalAttention, DoesNotSeeTheFuture) {
+TEST_P(CausalAttention, DoesNotSeeTheFuture) {
   const std::vector<at::Tensor> in = random_heads({1, 1, 140, 2, 4});
   const at::Tensor before = causal_attention({in[0], in[1], in[2]});
   in[1].narrow(2, 137, 3).add_(1.0);
@@ -118,14 +121,14 @@ TEST(CausalAttention, DoesNotSeeTheFuture) {
   EXPECT_GT(max_difference(before.narrow(0, 137, 3), after.narrow(0, 137, 3)), 1e-3);
 }
 
-TEST(CausalAttention, RowsDoNotSeeEachOther) {
+TEST_P(CausalAttention, RowsDoNotSeeEachOther) {
   const std::vector<at::Tensor> in = random_heads({3, 2, 9, 2, 4});
   const at::Tensor joined = causal_attention({in[0], in[1], in[2]});
   const at::Tensor alone = causal_attention({in[0].narrow(0, 1, 1), in[1].narrow(0, 1, 1), in[2].narrow(0, 1, 1)});
   EXPECT_LE(max_difference(joined.narrow(0, 9, 9), alone), 1e-14);
 }
 
-TEST(CausalAttention, RejectsHeadsThatDoNotFit) {
+TEST_P(CausalAttention, RejectsHeadsThatDoNotFit) {
   std::vector<at::Tensor> in = random_heads({1, 2, 5, 2, 4});
   EXPECT_THROW((void)causal_attention({in[0], in[1].narrow(2, 0, 4), in[2]}), ShapeError);
   EXPECT_THROW((void)causal_attention({in[0], in[1], in[2].narrow(1, 0, 1)}), ShapeError);

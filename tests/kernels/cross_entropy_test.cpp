@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "kernels/check.hpp"
+#include "kernels/instruction_sets.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 
@@ -31,7 +32,9 @@ at::Tensor random_targets(int64_t num_tokens, int64_t vocabulary, int64_t ignore
   return at::tensor(targets, at::kLong);
 }
 
-TEST(LinearCrossEntropy, MatchesHandWorkedLosses) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(LinearCrossEntropy);
+
+TEST_P(LinearCrossEntropy, MatchesHandWorkedLosses) {
   const at::Tensor hidden = at::tensor({1.0, 0.0}, at::kDouble).reshape({2, 1});
   const at::Tensor head = at::tensor({0.0, std::log(3.0)}, at::kDouble).reshape({2, 1});
   const at::Tensor targets = at::tensor({1, 0}, at::kLong);  // probabilities 3/4 and 1/2
@@ -41,7 +44,7 @@ TEST(LinearCrossEntropy, MatchesHandWorkedLosses) {
             1e-12);
 }
 
-TEST(LinearCrossEntropy, EqualsItsReferenceInValueAndGradient) {
+TEST_P(LinearCrossEntropy, EqualsItsReferenceInValueAndGradient) {
   struct Shape {
     int64_t tokens, width, vocabulary, ignored_every;
   };
@@ -54,7 +57,7 @@ TEST(LinearCrossEntropy, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
-TEST(LinearCrossEntropy, IsTheSumOfTheTokenLosses) {
+TEST_P(LinearCrossEntropy, IsTheSumOfTheTokenLosses) {
   const at::Tensor hidden = random_tensor({70, 4}, 1);
   const at::Tensor head = random_tensor({9, 4}, 2);
   const at::Tensor targets = random_targets(70, 9, 5);
@@ -64,7 +67,7 @@ TEST(LinearCrossEntropy, IsTheSumOfTheTokenLosses) {
   EXPECT_NEAR(linear_cross_entropy(hidden, head, targets, kIgnored).item<double>(), losses.sum().item<double>(), 1e-10);
 }
 
-TEST(LinearCrossEntropy, WithoutTargetsIsZeroWithZeroGradient) {
+TEST_P(LinearCrossEntropy, WithoutTargetsIsZeroWithZeroGradient) {
   at::Tensor hidden = random_tensor({3, 2}, 1).set_requires_grad(true);
   at::Tensor head = random_tensor({4, 2}, 2).set_requires_grad(true);
   const at::Tensor loss = linear_cross_entropy(hidden, head, at::full({3}, kIgnored, at::kLong), kIgnored);
@@ -74,7 +77,7 @@ TEST(LinearCrossEntropy, WithoutTargetsIsZeroWithZeroGradient) {
   EXPECT_EQ(head.grad().abs().max().item<double>(), 0.0);
 }
 
-TEST(LinearCrossEntropy, StaysFiniteForLargeLogits) {
+TEST_P(LinearCrossEntropy, StaysFiniteForLargeLogits) {
   const at::Tensor hidden = at::full({1, 1}, 1000.0, at::kFloat);
   const at::Tensor head = at::tensor({1.0, -1.0}, at::kFloat).reshape({2, 1});
   EXPECT_EQ(linear_cross_entropy(hidden, head, at::tensor({1}, at::kLong), kIgnored).item<double>(), 2000.0);
@@ -100,10 +103,10 @@ void expect_close_losses(at::ScalarType type, double tolerance) {
   }
 }
 
-TEST(LinearCrossEntropy, IsCloseInBfloat16) { expect_close_losses(at::kBFloat16, 0.02); }
-TEST(LinearCrossEntropy, IsCloseInFloat32) { expect_close_losses(at::kFloat, 4e-6); }
+TEST_P(LinearCrossEntropy, IsCloseInBfloat16) { expect_close_losses(at::kBFloat16, 0.02); }
+TEST_P(LinearCrossEntropy, IsCloseInFloat32) { expect_close_losses(at::kFloat, 4e-6); }
 
-TEST(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
+TEST_P(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
   const at::Tensor hidden = random_tensor({2, 3}, 1);
   const at::Tensor head = random_tensor({4, 3}, 2);
   EXPECT_THROW((void)linear_cross_entropy(hidden, head, at::tensor({0, 4}, at::kLong), kIgnored), ShapeError);

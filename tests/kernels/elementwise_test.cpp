@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/check.hpp"
+#include "kernels/instruction_sets.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/kernels/accumulate.hpp"
 #include "switchyard/kernels/embedding.hpp"
@@ -25,13 +26,15 @@ using testing::expect_same_function;
 using testing::max_difference;
 using testing::random_tensor;
 
-TEST(RmsNorm, MatchesAHandWorkedRow) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(RmsNorm);
+
+TEST_P(RmsNorm, MatchesAHandWorkedRow) {
   const at::Tensor x = at::tensor({3.0, 4.0, 0.0, 0.0}, at::kDouble).reshape({1, 4});  // mean of squares 25 / 4
   const at::Tensor weight = at::tensor({1.0, 2.0, 1.0, 1.0}, at::kDouble);
   EXPECT_LE(max_difference(rms_norm(x, weight, 0.0), at::tensor({1.2, 3.2, 0.0, 0.0}, at::kDouble).reshape({1, 4})), 1e-12);
 }
 
-TEST(RmsNorm, EqualsItsReferenceInValueAndGradient) {
+TEST_P(RmsNorm, EqualsItsReferenceInValueAndGradient) {
   for (const auto& [rows, width] : {std::pair{1, 1}, {1, 7}, {5, 32}, {67, 33}, {3, 130}}) {
     expect_same_function([](const auto& in) { return rms_norm(in[0], in[1], 1e-6); },
                          [](const auto& in) { return rms_norm_reference(in[0], in[1], 1e-6); },
@@ -39,7 +42,7 @@ TEST(RmsNorm, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
-TEST(RmsNorm, IsCloseInSinglePrecisionAndBfloat16) {
+TEST_P(RmsNorm, IsCloseInSinglePrecisionAndBfloat16) {
   const at::Tensor weight = random_tensor({33}, 2, at::kFloat);
   expect_same_function([](const auto& in) { return rms_norm(in[0], in[1], 1e-6); },
                        [](const auto& in) { return rms_norm_reference(in[0], in[1], 1e-6); },
@@ -49,12 +52,14 @@ TEST(RmsNorm, IsCloseInSinglePrecisionAndBfloat16) {
   EXPECT_LE(max_difference(rms_norm(x, weight, 1e-6).to(at::kDouble).div(exact), exact.div(exact)), 0.5 / 128);
 }
 
-TEST(RmsNorm, RejectsWrongShapesAndTypes) {
+TEST_P(RmsNorm, RejectsWrongShapesAndTypes) {
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({4}, 2), 1e-6), ShapeError);
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({3}, 2, at::kFloat), 1e-6), ShapeError);
 }
 
-TEST(ResidualRmsNorm, EqualsItsReferenceInValueAndGradient) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(ResidualRmsNorm);
+
+TEST_P(ResidualRmsNorm, EqualsItsReferenceInValueAndGradient) {
   const auto reference = [](const at::Tensor& hidden, const at::Tensor& weight) {
     return at::cat({hidden.mul(3.0), rms_norm_reference(hidden, weight, 1e-6)});
   };
@@ -69,7 +74,7 @@ TEST(ResidualRmsNorm, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
-TEST(ResidualRmsNorm, EitherResultMayGoUnused) {
+TEST_P(ResidualRmsNorm, EitherResultMayGoUnused) {
   const std::vector<at::Tensor> inputs = {random_tensor({5, 9}, 1), random_tensor({5, 9}, 2)};
   const at::Tensor weight = random_tensor({9}, 3);
   expect_same_function([&](const auto& in) { return residual_rms_norm(in[0], in[1], weight, 1e-6).hidden_TD; },
@@ -78,7 +83,7 @@ TEST(ResidualRmsNorm, EitherResultMayGoUnused) {
                        [&](const auto& in) { return rms_norm_reference(in[0].add(in[1]), weight, 1e-6); }, inputs, 1e-10);
 }
 
-TEST(ResidualRmsNorm, NormsTheRoundedSumAndRejectsWrongShapes) {
+TEST_P(ResidualRmsNorm, NormsTheRoundedSumAndRejectsWrongShapes) {
   const at::Tensor x = random_tensor({65, 33}, 1, at::kBFloat16), added = random_tensor({65, 33}, 2, at::kBFloat16);
   const at::Tensor weight = random_tensor({33}, 3, at::kFloat);
   const ResidualNorm norm = residual_rms_norm(x, added, weight, 1e-6);
@@ -88,7 +93,9 @@ TEST(ResidualRmsNorm, NormsTheRoundedSumAndRejectsWrongShapes) {
   EXPECT_THROW((void)residual_rms_norm(x, added.to(at::kFloat), weight, 1e-6), ShapeError);
 }
 
-TEST(Accumulate, AddsInTheWideTypeToAllOrToAPart) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(Accumulate);
+
+TEST_P(Accumulate, AddsInTheWideTypeToAllOrToAPart) {
   const at::Tensor values = random_tensor({3, 5, 70}, 1, at::kBFloat16);
   const at::Tensor start = random_tensor({4, 5, 99}, 2, at::kFloat);
   const at::Tensor all = start.narrow(0, 1, 3).narrow(2, 7, 70).contiguous();
@@ -103,7 +110,7 @@ TEST(Accumulate, AddsInTheWideTypeToAllOrToAPart) {
   EXPECT_EQ(max_difference(larger, start), 0.0);  // nothing beside the part was touched
 }
 
-TEST(Accumulate, TakesManyNumbersAndNoneAndRejectsWhatDoesNotFit) {
+TEST_P(Accumulate, TakesManyNumbersAndNoneAndRejectsWhatDoesNotFit) {
   const at::Tensor sum = random_tensor({40001}, 1), values = random_tensor({40001}, 2);
   const at::Tensor expected = sum.add(values);
   accumulate(sum, values);
@@ -114,27 +121,29 @@ TEST(Accumulate, TakesManyNumbersAndNoneAndRejectsWhatDoesNotFit) {
   EXPECT_THROW(accumulate(random_tensor({3, 4}, 1).t(), random_tensor({4, 3}, 2)), ShapeError);
 }
 
-TEST(Swiglu, MatchesAHandWorkedRow) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(Swiglu);
+
+TEST_P(Swiglu, MatchesAHandWorkedRow) {
   const at::Tensor gate_up = at::tensor({0.0, std::log(3.0), 5.0, 2.0}, at::kDouble).reshape({1, 4});
   const at::Tensor expected = at::tensor({0.0, std::log(3.0) * 0.75 * 2.0}, at::kDouble).reshape({1, 2});
   EXPECT_LE(max_difference(swiglu(gate_up), expected), 1e-12);
 }
 
-TEST(Swiglu, EqualsItsReferenceInValueAndGradient) {
+TEST_P(Swiglu, EqualsItsReferenceInValueAndGradient) {
   for (const auto& [rows, width] : {std::pair{1, 1}, {3, 5}, {70, 33}, {0, 4}}) {
     expect_same_function([](const auto& in) { return swiglu(in[0]); },
                          [](const auto& in) { return swiglu_reference(in[0]); }, {random_tensor({rows, 2 * width}, 3)}, 1e-12);
   }
 }
 
-TEST(Swiglu, IsCloseInSinglePrecision) {
+TEST_P(Swiglu, IsCloseInSinglePrecision) {
   // Gates far from zero too: exp must neither overflow nor lose the small side.
   const at::Tensor gate_up = random_tensor({40, 66}, 3).mul(30.0).to(at::kFloat);
   const at::Tensor exact = swiglu_reference(gate_up.to(at::kDouble));
   EXPECT_LE(max_difference(swiglu(gate_up).to(at::kDouble).sub(exact).div(exact.abs().add(1e-3)), exact.mul(0.0)), 2e-6);
 }
 
-TEST(Swiglu, WeightedBackwardGivesTheGradientOfTheWeight) {
+TEST_P(Swiglu, WeightedBackwardGivesTheGradientOfTheWeight) {
   const at::Tensor gate_up = random_tensor({4, 6}, 3);
   const at::Tensor d_hidden = random_tensor({4, 3}, 4);
   const at::Tensor weight = random_tensor({4}, 5);
@@ -147,7 +156,7 @@ TEST(Swiglu, WeightedBackwardGivesTheGradientOfTheWeight) {
   EXPECT_FALSE(plain.weight_A.defined());
 }
 
-TEST(Swiglu, WeightedBackwardEqualsItsReference) {
+TEST_P(Swiglu, WeightedBackwardEqualsItsReference) {
   const at::Tensor gate_up = random_tensor({65, 74}, 3), d_hidden = random_tensor({65, 37}, 4), weight = random_tensor({65}, 5);
   for (const at::Tensor& weight_A : {weight, at::Tensor()}) {
     const SwigluGradient tested = swiglu_backward(gate_up, d_hidden, weight_A);
@@ -161,7 +170,7 @@ TEST(Swiglu, WeightedBackwardEqualsItsReference) {
   }
 }
 
-TEST(Swiglu, RejectsAnOddWidth) { EXPECT_THROW((void)swiglu(random_tensor({2, 3}, 1)), ShapeError); }
+TEST_P(Swiglu, RejectsAnOddWidth) { EXPECT_THROW((void)swiglu(random_tensor({2, 3}, 1)), ShapeError); }
 
 HeadShape head_shape(int64_t batch, int64_t positions, int64_t kv_heads, int64_t group, int64_t width) {
   HeadShape shape;
@@ -186,7 +195,9 @@ at::Tensor flat_heads(const AttentionHeads& heads) {
   return at::cat({heads.query_BJSIW.reshape({-1}), heads.key_BJSW.reshape({-1}), heads.value_BJSW.reshape({-1})});
 }
 
-TEST(SplitNormRotate, PutsEachHeadInItsPlace) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(SplitNormRotate);
+
+TEST_P(SplitNormRotate, PutsEachHeadInItsPlace) {
   const HeadShape shape = head_shape(1, 2, 2, 2, 2);
   const at::Tensor ones = at::ones({2}, at::kDouble);
   const at::Tensor qkv = random_tensor({2, shape.qkv_width()}, 6);
@@ -200,7 +211,7 @@ TEST(SplitNormRotate, PutsEachHeadInItsPlace) {
   EXPECT_EQ(heads.value_BJSW[0][1][0][1].item<double>(), qkv[0][15].item<double>());
 }
 
-TEST(SplitNormRotate, EqualsItsReferenceInValueAndGradient) {
+TEST_P(SplitNormRotate, EqualsItsReferenceInValueAndGradient) {
   for (const HeadShape& shape : {head_shape(1, 1, 1, 1, 2), head_shape(2, 5, 3, 2, 6), head_shape(3, 17, 1, 4, 34)}) {
     const RopeTable table = make_rope_table(20, shape.head_width, 1e4, at::kDouble);
     const auto run = [&](const auto& function, const auto& in) {
@@ -214,7 +225,7 @@ TEST(SplitNormRotate, EqualsItsReferenceInValueAndGradient) {
   }
 }
 
-TEST(SplitNormRotate, RejectsAShortTableAndAWrongWidth) {
+TEST_P(SplitNormRotate, RejectsAShortTableAndAWrongWidth) {
   const HeadShape shape = head_shape(1, 4, 1, 1, 4);
   const at::Tensor weight = at::ones({4}, at::kDouble);
   const at::Tensor qkv = random_tensor({4, 12}, 1);

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kernels/check.hpp"
+#include "kernels/instruction_sets.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
 #include "switchyard/kernels/combine.hpp"
@@ -57,7 +58,9 @@ void expect_case(const Case& c, double tolerance) {
                        [&](const auto& in) { return run(grouped_experts_reference, in); }, random_inputs(c), tolerance);
 }
 
-TEST(GroupedExperts, MatchesAHandWorkedToken) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(GroupedExperts);
+
+TEST_P(GroupedExperts, MatchesAHandWorkedToken) {
   // silu(ln 3) = 3/4 ln 3; expert 0: up 2, down 4; expert 1: gate 0. Weights 1/2 and 1/2.
   const at::Tensor hidden = at::ones({1, 1}, at::kDouble);
   const at::Tensor gate_up = at::tensor({std::log(3.0), 2.0, 0.0, 2.0}, at::kDouble).reshape({2, 2, 1});
@@ -66,14 +69,14 @@ TEST(GroupedExperts, MatchesAHandWorkedToken) {
   EXPECT_NEAR(grouped_experts(hidden, gate_up, down, slots).item<double>(), 0.5 * 4.0 * 2.0 * 0.75 * std::log(3.0), 1e-12);
 }
 
-TEST(GroupedExperts, EqualsItsReferenceInValueAndGradient) {
+TEST_P(GroupedExperts, EqualsItsReferenceInValueAndGradient) {
   expect_case({1, 3, 2, {0}, {1}}, 1e-11);                                   // one token, one expert
   expect_case({3, 5, 7, {0, 2, 1, 0, 1, 2}, {2, 0, 1, 3, 0}}, 1e-10);        // empty experts, last one too
   expect_case({4, 2, 3, {3, 3}, {0, 2}}, 1e-11);                             // tokens without slots
   expect_case({2, 2, 2, {}, {0, 0}}, 0.0);                                   // nothing routed
 }
 
-TEST(GroupedExperts, EqualsItsReferenceForAnyRouting) {
+TEST_P(GroupedExperts, EqualsItsReferenceForAnyRouting) {
   EXPECT_TRUE(rc::check([] {
     const auto num_tokens = *rc::gen::inRange<int64_t>(1, 20);
     const auto num_experts = *rc::gen::inRange<int64_t>(1, 6);
@@ -111,7 +114,7 @@ void expect_close_experts(at::ScalarType type, double tolerance) {
 }
 
 // Odd widths cannot be paired; fp32 ones need not be.
-TEST(GroupedExperts, GoByTilesWhereTheyAre) {
+TEST_P(GroupedExperts, GoByTilesWhereTheyAre) {
   for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
     for (const int64_t width : {4, 5}) {
       const std::vector<at::Tensor> in = random_inputs({1, width, 2, {0}, {1}}, type);
@@ -120,8 +123,8 @@ TEST(GroupedExperts, GoByTilesWhereTheyAre) {
   }
 }
 
-TEST(GroupedExperts, IsCloseInBfloat16) { expect_close_experts(at::kBFloat16, 0.015); }
-TEST(GroupedExperts, IsCloseInFloat32) { expect_close_experts(at::kFloat, 2e-6); }
+TEST_P(GroupedExperts, IsCloseInBfloat16) { expect_close_experts(at::kBFloat16, 0.015); }
+TEST_P(GroupedExperts, IsCloseInFloat32) { expect_close_experts(at::kFloat, 2e-6); }
 
 // Costs are the slots and 32 where a group has any, else 1: 42, 132, 1, 52, 232 -> 232 and 132 first, then 52 and 42 beside the 132.
 TEST(DealGroups, GivesTheLargestFirstToTheTaskThatHasLeast) {
@@ -152,7 +155,7 @@ TEST(DealGroups, LeavesNoTaskFarBehind) {
   }));
 }
 
-TEST(GroupedExperts, LeavesOutGradientsOfFrozenWeights) {
+TEST_P(GroupedExperts, LeavesOutGradientsOfFrozenWeights) {
   const std::vector<at::Tensor> in = random_inputs({2, 3, 2, {0, 1}, {1, 1}});
   in[0].set_requires_grad(true);
   const ExpertSlots slots{at::tensor({0, 1}, at::kLong), in[3], at::tensor({0, 1, 2}, at::kLong)};
@@ -162,7 +165,7 @@ TEST(GroupedExperts, LeavesOutGradientsOfFrozenWeights) {
   EXPECT_FALSE(in[3].grad().defined());
 }
 
-TEST(GroupedExperts, RejectsSlotsThatDoNotFit) {
+TEST_P(GroupedExperts, RejectsSlotsThatDoNotFit) {
   const std::vector<at::Tensor> in = random_inputs({2, 3, 2, {0, 1}, {1, 1}});
   const at::Tensor tokens = at::tensor({0, 1}, at::kLong);
   const at::Tensor offsets = at::tensor({0, 1, 2}, at::kLong);
@@ -178,7 +181,9 @@ TEST(GroupedExperts, RejectsSlotsThatDoNotFit) {
   EXPECT_THROW((void)grouped_experts(in[0], in[2], in[1], {tokens, in[3], offsets}), ShapeError);
 }
 
-TEST(CombineRows, SumsInSinglePrecisionAndRoundsOnce) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(CombineRows);
+
+TEST_P(CombineRows, SumsInSinglePrecisionAndRoundsOnce) {
   // 256 + 1 + 1 in bf16 steps would stay 256.
   const at::Tensor rows = at::tensor({256.0, 1.0, 1.0}, at::kFloat).to(at::kBFloat16).reshape({3, 1});
   const at::Tensor out = combine_rows(rows, at::Tensor(), at::tensor({1, 1, 1}, at::kLong), 2);
@@ -186,7 +191,7 @@ TEST(CombineRows, SumsInSinglePrecisionAndRoundsOnce) {
   EXPECT_EQ(out[0].item<double>(), 0.0);
 }
 
-TEST(CombineRows, LeavesOutSlotsWithoutToken) {
+TEST_P(CombineRows, LeavesOutSlotsWithoutToken) {
   const at::Tensor rows = at::tensor({2.0, 3.0, 5.0}, at::kDouble).reshape({3, 1});
   const at::Tensor out = combine_rows(rows, at::Tensor(), at::tensor(std::vector<int64_t>{1, kNoToken, 1}, at::kLong), 2);
   EXPECT_EQ(out[0].item<double>(), 0.0);
@@ -202,7 +207,7 @@ TEST(GatherRows, FillsSlotsWithoutTokenWithZeros) {
 }
 
 // Groups are filled up to whole blocks of rows; sizes on both sides of a block, value and gradient.
-TEST(GroupedExperts, FillsGroupsUpWithoutTrace) {
+TEST_P(GroupedExperts, FillsGroupsUpWithoutTrace) {
   Case c{5, 3, 4, {}, {7, 8, 9, 0, 17}};
   for (int64_t slot = 0; slot < 41; ++slot) c.tokens.push_back(slot * 3 % 5);
   expect_case(c, 1e-9);

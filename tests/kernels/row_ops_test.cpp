@@ -6,13 +6,17 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/instruction_sets.hpp"
+
 namespace switchyard {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-TEST(RowOps, StoreRoundsToNearestEvenAsTorchDoes) {
+SWITCHYARD_ON_EACH_INSTRUCTION_SET(RowLoops);
+
+TEST_P(RowLoops, StoreRoundsToNearestEvenAsTorchDoes) {
   std::vector<float> values = {1.0F,      1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F,
                                kInfinity, -kInfinity,  1e-40F,      0.1F,         kNan};
   std::vector<c10::BFloat16> stored(values.size());
@@ -22,7 +26,7 @@ TEST(RowOps, StoreRoundsToNearestEvenAsTorchDoes) {
 }
 
 // Rows of every length around the vector sizes; what lies behind a row is not touched.
-TEST(RowOps, SoftmaxOfAnyLengthSumsToOneAndStaysInItsRow) {
+TEST_P(RowLoops, SoftmaxOfAnyLengthSumsToOneAndStaysInItsRow) {
   for (int64_t width = 1; width <= 70; ++width) {
     std::vector<double> row(static_cast<size_t>(width) + 1, 0.0);
     for (int64_t i = 0; i < width; ++i) row[static_cast<size_t>(i)] = std::sin(static_cast<double>(3 * i));
@@ -42,7 +46,7 @@ TEST(RowOps, SoftmaxOfAnyLengthSumsToOneAndStaysInItsRow) {
   }
 }
 
-TEST(RowOps, CrossEntropyOfAnyLength) {
+TEST_P(RowLoops, CrossEntropyOfAnyLength) {
   for (int64_t width = 1; width <= 70; ++width) {
     std::vector<float> logits(static_cast<size_t>(width));
     double normalizer = 0.0;
@@ -66,7 +70,7 @@ TEST(RowOps, CrossEntropyOfAnyLength) {
 }
 
 // A run that diverges must show it: NaN may not turn into a plausible number.
-TEST(RowOps, NanAndInfinityStayVisible) {
+TEST_P(RowLoops, NanAndInfinityStayVisible) {
   for (const float bad : {kNan, kInfinity}) {
     for (const size_t place : {size_t{0}, size_t{18}}) {
       std::vector<float> row(20, 0.5F);
