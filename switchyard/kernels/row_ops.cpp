@@ -141,15 +141,30 @@ WideOf<Value> largest(const Value* row, int64_t width) {
   return hn::GetLane(hn::MaxOfLanes(d, most));
 }
 
+// The sum of what term(i, part) gives for the vectors of a row. In pieces: beside what a lane has added up over a whole vocabulary
+// each further small number would be lost.
+template <typename Value, typename Term>
+HWY_INLINE WideOf<Value> sum_in_pieces(int64_t width, const Term& term) {
+  constexpr int64_t kPiece = 2048;
+  const Tag<Value> d;
+  auto sum = hn::Zero(d);
+  for (int64_t begin = 0; begin < width; begin += kPiece) {
+    auto piece = hn::Zero(d);
+    for_each_vector<Value>(std::min(kPiece, width - begin), [&](int64_t i, auto part) HWY_ATTR {
+      piece = hn::Add(piece, term(begin + i, part));
+    });
+    sum = hn::Add(sum, piece);
+  }
+  return total(d, sum);
+}
+
 template <typename Value>
 WideOf<Value> sum_of_exp(const Value* row, int64_t width, WideOf<Value> most) {
   const Tag<Value> d;
   const auto most_v = hn::Set(d, most);
-  auto sum = hn::Zero(d);
-  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
-    sum = hn::Add(sum, only(d, exp_below_zero(d, hn::Sub(load(row + i, part), most_v)), hn::Zero(d), part));
+  return sum_in_pieces<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+    return only(d, exp_below_zero(d, hn::Sub(load(row + i, part), most_v)), hn::Zero(d), part);
   });
-  return total(d, sum);
 }
 
 // exps = exp(row - most), unrounded; returns their sum.
@@ -157,13 +172,11 @@ template <typename Value>
 WideOf<Value> keep_exp(const Value* row, WideOf<Value>* exps, int64_t width, WideOf<Value> most) {
   const Tag<Value> d;
   const auto most_v = hn::Set(d, most);
-  auto sum = hn::Zero(d);
-  for_each_vector<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
+  return sum_in_pieces<Value>(width, [&](int64_t i, auto part) HWY_ATTR {
     const auto value = exp_below_zero(d, hn::Sub(load(row + i, part), most_v));
     store(value, exps + i, part);
-    sum = hn::Add(sum, only(d, value, hn::Zero(d), part));
+    return only(d, value, hn::Zero(d), part);
   });
-  return total(d, sum);
 }
 
 template <typename Value>
@@ -196,21 +209,41 @@ void softmax_backward(const Value* probs, Value* d_probs, int64_t visible, int64
   std::fill(d_probs + visible, d_probs + width, Value(0));
 }
 
+// The others' share of a row's sum is what the loss of a sure token is made of. It is added up by itself: beside the target's own 1
+// the numbers of a whole vocabulary can each be too small to count.
+template <typename Wide>
+struct TargetAndOthers {
+  Wide target;  // its logit - the largest of the row
+  Wide others;  // sum of exp(logit - the largest)
+
+  [[nodiscard]] Wide sum() const { return others + std::exp(target); }
+  [[nodiscard]] Wide loss() const { return target == 0 ? std::log1p(others) : std::log(sum()) - target; }
+};
+
+// others: sum_of(most) with the target's logit made -infinity, whose exp is 0; the row is as before afterwards.
+template <typename Value, typename SumOf>
+HWY_INLINE TargetAndOthers<WideOf<Value>> target_and_others(Value* logits, int64_t width, int64_t target, const SumOf& sum_of) {
+  using Wide = WideOf<Value>;
+  const Wide most = largest(logits, width);
+  const Value own = logits[target];
+  logits[target] = static_cast<Value>(-std::numeric_limits<Wide>::infinity());
+  const Wide others = sum_of(most);
+  logits[target] = own;
+  return {static_cast<Wide>(own) - most, others};
+}
+
 template <typename Value>
-WideOf<Value> cross_entropy(const Value* logits, int64_t width, int64_t target) {
-  const WideOf<Value> most = largest(logits, width);
-  return std::log(sum_of_exp(logits, width, most)) + (most - static_cast<WideOf<Value>>(logits[target]));
+WideOf<Value> cross_entropy(Value* logits, int64_t width, int64_t target) {
+  return target_and_others(logits, width, target, [&](auto most) { return sum_of_exp(logits, width, most); }).loss();
 }
 
 template <typename Value>
 WideOf<Value> cross_entropy_gradient(Value* logits, WideOf<Value>* scratch, int64_t width, int64_t target) {
-  using Wide = WideOf<Value>;
-  const Wide most = largest(logits, width);
-  const Wide shifted = static_cast<Wide>(logits[target]) - most;
-  const Wide sum = keep_exp(logits, scratch, width, most);
+  const auto row = target_and_others(logits, width, target, [&](auto most) { return keep_exp(logits, scratch, width, most); });
+  const WideOf<Value> sum = row.sum();
   scale(scratch, logits, width, 1 / sum);
-  logits[target] = static_cast<Value>(std::exp(shifted) / sum - 1);
-  return std::log(sum) - shifted;
+  logits[target] = static_cast<Value>(-row.others / sum);  // its probability - 1
+  return row.loss();
 }
 
 template <typename Value>

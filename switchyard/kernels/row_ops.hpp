@@ -43,9 +43,9 @@ struct RowOps {
   /// In place on d_probs: gradient of the scores. Zeros from `visible` to `width`.
   void (*softmax_backward)(const Value* probs, Value* d_probs, int64_t visible, int64_t width);
 
-  /// logsumexp(logits) - logits[target]
-  Wide (*cross_entropy)(const Value* logits, int64_t width, int64_t target);
-  /// The same; logits become softmax(logits) - one_hot(target). scratch holds `width` numbers.
+  /// logsumexp(logits) - logits[target], good to 1e-4 of itself also where it is near 0. The logits are as before afterwards.
+  Wide (*cross_entropy)(Value* logits, int64_t width, int64_t target);
+  /// The same number; logits become softmax(logits) - one_hot(target). scratch holds `width` numbers.
   Wide (*cross_entropy_gradient)(Value* logits, Wide* scratch, int64_t width, int64_t target);
 
   /// out = a + b, rounded

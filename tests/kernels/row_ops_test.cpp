@@ -69,6 +69,34 @@ TEST_P(RowLoops, CrossEntropyOfAnyLength) {
   }
 }
 
+// As of a token that the model is sure of. Added to the target's 1 each of the others would be rounded away.
+TEST_P(RowLoops, CrossEntropyOfASureTokenCountsAllOthers) {
+  constexpr int64_t kWidth = 151936, kTarget = 7;
+  for (const float gap : {-16.7F, -18.0F, -20.0F}) {
+    std::vector<float> logits(kWidth, gap), scratch(kWidth);
+    logits[kTarget] = 0.0F;
+    const std::vector<float> given = logits;
+    const double others = (kWidth - 1) * std::exp(static_cast<double>(gap));
+    const double expected = std::log1p(others);
+    EXPECT_NEAR(row_ops<float>().cross_entropy(logits.data(), kWidth, kTarget), expected, 1e-4 * expected);
+    EXPECT_EQ(logits, given);
+    EXPECT_NEAR(row_ops<float>().cross_entropy_gradient(logits.data(), scratch.data(), kWidth, kTarget), expected, 1e-4 * expected);
+    EXPECT_NEAR(logits[kTarget], -others / (1.0 + others), 1e-4 * others);
+  }
+}
+
+// Another token has the 1 here; what the others add is small beside it, not beside nothing.
+TEST_P(RowLoops, CrossEntropyOfAMistakenTokenCountsAllOthers) {
+  constexpr int64_t kWidth = 151936;
+  std::vector<float> logits(kWidth, -16.7F);
+  logits[3] = 0.0F;
+  const double expected = std::log1p((kWidth - 1) * std::exp(-16.7)) + 16.7;
+  EXPECT_NEAR(row_ops<float>().cross_entropy(logits.data(), kWidth, 7), expected, 1e-5 * expected);
+  std::vector<float> scratch(kWidth);
+  row_ops<float>().softmax(logits.data(), scratch.data(), kWidth, kWidth);
+  EXPECT_NEAR(logits[3], 1.0 / (1.0 + (kWidth - 1) * std::exp(-16.7)), 2e-4);
+}
+
 // A run that diverges must show it: NaN may not turn into a plausible number.
 TEST_P(RowLoops, NanAndInfinityStayVisible) {
   for (const float bad : {kNan, kInfinity}) {
