@@ -22,6 +22,8 @@ void check_attention(const AttentionHeads& heads) {
   const at::Tensor& query = heads.query_BJSIW;
   SWITCHYARD_CHECK(query.dim() == 5 && heads.key_BJSW.dim() == 4, ShapeError, "causal_attention: query has shape ",
                    query.sizes(), ", key ", heads.key_BJSW.sizes(), "; expected [B, J, S, I, W] and [B, J, S, W]");
+  SWITCHYARD_CHECK(query.size(3) >= 1 && query.size(4) >= 1, ShapeError, "causal_attention: query has shape ", query.sizes(),
+                   "; expected [B, J, S, I, W] with at least one query head I of at least one number W");
   const std::vector<int64_t> expected = {query.size(0), query.size(1), query.size(2), query.size(4)};
   SWITCHYARD_CHECK(heads.key_BJSW.sizes() == c10::IntArrayRef(expected) &&
                        heads.value_BJSW.sizes() == c10::IntArrayRef(expected),

@@ -29,6 +29,8 @@ void check_shapes(const at::Tensor& hidden_TD, const at::Tensor& gate_up_EFD, co
                        gate_up_EFD.size(2) == hidden_TD.size(1) && down_EDF.size(1) == hidden_TD.size(1),
                    ShapeError, "experts: hidden ", hidden_TD.sizes(), ", gate_up ", gate_up_EFD.sizes(), " and down ",
                    down_EDF.sizes(), " do not fit [T, D], [E, 2F, D], [E, D, F]");
+  SWITCHYARD_CHECK(hidden_TD.size(1) >= 1 && down_EDF.size(2) >= 1, ShapeError, "experts: the widths are D = ", hidden_TD.size(1),
+                   " and F = ", down_EDF.size(2), "; expected at least 1");
   SWITCHYARD_CHECK(gate_up_EFD.scalar_type() == hidden_TD.scalar_type() &&
                        down_EDF.scalar_type() == hidden_TD.scalar_type(),
                    ShapeError, "experts: hidden is ", hidden_TD.scalar_type(), ", weights are ",

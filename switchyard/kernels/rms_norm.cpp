@@ -19,9 +19,9 @@ namespace switchyard {
 namespace {
 
 void check_rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D) {
-  SWITCHYARD_CHECK(x_TD.dim() >= 1 && weight_D.dim() == 1 && x_TD.size(-1) == weight_D.size(0), ShapeError,
+  SWITCHYARD_CHECK(x_TD.dim() >= 1 && weight_D.dim() == 1 && x_TD.size(-1) == weight_D.size(0) && weight_D.size(0) >= 1, ShapeError,
                    "rms_norm: x has shape ", x_TD.sizes(), ", weight ", weight_D.sizes(),
-                   "; expected a weight for each column of x");
+                   "; expected at least one column of x, and a weight for each");
   SWITCHYARD_CHECK(weight_D.scalar_type() == wide_type(x_TD.scalar_type()), ShapeError, "rms_norm: weight is ",
                    weight_D.scalar_type(), " for x of ", x_TD.scalar_type(), "; expected ",
                    wide_type(x_TD.scalar_type()));

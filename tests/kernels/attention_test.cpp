@@ -132,6 +132,10 @@ TEST_P(CausalAttention, RejectsHeadsThatDoNotFit) {
   std::vector<at::Tensor> in = random_heads({1, 2, 5, 2, 4});
   EXPECT_THROW((void)causal_attention({in[0], in[1].narrow(2, 0, 4), in[2]}), ShapeError);
   EXPECT_THROW((void)causal_attention({in[0], in[1], in[2].narrow(1, 0, 1)}), ShapeError);
+  for (const Sizes& nothing : {Sizes{1, 2, 5, 0, 4}, Sizes{1, 2, 5, 2, 0}}) {
+    in = random_heads(nothing);
+    EXPECT_THROW((void)causal_attention({in[0], in[1], in[2]}), ShapeError);
+  }
 }
 
 }  // namespace

@@ -55,6 +55,8 @@ TEST_P(RmsNorm, IsCloseInSinglePrecisionAndBfloat16) {
 TEST_P(RmsNorm, RejectsWrongShapesAndTypes) {
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({4}, 2), 1e-6), ShapeError);
   EXPECT_THROW((void)rms_norm(random_tensor({2, 3}, 1), random_tensor({3}, 2, at::kFloat), 1e-6), ShapeError);
+  EXPECT_THROW((void)rms_norm(random_tensor({3, 0}, 1), random_tensor({0}, 2), 1e-6), ShapeError);
+  EXPECT_THROW((void)residual_rms_norm(random_tensor({3, 0}, 1), at::Tensor(), random_tensor({0}, 2), 1e-6), ShapeError);
 }
 
 SWITCHYARD_ON_EACH_INSTRUCTION_SET(ResidualRmsNorm);

@@ -179,6 +179,10 @@ TEST_P(GroupedExperts, RejectsSlotsThatDoNotFit) {
   EXPECT_THROW(run({at::tensor({0, 2}, at::kLong), in[3], offsets}), ShapeError);
   EXPECT_THROW((void)grouped_experts(in[0].to(at::kFloat), in[1], in[2], {tokens, in[3], offsets}), ShapeError);
   EXPECT_THROW((void)grouped_experts(in[0], in[2], in[1], {tokens, in[3], offsets}), ShapeError);
+  for (const auto& [width, expert_width] : {std::pair<int64_t, int64_t>{0, 2}, {3, 0}}) {
+    const std::vector<at::Tensor> nothing = random_inputs({2, width, expert_width, {0, 1}, {1, 1}}, at::kFloat);
+    EXPECT_THROW((void)grouped_experts(nothing[0], nothing[1], nothing[2], {tokens, nothing[3], offsets}), ShapeError);
+  }
 }
 
 SWITCHYARD_ON_EACH_INSTRUCTION_SET(CombineRows);
