@@ -4,11 +4,13 @@
 
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define SWITCHYARD_HAS_ARENA
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 
@@ -46,6 +48,10 @@ class TensorArena : public c10::Allocator {
   [[nodiscard]] c10::DeleterFnPtr raw_deleter() const override { return &give; }
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 
+  // A child of fork() has only the thread that forked: were another one at work on the ranges, nobody would end it there.
+  void before_fork() { mutex_.lock(); }
+  void after_fork() { mutex_.unlock(); }
+
  private:
   void* take(size_t block_size) {
     const size_t size = up_to_whole(block_size + sizeof(Header), kPage);
@@ -78,6 +84,15 @@ class TensorArena : public c10::Allocator {
   FreeRanges ranges_;
 };
 
+TensorArena* arena_of_process = nullptr;  // what pthread_atfork()'s functions, which take no arguments, find it by
+
+// In the parent and the child alike, by the one thread that is in both.
+bool survives_forks(TensorArena* arena) {
+  arena_of_process = arena;
+  const auto unlock = [] { arena_of_process->after_fork(); };
+  return pthread_atfork([] { arena_of_process->before_fork(); }, unlock, unlock) == 0;
+}
+
 }  // namespace
 
 MemoryKept keep_freed_memory() {
@@ -89,7 +104,12 @@ MemoryKept keep_freed_memory() {
   const size_t skipped = kHugePage - reinterpret_cast<uintptr_t>(memory) % kHugePage;
   char* begin = static_cast<char*>(memory) + skipped;
   madvise(begin, size - skipped, MADV_HUGEPAGE);  // a refusal costs speed only
-  c10::SetCPUAllocator(new TensorArena(begin, size - skipped), /*priority=*/1);  // which owns it from here on
+  auto arena = std::make_unique<TensorArena>(begin, size - skipped);
+  if (!survives_forks(arena.get())) {
+    munmap(memory, size);
+    return MemoryKept::No;
+  }
+  c10::SetCPUAllocator(arena.release(), /*priority=*/1);  // which owns it from here on
   return MemoryKept::Yes;
 }
 

@@ -6,7 +6,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -59,6 +62,30 @@ TEST(KeptMemory, ThreadsDoNotGetInEachOthersWay) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, std::vector<int64_t>(4, 0));
+}
+
+// A thread that is at work on the region when another forks does not exist in the child, where nobody would end its work.
+TEST(KeptMemory, AChildMakesTensorsWhateverOtherThreadsDid) {
+  if (keep_freed_memory() == MemoryKept::No) return;  // malloc's own business, and a sanitizer's
+  std::atomic<bool> done = false;
+  std::thread busy([&] {
+    while (!done) static_cast<void>(at::empty({20000}, at::kFloat));
+  });
+  for (int round = 0; round < 200; ++round) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      alarm(5);  // ends it where it waits for ever
+      static_cast<void>(at::empty({20000}, at::kFloat));
+      _exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status)) << "child " << round << " hung";
+    if (!WIFEXITED(status)) break;
+  }
+  done = true;
+  busy.join();
 }
 
 }  // namespace
