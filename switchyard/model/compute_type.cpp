@@ -6,6 +6,8 @@
 #include <string>
 #include <unordered_map>
 
+#include "switchyard/kernels/tile_product.hpp"
+
 namespace switchyard {
 namespace {
 
@@ -23,7 +25,9 @@ ProcessorTraits this_processor() {
     const auto found = features.find(name);  // absent on other architectures
     return found != features.end() && found->second.toBool();
   };
-  return {has("amx_bf16"), has("avx512_bf16"), is_intel()};
+  // What the processor has is of no use where PyTorch was built without it or ONEDNN_MAX_CPU_ISA forbids it: a product tells.
+  const bool products = has_tile_products(at::kBFloat16);
+  return {products && has("amx_bf16"), products && has("avx512_bf16"), is_intel()};
 }
 
 }  // namespace

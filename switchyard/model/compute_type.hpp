@@ -6,7 +6,8 @@
 namespace switchyard {
 
 struct ProcessorTraits {
-  bool has_amx_bf16 = false, has_avx512_bf16 = false, is_intel = false;
+  bool has_amx_bf16 = false, has_avx512_bf16 = false;  // which products may use
+  bool is_intel = false;
 };
 
 /// BFloat16 with AMX, or with AVX512-BF16 unless the processor is Intel's, which without AMX multiplies bf16 at about half the

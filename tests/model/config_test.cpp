@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/model/compute_type.hpp"
+#include "switchyard/model/decoder.hpp"
 
 namespace switchyard {
 namespace {
@@ -72,6 +76,14 @@ TEST(ModelConfig, EnumsReadBackAndNameTheNearest) {
 TEST(ComputeType, AutoIsResolvedAndOthersAreKept) {
   EXPECT_NE(resolve_compute_type(ComputeType::Auto), ComputeType::Auto);
   EXPECT_EQ(resolve_compute_type(ComputeType::Float64), ComputeType::Float64);
+}
+
+// Runs once for each of SWITCHYARD_TEST_ISAS (tests/CMakeLists.txt): a processor with bf16 products is of no use where they may not
+// be had.
+TEST(ComputeType, AutoIsSinglePrecisionWhereProductsOfBFloat16AreForbidden) {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (limit == nullptr || std::string_view(limit) != "AVX2") return;  // another of the runs
+  EXPECT_EQ(resolve_compute_type(ComputeType::Auto), ComputeType::Float32);
 }
 
 TEST(ComputeType, IsTheFasterOneOfTheProcessor) {
