@@ -147,7 +147,8 @@ void add_conform_verb(CLI::App& app, Action& chosen) {
   verb->add_option("--only", arguments->only, "one invariant: B1 to B28");
   add_json_flag(*verb, arguments->format, "an array of objects: id, check, subject, verdict, message, invariant, bug");
   verb->footer(
-      "Exit code 1 if a check fails. For a loss function in Python: python -m switchyard.conform package.module:function\n"
+      "Exit code 1 if a check fails. For a loss function in Python, from the root of a checkout:\n"
+      "  PYTHONPATH=python .venv/bin/python -m switchyard.conform package.module:function\n"
       "Example:\n  switchyard conform --only B7");
   verb->callback([arguments, &chosen] {
     chosen = [arguments](Session& session) {

@@ -30,6 +30,8 @@ struct Expert {
         down(down_EDF.const_data_ptr<Value>()), tokens(token_A.const_data_ptr<int64_t>()) {}
 
   [[nodiscard]] int64_t size() const { return 2 * expert_width * width; }  // of gate_up; down is half of it
+  /// Of the second level, which is 1 or 2 MB in what we measured.
+  [[nodiscard]] bool in_cache() const { return size() * 3 / 2 * static_cast<int64_t>(sizeof(Value)) <= (1 << 20); }
   [[nodiscard]] Matrix<const Value> gate_up_of(int64_t expert) const {
     return {gate_up + expert * size(), 2 * expert_width, width, width};
   }
@@ -38,7 +40,13 @@ struct Expert {
   }
 };
 
-// Rows of a chunk, with zeros behind them up to a whole unit.
+/// Rows that products of `count` rows are made with. fp32 numbers are dear, so few are not filled up to a unit.
+template <typename Value>
+[[nodiscard]] int64_t filled_rows(int64_t count) {
+  return rounded_up(count, kStaysWide<Value> && count < kRowUnit ? kRowUnit / 4 : kRowUnit);
+}
+
+// Rows of a chunk, with zeros behind them up to those that are filled.
 template <typename Value>
 class Rows {
  public:
@@ -54,7 +62,7 @@ class Rows {
     clear_behind(count);
   }
   void clear_behind(int64_t count) const {
-    for (int64_t i = count; i < rounded_up(count, kRowUnit); ++i) std::fill_n(row(i), width_, Value(0));
+    for (int64_t i = count; i < filled_rows<Value>(count); ++i) std::fill_n(row(i), width_, Value(0));
   }
 
  private:
@@ -63,16 +71,49 @@ class Rows {
   int64_t width_;
 };
 
-template <typename Body>
+/// body(first slot, slots, rows with those that are filled)
+template <typename Value, typename Body>
 void for_each_chunk(int64_t begin, int64_t size, const Body& body) {
   for (int64_t done = 0; done < size; done += kChunk) {
     const int64_t count = std::min(kChunk, size - done);
-    body(begin + done, count, rounded_up(count, kRowUnit));
+    body(begin + done, count, filled_rows<Value>(count));
   }
 }
 
+// Where the weights stay in cache they are the ones to lay out; else whichever are fewer numbers, they or the rows in and out.
 template <typename Value>
-void forward_group(const Expert<Value>& of, int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, Value* gate_up_AF,
+bool lays_out_rows(const Expert<Value>& of, int64_t size) {
+  const int64_t of_rows = size * (2 * of.width + 3 * of.expert_width);
+  return !of.in_cache() && of_rows < 3 * of.width * of.expert_width;
+}
+
+// As forward_many(), with the rows laid out and the weights read once, as they lie.
+template <typename Value>
+void forward_few(const Expert<Value>& of, int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, Value* gate_up_AF,
+                 Value* out_AD) {
+  const int64_t width = of.width, inner = of.expert_width, most = filled_rows<Value>(std::min(size, kChunk));
+  Scratch<Value> scratch(Panels<Value>::numbers(width, most) + Panels<Value>::numbers(inner, most) + Rows<Value>::numbers(width) +
+                         Rows<Value>::numbers(inner));
+  Value* const hidden_panels = scratch.take(Panels<Value>::numbers(width, most));
+  Value* const activated_panels = scratch.take(Panels<Value>::numbers(inner, most));
+  const Rows<Value> hidden(scratch, width), activated(scratch, inner);
+  const RowOps<Value>& ops = row_ops<Value>();
+  const TileProducts products;
+  for_each_chunk<Value>(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
+    hidden.gather(hidden_TD, of.tokens + slot, count);
+    const Matrix<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
+    Panels<Value> hidden_t(hidden_panels, width, filled), activated_t(activated_panels, inner, filled);
+    hidden_t.take_transposed(hidden.first(filled));
+    multiply_transposed(of.gate_up_of(expert), hidden_t, gate_up);
+    for (int64_t i = 0; i < count; ++i) ops.swiglu(gate_up.data + i * 2 * inner, activated.row(i), inner);
+    activated.clear_behind(count);
+    activated_t.take_transposed(activated.first(filled));
+    multiply_transposed(of.down_of(expert), activated_t, {out_AD + slot * width, count, width, width});
+  });
+}
+
+template <typename Value>
+void forward_many(const Expert<Value>& of, int64_t expert, int64_t begin, int64_t size, const Value* hidden_TD, Value* gate_up_AF,
                    Value* out_AD) {
   const int64_t width = of.width, inner = of.expert_width;
   Scratch<Value> scratch(Panels<Value>::numbers(width, 2 * inner) + Panels<Value>::numbers(inner, width) + Rows<Value>::numbers(width) +
@@ -84,7 +125,7 @@ void forward_group(const Expert<Value>& of, int64_t expert, int64_t begin, int64
   const TileProducts products;
   gate_up_t.take_transposed(of.gate_up_of(expert));
   down_t.take_transposed(of.down_of(expert));
-  for_each_chunk(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
+  for_each_chunk<Value>(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
     hidden.gather(hidden_TD, of.tokens + slot, count);
     const Matrix<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
     multiply(hidden.first(filled), gate_up_t, gate_up);
@@ -94,12 +135,48 @@ void forward_group(const Expert<Value>& of, int64_t expert, int64_t begin, int64
   });
 }
 
+// A weight matrix as the right-hand side of products: laid out as a whole where it then stays in cache, else a panel at a time, which
+// is multiplied while it is there.
+template <typename Value>
+class RightWeight {
+ public:
+  RightWeight(Scratch<Value>& scratch, int64_t rows, int64_t columns, const Expert<Value>& of)
+      : slab_(slab(columns, of)), memory_(scratch.take(numbers(rows, columns, of))), panels_(memory_, rows, columns) {}
+  [[nodiscard]] static int64_t numbers(int64_t rows, int64_t columns, const Expert<Value>& of) {
+    return Panels<Value>::numbers(rows, slab(columns, of));
+  }
+
+  void take(const Matrix<const Value>& given) {
+    given_ = given;
+    if (slab_ == panels_.columns()) panels_.take(given);
+  }
+  /// out = left * this
+  void meet(const Matrix<const Value>& left, const Matrix<Value>& out) const {
+    if (slab_ == panels_.columns()) return multiply(left, panels_, out);
+    for (int64_t column = 0; column < panels_.columns(); column += slab_) {
+      const int64_t some = std::min(slab_, panels_.columns() - column);
+      Panels<Value> panel(memory_, panels_.rows(), some);
+      panel.take({given_.data + column, given_.rows, some, given_.leading});
+      multiply(left, panel, {out.data + column, out.rows, some, out.leading});
+    }
+  }
+
+ private:
+  [[nodiscard]] static int64_t slab(int64_t columns, const Expert<Value>& of) {
+    return of.in_cache() ? columns : std::min(columns, kPanelColumns);
+  }
+  int64_t slab_;  // columns that are laid out at a time
+  Value* memory_;
+  Panels<Value> panels_;
+  Matrix<const Value> given_{};
+};
+
 template <typename Value>
 class BackwardGroup {
  public:
   explicit BackwardGroup(const Expert<Value>& of)
       : of_(of),
-        numbers_(Panels<Value>::numbers(width_, inner_) + Panels<Value>::numbers(2 * inner_, width_) +
+        numbers_(RightWeight<Value>::numbers(width_, inner_, of) + RightWeight<Value>::numbers(2 * inner_, width_, of) +
                  Panels<Value>::numbers(kChunk, width_) + Panels<Value>::numbers(kChunk, inner_) + 2 * Rows<Value>::numbers(width_) +
                  2 * Rows<Value>::numbers(inner_) + Rows<Value>::numbers(2 * inner_) + (width_ + 2 * inner_) * kColumns),
         floats_(kStaysWide<Value> ? 0 : 2 * inner_ * (width_ + kPadFloats) + width_ * (inner_ + kPadFloats)) {
@@ -115,10 +192,10 @@ class BackwardGroup {
     gate_up_.take(of_.gate_up_of(expert));
     if constexpr (kStaysWide<Value>) take_sums(expert, to);
     TileSum sum = TileSum::Overwrite;
-    for_each_chunk(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
+    for_each_chunk<Value>(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
       hidden_.gather(hidden_TD, of_.tokens + slot, count);
       d_out_.gather(d_out_TD, of_.tokens + slot, count);
-      multiply(d_out_.first(filled), down_, d_activated_.writable(count));
+      down_.meet(d_out_.first(filled), d_activated_.writable(count));
       float* const d_weight = to.weight_A.mutable_data_ptr<float>() + slot;
       for (int64_t i = 0; i < count; ++i) {
         d_weight[i] = ops_.swiglu_backward(gate_up_AF + (slot + i) * 2 * inner_, d_activated_.row(i), weight_A[slot + i],
@@ -126,7 +203,7 @@ class BackwardGroup {
       }
       d_gate_up_.clear_behind(count);
       weighted_.clear_behind(count);
-      multiply(d_gate_up_.first(filled), gate_up_, {to.rows_AD.mutable_data_ptr<Value>() + slot * width_, count, width_, width_});
+      gate_up_.meet(d_gate_up_.first(filled), {to.rows_AD.mutable_data_ptr<Value>() + slot * width_, count, width_, width_});
       add_weight_gradients(filled, sum);
       sum = TileSum::Add;
     });
@@ -169,8 +246,7 @@ class BackwardGroup {
   int64_t width_ = of_.width, inner_ = of_.expert_width;
   Scratch<Value> numbers_;
   Scratch<float> floats_;
-  Panels<Value> down_{numbers_.take(Panels<Value>::numbers(width_, inner_)), width_, inner_};
-  Panels<Value> gate_up_{numbers_.take(Panels<Value>::numbers(2 * inner_, width_)), 2 * inner_, width_};
+  RightWeight<Value> down_{numbers_, width_, inner_, of_}, gate_up_{numbers_, 2 * inner_, width_, of_};
   Value* hidden_panels_ = numbers_.take(Panels<Value>::numbers(kChunk, width_));
   Value* weighted_panels_ = numbers_.take(Panels<Value>::numbers(kChunk, inner_));
   Rows<Value> hidden_{numbers_, width_}, d_out_{numbers_, width_}, d_activated_{numbers_, inner_}, weighted_{numbers_, inner_};
@@ -200,8 +276,9 @@ ExpertRows tile_experts(const at::Tensor& hidden_TD, const at::Tensor& gate_up_E
     const Expert<Value> of(gate_up, down, tokens);
     for_each_group(offsets, [&](int64_t expert, int64_t begin, int64_t size) {
       if (size == 0) return;
-      forward_group(of, expert, begin, size, hidden.const_data_ptr<Value>(), result.gate_up.mutable_data_ptr<Value>(),
-                    result.out_AD.mutable_data_ptr<Value>());
+      const auto forward = lays_out_rows(of, size) ? forward_few<Value> : forward_many<Value>;
+      forward(of, expert, begin, size, hidden.const_data_ptr<Value>(), result.gate_up.mutable_data_ptr<Value>(),
+              result.out_AD.mutable_data_ptr<Value>());
     });
   });
   return result;

@@ -32,6 +32,29 @@ void multiply_rows(const Matrix<const Value>& left, const Panels<Value>& right, 
 }
 
 template <typename Value>
+void multiply_left_as_it_lies(const Matrix<const Value>& left, const Panels<Value>& right, const Matrix<Value>& out) {
+  alignas(64) float sums[kTileRows * kPanelLeading];
+  alignas(64) Value rounded[kStaysWide<Value> ? 1 : kTileRows * kPanelLeading];
+  const RowOps<Value>& ops = row_ops<Value>();
+  const LayoutOps<Value>& layout = layout_ops<Value>();
+  for (int64_t begin = 0; begin < left.rows; begin += kTileRows) {
+    const int64_t rows = std::min(kTileRows, left.rows - begin);
+    const Matrix<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
+    right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
+      const int64_t stored = std::min(panel.columns, out.rows - column);
+      const Matrix<Value> to{out.data + column * out.leading + begin, stored, rows, out.leading};
+      tile_product(block, panel, {sums, rows, panel.columns, kPanelLeading}, TileSum::Overwrite);
+      if constexpr (kStaysWide<Value>) {
+        layout.transpose({sums, rows, stored, kPanelLeading}, to);
+      } else {
+        for (int64_t row = 0; row < rows; ++row) ops.store(sums + row * kPanelLeading, rounded + row * kPanelLeading, stored);
+        layout.transpose({rounded, rows, stored, kPanelLeading}, to);
+      }
+    });
+  }
+}
+
+template <typename Value>
 void add_product(const Matrix<const Value>& left, const Panels<Value>& right, const Matrix<float>& out, TileSum sum) {
   right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
     for (int64_t begin = 0; begin < left.rows; begin += kTileRows) {
@@ -49,6 +72,13 @@ void multiply(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right,
 }
 void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out) {
   multiply_rows<float>(left, right, out);
+}
+
+void multiply_transposed(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right, const Matrix<BFloat16>& out) {
+  multiply_left_as_it_lies<BFloat16>(left, right, out);
+}
+void multiply_transposed(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out) {
+  multiply_left_as_it_lies<float>(left, right, out);
 }
 
 void multiply(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right, const Matrix<float>& out, TileSum sum) {

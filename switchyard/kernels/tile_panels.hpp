@@ -90,6 +90,12 @@ class Panels {
 void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<c10::BFloat16>& out);
 void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out);
 
+/// out = (left * right)^T, for a left matrix so much larger than the others that it had better stay as it lies. right may have more
+/// columns than out has rows.
+void multiply_transposed(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right,
+                         const Matrix<c10::BFloat16>& out);
+void multiply_transposed(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out);
+
 /// out = left * right, or out += left * right, in fp32. right may have more rows than take part: left.columns do.
 void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<float>& out, TileSum sum);
 void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out, TileSum sum);

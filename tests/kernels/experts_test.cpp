@@ -92,10 +92,10 @@ TEST_P(GroupedExperts, EqualsItsReferenceForAnyRouting) {
 }
 
 // By tiles where the processor has them (bf16: and both widths are even), by ATen's products otherwise. Groups of none and one
-// slot, of a unit of rows and one more, beyond one chunk; widths beyond one panel, no multiple of a tile, and of 1,024, whose rows
-// fp32 panels do not leave where they are.
+// slot, of a unit of rows and one more, beyond one chunk; widths beyond one panel, no multiple of a tile, of 1,024, whose rows
+// fp32 panels do not leave where they are, and of weights beyond the cache, with more numbers than the rows (251) and with fewer.
 void expect_close_experts(at::ScalarType type, double tolerance) {
-  for (const auto& [width, expert_width] : {std::pair<int64_t, int64_t>{2, 2}, {32, 16}, {5, 7}, {70, 38}, {150, 136}, {1024, 8}}) {
+  for (const auto& [width, expert_width] : {std::pair<int64_t, int64_t>{2, 2}, {32, 16}, {5, 7}, {70, 38}, {150, 136}, {1024, 8}, {700, 262}}) {
     SCOPED_TRACE(::testing::Message() << type << ", width " << width << ", expert width " << expert_width);
     Case c{300, width, expert_width, {}, {0, 1, 32, 33, 300, 0, 7}};
     for (const int64_t size : c.expert_size) {
