@@ -49,7 +49,8 @@ struct Subject {
 
 enum class Evaluation { None, AfterEachMicroBatch };  // forwards on other tokens, without training, in between
 enum class Interruption { None, AfterEachMicroBatch };  // the step's progress is saved, and a new process goes on from it
-enum class Wiring { Whole, RouterPassesNothing };     // whether the router hands its scores to the loss
+/// Whether the router hands its scores to the loss, and goes on with what it got back.
+enum class Wiring { Whole, RouterPassesNothing, RouterDropsResult };
 
 /// Tokens come in step order: (micro-batch, rank, row, document). Segments are ordered by the first of their tokens.
 struct BalanceCase {

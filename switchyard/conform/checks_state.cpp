@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <string>
+#include <utility>
 
 #include "switchyard/conform/bench.hpp"
 #include "switchyard/conform/textbook.hpp"
@@ -235,16 +237,20 @@ Finding check_never_silent(const Implementation& implementation, const Subject& 
   if (std::all_of(whole.gradient_LTE.begin(), whole.gradient_LTE.end(), is_zero)) {
     judge.fail("switched on, and the gradient is zero everywhere");
   }
-  step.wiring = Wiring::RouterPassesNothing;
-  try {
-    static_cast<void>(bench.run(step));
-    judge.fail("the router passes no scores, so the loss cannot act, and nothing is said");
-  } catch (const std::exception& error) {
-    Finding finding = judge.finding();
-    if (judge.holds()) finding.message = join_text("error: ", error.what());
-    return finding;
+  std::string message;
+  for (const auto& [wiring, what] : {std::pair{Wiring::RouterPassesNothing, "the router passes no scores"},
+                                     {Wiring::RouterDropsResult, "the router goes on with the scores it had before"}}) {
+    step.wiring = wiring;
+    try {
+      static_cast<void>(bench.run(step));
+      judge.fail(join_text(what, ", so the loss cannot act, and nothing is said"));
+    } catch (const std::exception& error) {
+      message += join_text(message.empty() ? "errors: " : "; ", error.what());
+    }
   }
-  return judge.finding();
+  Finding finding = judge.finding();
+  if (judge.holds()) finding.message = message;
+  return finding;
 }
 
 Finding check_multi_token_prediction(const Implementation&, const Subject&) {

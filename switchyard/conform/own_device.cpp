@@ -176,15 +176,20 @@ OwnDevice::Passed OwnDevice::pass(StepBalance& balance, size_t forward, size_t s
   const auto f = static_cast<int64_t>(forward);
   const auto layer = static_cast<int64_t>(slot);
   const at::Tensor& segment_T = forwards_[forward].segment_T;
-  const bool whole = step_.wiring == Wiring::Whole;
+  const bool passes = step_.wiring != Wiring::RouterPassesNothing;
+  const auto goes_on_with = [this](const at::Tensor& before, const at::Tensor& after) {
+    return step_.wiring == Wiring::RouterDropsResult ? before : after;
+  };
   Passed passed;
   passed.logits_TE = rows_of(step_.logits_LTE, forward, slot).set_requires_grad(true);
   passed.task_TE = rows_of(step_.task_LTE, forward, slot).masked_fill(segment_T.lt(0).unsqueeze(1), 0.0);
-  const at::Tensor logits_TE = whole ? balance.through_logits(f, layer, passed.logits_TE, segment_T) : passed.logits_TE;
+  at::Tensor logits_TE = passed.logits_TE;
+  if (passes) logits_TE = goes_on_with(logits_TE, balance.through_logits(f, layer, logits_TE, segment_T));
   passed.probs_TE = at::softmax(logits_TE, -1);
-  if (whole) passed.probs_TE = balance.through_probs(f, layer, passed.probs_TE, segment_T);
-  if (whole && balance.wants_outputs()) {
-    passed.probs_TE = balance.through_outputs(f, layer, passed.probs_TE, passed.probs_TE.square().sum(-1), segment_T);
+  if (passes) passed.probs_TE = goes_on_with(passed.probs_TE, balance.through_probs(f, layer, passed.probs_TE, segment_T));
+  if (passes && balance.wants_outputs()) {
+    passed.probs_TE = goes_on_with(passed.probs_TE, balance.through_outputs(f, layer, passed.probs_TE,
+                                                                            passed.probs_TE.square().sum(-1), segment_T));
   }
   balance.record(f, layer, routing_of(passed, forward, slot), segment_T);
   return passed;

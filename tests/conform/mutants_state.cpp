@@ -121,10 +121,11 @@ struct BalancingInTaskLoss : Textbook {
   }
 };
 
-struct SilentWithoutScores : Textbook {
+template <Wiring Bad>
+struct SilentUnder : Textbook {
   Outcome run_step(const BalanceCase& step, Memory& memory) const override {
     BalanceCase other = step;
-    if (step.wiring == Wiring::RouterPassesNothing) other.coefficient = 0.0;
+    if (step.wiring == Bad) other.coefficient = 0.0;
     return Textbook::run_step(other, memory);
   }
 };
@@ -202,7 +203,8 @@ std::vector<Mutant> state_mutants() {
           mutant<ForgetsWhenStopped>("counts of a step under way not saved", "B22", "saved-progress"),
           mutant<EvaluationCounts>("evaluation counts", "B23", "evaluation"),
           mutant<BalancingInTaskLoss>("balancing loss reported as task loss", "B23", "evaluation"),
-          mutant<SilentWithoutScores>("silent without scores", "B24", "never-silent"),
+          mutant<SilentUnder<Wiring::RouterPassesNothing>>("silent without scores", "B24", "never-silent"),
+          mutant<SilentUnder<Wiring::RouterDropsResult>>("silent where what it returned is dropped", "B24", "never-silent"),
           rule_mutant("bias"),
           rule_mutant("bias_centered"),
           rule_mutant("quantile"),
