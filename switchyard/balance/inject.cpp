@@ -11,6 +11,7 @@
 
 #include "switchyard/balance/statistics.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/first_derivative.hpp"
 
 namespace switchyard {
 namespace {
@@ -18,6 +19,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// The other losses are linear in what they pass on: what they add to a gradient is constant, and so right in a second one.
+constexpr const char* kInstead = "leave the loss out where second derivatives are wanted";
 constexpr const char* kCellKey = "cell";
 constexpr const char* kChosenKey = "num_chosen";
 constexpr const char* kTypeKey = "type";
@@ -51,6 +54,7 @@ struct InjectCurvature : torch::autograd::Function<InjectCurvature> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    refuse_second_derivative("balancing loss (its part of a token's own probabilities)", kInstead);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor probs_TE = saved[1].detach();
     const at::Tensor scale_T1 = cell_of(context)->of_tokens(saved[0], probs_TE.scalar_type());
@@ -69,6 +73,7 @@ struct InjectLoad : torch::autograd::Function<InjectLoad> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    refuse_second_derivative("balancing loss of the load", kInstead);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor scale_TE = cell_of(context)->of_tokens(saved[0], saved[1].scalar_type());
     const at::AutoGradMode enabled(true);
@@ -105,6 +110,7 @@ struct InjectZLoss : torch::autograd::Function<InjectZLoss> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    refuse_second_derivative("z-loss", kInstead);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor logits_TE = saved[1].detach();
     const at::Tensor scale_T1 = cell_of(context)->of_tokens(saved[0], logits_TE.scalar_type());

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "explicit_routing.hpp"
 #include "switchyard/balance/method.hpp"
@@ -196,6 +197,30 @@ TEST(Lifecycle, B5ScoresPassWithTheSegmentsTheyAreCountedIn) {
   expect_message<ShapeError>([&] { balance.record(0, 0, forward.routing, forward.segment_T); }, "with other segment numbers");
   static_cast<void>(balance.through_logits(0, 0, forward.routing.logits_TE, forward.segment_T));
   EXPECT_NO_THROW(balance.record(0, 0, forward.routing, forward.segment_T));
+}
+
+// The z-loss is not linear in the logits: with create_graph its second derivative would be missing without a word.
+TEST(Lifecycle, SecondDerivativesAreRefusedWhereTheyWouldBeWrong) {
+  BalanceConfig config = default_config();
+  for (const double z_coefficient : {0.0, 0.1}) {
+    config.z_coefficient = z_coefficient;
+    StepBalance balance(config, shape_of(1), explicit_plan({{1}}), {});
+    ExplicitForward forward = one_token();
+    const at::Tensor leaf_TE = forward.routing.logits_TE.set_requires_grad(true);
+    forward.routing.logits_TE = balance.through_logits(0, 0, leaf_TE, forward.segment_T);
+    forward.routing.probs_TE = balance.through_probs(0, 0, forward.routing.logits_TE.softmax(-1), forward.segment_T);
+    balance.record(0, 0, forward.routing, forward.segment_T);
+    balance.close_forward(0);
+    balance.close_counting();
+    const auto differentiate = [&] {
+      static_cast<void>(torch::autograd::grad({forward.routing.probs_TE.square().sum()}, {leaf_TE}, {}, std::nullopt, /*create_graph=*/true));
+    };
+    if (z_coefficient == 0.0) {
+      EXPECT_NO_THROW(differentiate());
+    } else {
+      expect_message<UsageError>(differentiate, "z-loss: its backward was run with create_graph=true");
+    }
+  }
 }
 
 TEST(Lifecycle, RoutersWithoutScoresAreCountedWhereNoLossIsAskedFor) {
