@@ -24,9 +24,9 @@ StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vecto
     for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
       cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
       load_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
-      z_cells_.push_back(token_cell(forward, layer, weights_.z));
-      output_cells_.push_back(token_cell(forward, layer, weights_.orthogonality));
     }
+    add_cells_of_tokens(forward, weights_.z, z_cells_);
+    add_cells_of_tokens(forward, weights_.orthogonality, output_cells_);
     curvature_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, 0)));
   }
 }
@@ -35,16 +35,18 @@ std::string StepCells::place(int64_t forward, int64_t layer) const {
   return join_text("step ", plan_.step, ", forward ", forward, ", layer ", layer);
 }
 
-// The same weight for every token, known from the start.
-CellPtr StepCells::token_cell(int64_t forward, int64_t layer, double weight) const {
+// The same weight for every token, known from the start. A cell for each layer, so that each can tell whether it acted.
+void StepCells::add_cells_of_tokens(int64_t forward, double weight, std::vector<CellPtr>& cells) const {
+  if (weight == 0.0) return;
   const SegmentRange range = segments(forward);
   at::Tensor weight_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
   for (int64_t segment = range.begin; segment < range.end; ++segment) {
     weight_S1.mutable_data_ptr<double>()[segment - range.begin] = weight * factor_of_segment_[static_cast<size_t>(segment)];
   }
-  CellPtr cell = c10::make_intrusive<CoefficientCell>(place(forward, layer));
-  cell->fill(weight_S1);
-  return cell;
+  for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
+    cells.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
+    cells.back()->fill(weight_S1);
+  }
 }
 
 SegmentRange StepCells::segments(int64_t forward) const {
@@ -128,6 +130,7 @@ at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Te
 
 at::Tensor StepCells::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                       const at::Tensor& segment_T) const {
+  if (weights_.orthogonality == 0.0) return out_TD;
   return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[key(forward, layer)]);
 }
 
@@ -147,14 +150,17 @@ void StepCells::check_passed(int64_t forward, int64_t layer, const Routing& rout
 }
 
 void StepCells::check_reached() const {
-  for (const auto* cells : {&cells_, &load_cells_, &z_cells_, &output_cells_}) {
-    for (const CellPtr& cell : *cells) {
-      SWITCHYARD_CHECK(!cell->bypassed(), StateError, cell->where(), ": no backward came through what ",
-                       cells == &output_cells_ ? "through_outputs()" : cells == &cells_ ? "through_probs()" : "through_logits()",
-                       " returned, so a balancing loss that is on did not act. Go on with the returned tensor, and call "
-                       "finish() after the last backward");
+  const auto check = [](const std::vector<CellPtr>& cells, const char* identity) {
+    for (const CellPtr& cell : cells) {
+      SWITCHYARD_CHECK(!cell->bypassed(), StateError, cell->where(), ": no backward came through what ", identity,
+                       " returned, so a balancing loss that is on did not act. Go on with the returned tensor, and call finish() after "
+                       "the last backward");
     }
-  }
+  };
+  check(cells_, "through_probs()");
+  check(load_cells_, "through_logits()");
+  check(z_cells_, "through_logits()");
+  check(output_cells_, "through_outputs()");
 }
 
 at::Tensor StepCells::coefficients_SE(int64_t forward, int64_t layer) const {

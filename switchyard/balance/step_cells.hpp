@@ -59,7 +59,7 @@ class StepCells {
     return static_cast<size_t>(forward * shape_.num_layers + layer);
   }
   [[nodiscard]] SegmentRange segments(int64_t forward) const;
-  [[nodiscard]] CellPtr token_cell(int64_t forward, int64_t layer, double weight) const;
+  void add_cells_of_tokens(int64_t forward, double weight, std::vector<CellPtr>& cells) const;
   [[nodiscard]] std::string place(int64_t forward, int64_t layer) const;
   void check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const;
   void fill_forward(int64_t forward, const std::vector<std::unique_ptr<TermBalance>>& terms);
@@ -74,8 +74,8 @@ class StepCells {
   std::vector<CellPtr> cells_;            // [F * L] of [S, E], on probabilities
   std::vector<CellPtr> load_cells_;       // [F * L] of [S, E], on smooth_load() of the logits
   std::vector<CellPtr> curvature_cells_;  // [F] of [S, 1]
-  std::vector<CellPtr> z_cells_;          // [F * L] of [S, 1]
-  std::vector<CellPtr> output_cells_;     // [F * L] of [S, 1]
+  std::vector<CellPtr> z_cells_;          // [F * L] of [S, 1]; empty where the weight is 0
+  std::vector<CellPtr> output_cells_;     // the same
   std::vector<at::Tensor> logits_passed_;  // [F * L], the segment_T that came with them; undefined: not passed
   std::vector<at::Tensor> probs_passed_;   // [F * L], the same
 };

@@ -10,7 +10,8 @@
 namespace switchyard {
 
 /// What grouped_experts() computes, where rank r holds experts [r E/R, (r + 1) E/R) and every rank has tokens of its own.
-/// Differentiable in the same arguments, once (kernels/first_derivative.hpp); the gradient of this rank's weights is complete: it holds the tokens of all ranks.
+/// Differentiable in the same arguments, once (kernels/first_derivative.hpp); the gradient of this rank's weights is complete: it
+/// holds the tokens of all ranks.
 /// Sums are those of grouped_experts() taken in parts, one a rank, each rounded to the type of the rows.
 /// Collective, forward and backward: an all-gather of counts, then all-to-all exchanges of rows and combine weights. Every rank
 /// must run both, in the same order; a rank without tokens takes part with none.

@@ -71,19 +71,6 @@ void add_links(archive* writer, const DebContent& content) {
   }
 }
 
-SplitRecord put_split(const fs::path& folder, const std::string& file, const std::vector<std::vector<int32_t>>& documents,
-                      int64_t vocab_size) {
-  std::vector<int32_t> tokens;
-  std::vector<uint64_t> offsets{0};
-  for (const std::vector<int32_t>& document : documents) {
-    tokens.insert(tokens.end(), document.begin(), document.end());
-    tokens.push_back(2);
-    offsets.push_back(tokens.size());
-  }
-  write_shard(folder / file, tokens, offsets, vocab_size);
-  return {file, sha256_file(folder / file), static_cast<int64_t>(documents.size()), static_cast<int64_t>(tokens.size())};
-}
-
 }  // namespace
 
 void put_file(const fs::path& path, std::string_view bytes) {
@@ -127,24 +114,6 @@ std::string deflated(std::string_view bytes, Container container) {
   deflateEnd(&stream);
   require(done, "cannot deflate");
   return out;
-}
-
-void make_dataset(const fs::path& folder, const std::map<std::string, DomainTokens>& domains, int64_t vocab_size) {
-  fs::create_directories(folder);
-  Manifest manifest;
-  manifest.source = "folder";
-  manifest.vocab_size = vocab_size;
-  manifest.end_of_document = 2;
-  manifest.heldout_fraction = 0.05;
-  for (const auto& [name, tokens] : domains) {
-    DomainRecord record;
-    record.name = name;
-    record.documents = static_cast<int64_t>(tokens.train.size() + tokens.heldout.size());
-    record.train = put_split(folder, name + ".train.tokens", tokens.train, vocab_size);
-    record.heldout = put_split(folder, name + ".heldout.tokens", tokens.heldout, vocab_size);
-    manifest.domains.push_back(record);
-  }
-  put_file(folder / "manifest.json", manifest_to_json(manifest));
 }
 
 }  // namespace switchyard::test

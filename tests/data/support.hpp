@@ -1,12 +1,12 @@
 #pragma once
-// Made-up files, packages and data sets for the tests of this folder.
+// Made-up files and packages for the tests of this folder.
 
 #include <filesystem>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "switchyard/data/dataset.hpp"
+#include "tests/data/made_dataset.hpp"
 #include "tests/scratch_folder.hpp"
 
 namespace switchyard::test {
@@ -28,13 +28,6 @@ std::filesystem::path make_deb(const std::filesystem::path& folder, const DebCon
 /// gzip of the bytes; a zlib stream with Container::Zlib.
 enum class Container { Gzip, Zlib };
 std::string deflated(std::string_view bytes, Container container);
-
-/// A data set folder whose shards hold the given documents (tokens without the ending 2, which is added).
-struct DomainTokens {
-  std::vector<std::vector<int32_t>> train;
-  std::vector<std::vector<int32_t>> heldout;
-};
-void make_dataset(const std::filesystem::path& folder, const std::map<std::string, DomainTokens>& domains, int64_t vocab_size);
 
 /// The message of the error that `act` throws; fails the test if it throws none or another type.
 template <typename ErrorType, typename Act>

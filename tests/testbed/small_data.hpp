@@ -1,47 +1,30 @@
 #pragma once
 // A data set for runs that do not train, and the settings under which it is enough.
 
+#include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <string>
 #include <vector>
 
-#include "switchyard/core/files.hpp"
-#include "switchyard/data/manifest.hpp"
-#include "switchyard/data/shard.hpp"
 #include "switchyard/train/run_config.hpp"
+#include "tests/data/made_dataset.hpp"
 
 namespace switchyard::test {
 
 inline constexpr int64_t kSmallVocabulary = 16;
 
-inline SplitRecord write_split(const std::filesystem::path& folder, const std::string& file, int64_t documents, int64_t length) {
-  std::vector<int32_t> tokens;
-  std::vector<uint64_t> offsets = {0};
+inline std::vector<std::vector<int32_t>> small_documents(int64_t documents, int64_t length) {
+  std::vector<std::vector<int32_t>> all;
   for (int64_t document = 0; document < documents; ++document) {
-    for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<int32_t>(i + 1 == length ? 2 : 3 + (i + document) % 5));
-    offsets.push_back(tokens.size());
+    std::vector<int32_t>& tokens = all.emplace_back();
+    for (int64_t i = 0; i + 1 < length; ++i) tokens.push_back(static_cast<int32_t>(3 + (i + document) % 5));
   }
-  write_shard(folder / file, tokens, offsets, kSmallVocabulary);
-  return {file, sha256_file(folder / file), documents, static_cast<int64_t>(tokens.size())};
+  return all;
 }
 
 /// Two domains of 240 held-out tokens each, in as many documents as asked for.
 inline void write_small_data(const std::filesystem::path& folder, int64_t heldout_documents) {
-  std::filesystem::create_directories(folder);
-  Manifest manifest;
-  manifest.source = "folder";
-  manifest.vocab_size = kSmallVocabulary;
-  manifest.end_of_document = 2;
-  for (const std::string name : {"ada", "bob"}) {
-    DomainRecord record;
-    record.name = name;
-    record.train = write_split(folder, name + ".train.tokens", 12, 20);
-    record.heldout = write_split(folder, name + ".heldout.tokens", heldout_documents, 240 / heldout_documents);
-    record.documents = 12 + heldout_documents;
-    manifest.domains.push_back(record);
-  }
-  write_file_atomically(folder / "manifest.json", manifest_to_json(manifest));
+  const DomainTokens tokens{small_documents(12, 20), small_documents(heldout_documents, 240 / heldout_documents)};
+  make_dataset(folder, {{"ada", tokens}, {"bob", tokens}}, kSmallVocabulary);
 }
 
 /// Reads all of the held-out text but its last tokens.
