@@ -203,6 +203,30 @@ def test_what_a_function_returns_is_named():
     assert "returned None; expected one number" in run_check(lambda batch, group, memory: None, CHECK["rank-scale"]).message
 
 
+def test_an_error_of_the_function_is_told_with_its_place():
+    def indexes(batch, group, memory):
+        return batch.logits[7].sum()
+
+    line = indexes.__code__.co_firstlineno + 1
+    message = run_check(indexes, CHECK["rank-scale"]).message
+    assert message == f"IndexError: list index out of range (test_conform_python.py:{line})"
+
+    def in_torch(batch, group, memory):
+        return torch.nn.functional.softmax(batch.logits[0], dim=5).sum()
+
+    assert "(test_conform_python.py:" in run_check(in_torch, CHECK["rank-scale"]).message
+
+
+def test_a_function_that_exits_fails_and_no_rank_waits():
+    def leaves(batch, group, memory):
+        if group.rank == 1:
+            sys.exit("no CUDA here")
+        return group.all_reduce(torch.ones(1)).sum()
+
+    message = run_check(leaves, CHECK["rank-scale"]).message
+    assert message.startswith("SystemExit: no CUDA here (test_conform_python.py:")
+
+
 def run_module(*arguments, code, cwd=None):
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests" / "conform")]))
     done = subprocess.run([sys.executable, "-m", "switchyard.conform", *arguments], capture_output=True, text=True, cwd=cwd,
@@ -227,6 +251,8 @@ def test_wrong_use_is_named(tmp_path):
     assert "it has: " in run_module("losses:lossy", code=2, cwd=tmp_path).stderr
     assert "known: B1, B2" in run_module("losses:make_loss", "--only", "B77", code=2, cwd=tmp_path).stderr
     assert "no function given" in run_module(code=2, cwd=tmp_path).stderr
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)\n")
+    assert "cannot import script: SystemExit: 3" in run_module("script:loss", code=2, cwd=tmp_path).stderr
     (tmp_path / "short.py").write_text("def loss(batch, group):\n    return 0\n")
     assert "cannot be called as function(batch, group, memory)" in run_module("short:loss", code=2, cwd=tmp_path).stderr
     assert "2: wrong use" in " ".join(run_module("--help", code=0, cwd=tmp_path).stdout.split())

@@ -31,7 +31,7 @@ def function_of(target):
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # also a mistake in the user's file
+    except (Exception, SystemExit) as error:  # also a mistake in the user's file, or a script that runs at once
         fail(f"cannot import {module_name}: {type(error).__name__}: {error}")
     function = getattr(module, name, None)
     if not callable(function):

@@ -1,5 +1,10 @@
 """The table of checks. Names are those of `switchyard conform`; so are the bugs behind them."""
 
+import pathlib
+import traceback
+
+import torch
+
 from .checks_scale import accumulation, coefficient, contract, denominators, dense_oracle, enters_once, rank_scale
 from .checks_steps import buffer, collectives, evaluation, exact_counts, never_silent, new_denominators, order, recompute
 from .checks_tokens import (every_choice, layers_apart, no_certificate, normalised_scores, own_length, packing, padding,
@@ -47,12 +52,24 @@ CHECKS = [
 ]
 
 
+def place_of(error):
+    """" (file.py:12)", the last line of the function's own files that the error passed; "" where it passed none."""
+    ours, torchs = pathlib.Path(__file__).parent, pathlib.Path(torch.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = pathlib.Path(frame.filename)
+        if path.parent != ours and torchs not in path.parents and path.suffix == ".py":
+            return f" ({path.name}:{frame.lineno})"
+    return ""
+
+
 def run_check(function, check):
-    """A Finding; an error of the function is a failure with its text."""
+    """A Finding; whatever the function raises, sys.exit() too, is a failure with its text and place."""
     try:
         return check(function)
-    except Exception as error:
-        return Finding(FAILS, f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Finding(FAILS, f"{type(error).__name__}: {error}{place_of(error)}")
 
 
 def run_checks(function, only=None):

@@ -267,7 +267,7 @@ def run_steps(function, cases, recompute=None, evaluate=False):
         try:
             run_rank(function, cases, rank, shared, results, recompute, evaluate)
             shared.done(rank)
-        except Exception as error:  # handed to the caller below
+        except BaseException as error:  # handed to the caller below; sys.exit() would only end this thread
             errors[rank] = error
             shared.fail()
 
