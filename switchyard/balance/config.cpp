@@ -1,28 +1,25 @@
 #include "switchyard/balance/config.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "switchyard/balance/groups.hpp"
 #include "switchyard/balance/method.hpp"
 #include "switchyard/core/error.hpp"
-#include "switchyard/core/text.hpp"
+#include "switchyard/core/spelling.hpp"
 
 namespace switchyard {
 namespace {
 
-// In the order of the enum.
-constexpr std::array<std::string_view, 5> kRuleNames = {"none", "bias", "bias_centered", "quantile", "mean_quantile"};
-
-template <typename Enum>
-Enum parse_either(std::string_view what, std::string_view text, std::string_view first, std::string_view second,
-                  Enum first_value, Enum second_value) {
-  if (text == first) return first_value;
-  if (text == second) return second_value;
-  const std::vector<std::string> known = {std::string(first), std::string(second)};
-  throw ConfigError(unknown_name(what, text, known));
-}
+constexpr auto kWeightings =
+    std::to_array<Spelling<GroupWeighting>>({{GroupWeighting::Mean, "mean"}, {GroupWeighting::Tokens, "tokens"}});
+constexpr auto kReductions =
+    std::to_array<Spelling<LayerReduction>>({{LayerReduction::Sum, "sum"}, {LayerReduction::Mean, "mean"}});
+constexpr auto kRules = std::to_array<Spelling<SelectionRule>>({{SelectionRule::None, "none"},
+                                                                {SelectionRule::Bias, "bias"},
+                                                                {SelectionRule::BiasCentered, "bias_centered"},
+                                                                {SelectionRule::Quantile, "quantile"},
+                                                                {SelectionRule::MeanQuantile, "mean_quantile"}});
 
 void check_weight(const std::string& where, std::string_view key, double weight) {
   SWITCHYARD_CHECK(std::isfinite(weight) && weight >= 0.0, ConfigError, where, key, " = ", weight,
@@ -31,25 +28,12 @@ void check_weight(const std::string& where, std::string_view key, double weight)
 
 }  // namespace
 
-std::string to_string(const GroupWeighting& value) { return value == GroupWeighting::Mean ? "mean" : "tokens"; }
-std::string to_string(const LayerReduction& value) { return value == LayerReduction::Sum ? "sum" : "mean"; }
-
-void parse(std::string_view text, GroupWeighting& value) {
-  value = parse_either("weighting", text, "mean", "tokens", GroupWeighting::Mean, GroupWeighting::Tokens);
-}
-
-void parse(std::string_view text, LayerReduction& value) {
-  value = parse_either("layer reduction", text, "sum", "mean", LayerReduction::Sum, LayerReduction::Mean);
-}
-
-std::string to_string(const SelectionRule& value) { return std::string(kRuleNames[static_cast<size_t>(value)]); }
-
-void parse(std::string_view text, SelectionRule& value) {
-  const auto found = std::find(kRuleNames.begin(), kRuleNames.end(), text);
-  const std::vector<std::string> known(kRuleNames.begin(), kRuleNames.end());
-  SWITCHYARD_CHECK(found != kRuleNames.end(), ConfigError, unknown_name("selection rule", text, known));
-  value = static_cast<SelectionRule>(found - kRuleNames.begin());
-}
+std::string to_string(const GroupWeighting& value) { return spelling_of(kWeightings, value); }
+void parse(std::string_view text, GroupWeighting& value) { value = from_spelling("weighting", kWeightings, text); }
+std::string to_string(const LayerReduction& value) { return spelling_of(kReductions, value); }
+void parse(std::string_view text, LayerReduction& value) { value = from_spelling("layer reduction", kReductions, text); }
+std::string to_string(const SelectionRule& value) { return spelling_of(kRules, value); }
+void parse(std::string_view text, SelectionRule& value) { value = from_spelling("selection rule", kRules, text); }
 
 std::vector<BalanceTerm> all_terms(const BalanceConfig& config) {
   std::vector<BalanceTerm> terms = {{.method = config.method,
@@ -162,7 +146,7 @@ void BalanceConfig::validate(const std::string& where) const {
   check_weight(prefix, "z_coefficient", z_coefficient);
   check_weight(prefix, "simbal_coefficient", simbal_coefficient);
   check_weight(prefix, "orthogonality_coefficient", orthogonality_coefficient);
-  selection.validate("");
+  selection.validate(where.empty() ? where : where + ".selection");
 }
 
 }  // namespace switchyard

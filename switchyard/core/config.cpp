@@ -220,14 +220,6 @@ void collect_overrides(const toml::node& node, const std::string& file, std::vec
   }
 }
 
-// The value is untouched when the conversion fails half way.
-template <typename T>
-void get_value(const toml::node& node, const Position& position, T& value) {
-  T converted{};
-  convert(node, position, converted);
-  value = std::move(converted);
-}
-
 }  // namespace
 
 ConfigNode parse_config_file(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
@@ -290,30 +282,21 @@ std::vector<std::string> ConfigNode::keys() const {
   return names;
 }
 
-void ConfigNode::get(std::string_view key, bool& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
+template <typename T>
+void ConfigNode::get_any(std::string_view key, T& value) const {
+  T converted{};  // `value` is untouched when the conversion fails half way
+  convert(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, converted);
+  value = std::move(converted);
 }
-void ConfigNode::get(std::string_view key, int64_t& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, double& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, std::string& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, std::vector<std::string>& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, std::vector<int64_t>& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, std::vector<double>& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
-void ConfigNode::get(std::string_view key, std::map<std::string, double>& value) const {
-  get_value(find(*this, *impl_->table, key), {impl_->name, join_path(impl_->path, key)}, value);
-}
+
+void ConfigNode::get(std::string_view key, bool& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, int64_t& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, double& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, std::string& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, std::vector<std::string>& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, std::vector<int64_t>& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, std::vector<double>& value) const { get_any(key, value); }
+void ConfigNode::get(std::string_view key, std::map<std::string, double>& value) const { get_any(key, value); }
 
 void reject_unknown_keys(const ConfigNode& node, const std::vector<std::string>& valid) {
   std::string message;

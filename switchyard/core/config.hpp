@@ -53,8 +53,8 @@ class ConfigNode {
   [[nodiscard]] std::vector<ConfigNode> children(std::string_view key) const;  // an array of tables
   [[nodiscard]] std::vector<std::string> keys() const;
   [[nodiscard]] std::string where(std::string_view key) const;  // "demo.toml:12: balance.scope"
-  /// " (changed by --set data.path=mine)": the overrides of what lies here and below; empty where there is none, or where("")
-  /// names the only one.
+  /// " (changed by --set data.path=mine)": names the overrides of what lies here and below, for the end of an error. Empty if
+  /// there is none, or if where("") names the only one already.
   [[nodiscard]] std::string changed_by() const;
 
   void get(std::string_view key, bool& value) const;
@@ -67,6 +67,9 @@ class ConfigNode {
   void get(std::string_view key, std::map<std::string, double>& value) const;
 
  private:
+  template <typename T>
+  void get_any(std::string_view key, T& value) const;
+
   std::shared_ptr<const Impl> impl_;
 };
 

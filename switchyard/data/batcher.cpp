@@ -8,10 +8,15 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/rng.hpp"
+#include "switchyard/core/section_check.hpp"
+#include "switchyard/core/spelling.hpp"
 #include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
+
+constexpr auto kCompositions =
+    std::to_array<Spelling<Composition>>({{Composition::OneDomain, "one_domain"}, {Composition::Mixed, "mixed"}});
 
 template <typename Item>
 void shuffle(std::vector<Item>& items, Rng rng) {
@@ -94,31 +99,17 @@ void check_weights(const BatcherConfig& config, const std::vector<std::string>& 
 
 }  // namespace
 
-std::string to_string(const Composition& value) { return value == Composition::OneDomain ? "one_domain" : "mixed"; }
-
-void parse(std::string_view text, Composition& value) {
-  static constexpr std::array kValues{Composition::OneDomain, Composition::Mixed};
-  std::vector<std::string> known;
-  for (const Composition candidate : kValues) {
-    known.push_back(to_string(candidate));
-    if (text == known.back()) {
-      value = candidate;
-      return;
-    }
-  }
-  throw ConfigError(unknown_name("composition", text, known));
-}
+std::string to_string(const Composition& value) { return spelling_of(kCompositions, value); }
+void parse(std::string_view text, Composition& value) { value = from_spelling("composition", kCompositions, text); }
 
 void BatcherConfig::validate(const std::string& where) const {
-  const auto at_least_one = [&](std::string_view key, int64_t value) {
-    SWITCHYARD_CHECK(value >= 1, ConfigError, where, ": ", key, " is ", value, "; expected at least 1");
-  };
-  at_least_one("sequence_length", sequence_length);
-  at_least_one("sequences_per_micro_batch", sequences_per_micro_batch);
-  at_least_one("micro_batches", micro_batches);
+  const SectionCheck check(where);
+  check(sequence_length >= 1, "sequence_length", sequence_length, "at least 1");
+  check(sequences_per_micro_batch >= 1, "sequences_per_micro_batch", sequences_per_micro_batch, "at least 1");
+  check(micro_batches >= 1, "micro_batches", micro_batches, "at least 1");
   for (const auto& [name, weight] : weights) {
-    SWITCHYARD_CHECK(std::isfinite(weight) && weight > 0.0, ConfigError, where, ": weights.", name, " is ", weight,
-                     "; expected a positive number (leave the domain out of 'domains' for none)");
+    check(std::isfinite(weight) && weight > 0.0, "weights." + name, weight,
+          "a positive number (leave the domain out of 'domains' for none)");
   }
 }
 

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <array>
 
-#include "switchyard/core/error.hpp"
-#include "switchyard/core/text.hpp"
+#include "switchyard/core/spelling.hpp"
 
 namespace switchyard {
 namespace {
+
+constexpr auto kSegmentKinds =
+    std::to_array<Spelling<SegmentKind>>({{SegmentKind::Row, "row"}, {SegmentKind::Document, "document"}});
 
 // Writes the labels of one row and appends its segments.
 void label_row(const Dataset& dataset, Split split, const Window& window, int64_t length, SegmentKind segments,
@@ -33,20 +35,8 @@ void label_row(const Dataset& dataset, Split split, const Window& window, int64_
 
 }  // namespace
 
-std::string to_string(const SegmentKind& value) { return value == SegmentKind::Row ? "row" : "document"; }
-
-void parse(std::string_view text, SegmentKind& value) {
-  static constexpr std::array kValues{SegmentKind::Row, SegmentKind::Document};
-  std::vector<std::string> known;
-  for (const SegmentKind candidate : kValues) {
-    known.push_back(to_string(candidate));
-    if (text == known.back()) {
-      value = candidate;
-      return;
-    }
-  }
-  throw ConfigError(unknown_name("segment kind", text, known));
-}
+std::string to_string(const SegmentKind& value) { return spelling_of(kSegmentKinds, value); }
+void parse(std::string_view text, SegmentKind& value) { value = from_spelling("segment kind", kSegmentKinds, text); }
 
 Batch batch_of_windows(const Dataset& dataset, Split split, const std::vector<Window>& windows, int64_t sequence_length,
                        SegmentKind segments, int64_t micro_batch) {

@@ -4,54 +4,31 @@
 #include <array>
 #include <cmath>
 
-#include "switchyard/core/error.hpp"
-#include "switchyard/core/text.hpp"
+#include "switchyard/core/section_check.hpp"
+#include "switchyard/core/spelling.hpp"
 
 namespace switchyard {
 namespace {
 
-template <typename Value>
-struct Spelling {
-  Value value;
-  std::string_view text;
-};
-
-constexpr std::array kComputeTypes = {
-    Spelling<ComputeType>{ComputeType::Auto, "auto"}, Spelling<ComputeType>{ComputeType::Float32, "float32"},
-    Spelling<ComputeType>{ComputeType::BFloat16, "bfloat16"}, Spelling<ComputeType>{ComputeType::Float64, "float64"}};
-constexpr std::array kRecomputes = {Spelling<Recompute>{Recompute::None, "none"},
-                                    Spelling<Recompute>{Recompute::Layers, "layers"}};
-
-template <typename Value, size_t Size>
-std::string spelling(const std::array<Spelling<Value>, Size>& table, Value value) {
-  for (const Spelling<Value>& entry : table) {
-    if (entry.value == value) return std::string(entry.text);
-  }
-  throw UsageError(join_text("no spelling for enum value ", static_cast<int>(value)));
-}
-
-template <typename Value, size_t Size>
-Value from_spelling(const std::array<Spelling<Value>, Size>& table, std::string_view what, std::string_view text) {
-  std::vector<std::string> known;
-  for (const Spelling<Value>& entry : table) {
-    if (entry.text == text) return entry.value;
-    known.emplace_back(entry.text);
-  }
-  throw ConfigError(unknown_name(what, text, known));
-}
+constexpr auto kComputeTypes = std::to_array<Spelling<ComputeType>>({{ComputeType::Auto, "auto"},
+                                                                     {ComputeType::Float32, "float32"},
+                                                                     {ComputeType::BFloat16, "bfloat16"},
+                                                                     {ComputeType::Float64, "float64"}});
+constexpr auto kRecomputes =
+    std::to_array<Spelling<Recompute>>({{Recompute::None, "none"}, {Recompute::Layers, "layers"}});
 
 }  // namespace
 
-std::string to_string(const ComputeType& value) { return spelling(kComputeTypes, value); }
-void parse(std::string_view text, ComputeType& value) { value = from_spelling(kComputeTypes, "compute type", text); }
-std::string to_string(const Recompute& value) { return spelling(kRecomputes, value); }
-void parse(std::string_view text, Recompute& value) { value = from_spelling(kRecomputes, "recompute mode", text); }
+std::string to_string(const ComputeType& value) { return spelling_of(kComputeTypes, value); }
+void parse(std::string_view text, ComputeType& value) { value = from_spelling("compute type", kComputeTypes, text); }
+std::string to_string(const Recompute& value) { return spelling_of(kRecomputes, value); }
+void parse(std::string_view text, Recompute& value) { value = from_spelling("recompute mode", kRecomputes, text); }
 
 void ModelConfig::validate(const std::string& where) const {
+  const SectionCheck check(where);
   const auto at_least = [&](std::string_view key, int64_t value, int64_t lowest) {
-    SWITCHYARD_CHECK(value >= lowest, ConfigError, where, ": ", key, " is ", value, "; expected at least ", lowest);
+    check(value >= lowest, key, value, join_text("at least ", lowest));
   };
-  const bool has_moe_layers = num_moe_layers() > 0;
   at_least("vocab_size", vocab_size, 1);
   at_least("width", width, 1);
   at_least("num_layers", num_layers, 1);
@@ -63,22 +40,18 @@ void ModelConfig::validate(const std::string& where) const {
   at_least("expert_width", expert_width, 1);
   at_least("shared_expert_width", shared_expert_width, 0);
   if (!dense_layers.empty()) at_least("dense_width", dense_width, 1);
-  SWITCHYARD_CHECK(num_heads % num_kv_heads == 0, ConfigError, where, ": num_heads ", num_heads,
-                   " is not a multiple of num_kv_heads ", num_kv_heads,
-                   "; each key head serves num_heads / num_kv_heads query heads");
-  SWITCHYARD_CHECK(head_width % 2 == 0, ConfigError, where, ": head_width ", head_width,
-                   " is odd; the rotary embedding turns pairs, so it must be even");
-  SWITCHYARD_CHECK(!has_moe_layers || num_chosen <= num_experts, ConfigError, where, ": num_chosen ", num_chosen,
-                   " is more than num_experts ", num_experts);
+  check(num_heads % num_kv_heads == 0, "num_heads", num_heads,
+        join_text("a multiple of num_kv_heads = ", num_kv_heads, ": each key head serves num_heads / num_kv_heads query heads"));
+  check(head_width % 2 == 0, "head_width", head_width, "an even number, because the rotary embedding turns pairs");
+  check(num_moe_layers() == 0 || num_chosen <= num_experts, "num_chosen", num_chosen,
+        join_text("at most num_experts = ", num_experts));
   for (const int64_t layer : dense_layers) {
-    SWITCHYARD_CHECK(layer >= 0 && layer < num_layers, ConfigError, where, ": dense_layers has layer ", layer,
-                     "; expected 0 to ", num_layers - 1);
-    SWITCHYARD_CHECK(std::count(dense_layers.begin(), dense_layers.end(), layer) == 1, ConfigError, where,
-                     ": dense_layers has layer ", layer, " more than once");
+    check(layer >= 0 && layer < num_layers, "dense_layers", layer, join_text("layers from 0 to ", num_layers - 1));
+    check(std::count(dense_layers.begin(), dense_layers.end(), layer) == 1, "dense_layers", join_text(layer, ", more than once"),
+          "each layer once");
   }
   const auto finite = [&](std::string_view key, double value, bool in_range, std::string_view range) {
-    SWITCHYARD_CHECK(in_range && std::isfinite(value), ConfigError, where, ": ", key, " is ", value,
-                     "; expected a finite number, ", range);
+    check(in_range && std::isfinite(value), key, value, join_text("a finite number, ", range));
   };
   finite("rope_theta", rope_theta, rope_theta > 0.0, "more than 0");
   finite("norm_epsilon", norm_epsilon, norm_epsilon >= 1e-20, "1e-20 or more: norms are taken in fp32");

@@ -1,40 +1,39 @@
 #include "switchyard/train/execution_config.hpp"
 
+#include <array>
 #include <chrono>
 
 #include "switchyard/comm/communicator.hpp"
 #include "switchyard/comm/launch.hpp"
-#include "switchyard/train/choice.hpp"
+#include "switchyard/core/section_check.hpp"
+#include "switchyard/core/spelling.hpp"
 
 namespace switchyard {
 namespace {
 
-const std::array<std::string, 3> kExactNames = {"retain", "prepass", "recompute"};
-const std::array<std::string, 2> kForwardNames = {"separate", "together"};
-const std::array<std::string, 2> kMismatchNames = {"error", "replay"};
-const std::array<std::string, 2> kPlacementNames = {"replicated", "sharded"};
+constexpr auto kOrders = std::to_array<Spelling<ExactOrder>>(
+    {{ExactOrder::Retain, "retain"}, {ExactOrder::Prepass, "prepass"}, {ExactOrder::Recompute, "recompute"}});
+constexpr auto kPackings = std::to_array<Spelling<ForwardPacking>>(
+    {{ForwardPacking::Separate, "separate"}, {ForwardPacking::Together, "together"}});
+constexpr auto kAnswers = std::to_array<Spelling<OnReplayMismatch>>(
+    {{OnReplayMismatch::Error, "error"}, {OnReplayMismatch::Replay, "replay"}});
+constexpr auto kPlacements = std::to_array<Spelling<ExpertPlacement>>(
+    {{ExpertPlacement::Replicated, "replicated"}, {ExpertPlacement::Sharded, "sharded"}});
 
 constexpr int64_t kMostSeconds = std::chrono::seconds(kLongestTimeLimit).count();
 
 }  // namespace
 
-std::string to_string(const ExactOrder& value) { return kExactNames.at(static_cast<size_t>(value)); }
-std::string to_string(const ForwardPacking& value) { return kForwardNames.at(static_cast<size_t>(value)); }
-std::string to_string(const OnReplayMismatch& value) { return kMismatchNames.at(static_cast<size_t>(value)); }
-std::string to_string(const ExpertPlacement& value) { return kPlacementNames.at(static_cast<size_t>(value)); }
-
-void parse(std::string_view text, ExactOrder& value) {
-  value = parse_choice<ExactOrder>("order", kExactNames, text);
-}
-void parse(std::string_view text, ForwardPacking& value) {
-  value = parse_choice<ForwardPacking>("forward packing", kForwardNames, text);
-}
+std::string to_string(const ExactOrder& value) { return spelling_of(kOrders, value); }
+void parse(std::string_view text, ExactOrder& value) { value = from_spelling("order", kOrders, text); }
+std::string to_string(const ForwardPacking& value) { return spelling_of(kPackings, value); }
+void parse(std::string_view text, ForwardPacking& value) { value = from_spelling("forward packing", kPackings, text); }
+std::string to_string(const OnReplayMismatch& value) { return spelling_of(kAnswers, value); }
 void parse(std::string_view text, OnReplayMismatch& value) {
-  value = parse_choice<OnReplayMismatch>("answer to a replay mismatch", kMismatchNames, text);
+  value = from_spelling("answer to a replay mismatch", kAnswers, text);
 }
-void parse(std::string_view text, ExpertPlacement& value) {
-  value = parse_choice<ExpertPlacement>("placement of experts", kPlacementNames, text);
-}
+std::string to_string(const ExpertPlacement& value) { return spelling_of(kPlacements, value); }
+void parse(std::string_view text, ExpertPlacement& value) { value = from_spelling("placement of experts", kPlacements, text); }
 
 void ExecutionConfig::validate(const std::string& where) const {
   const SectionCheck check(where);

@@ -1,15 +1,19 @@
 #include "switchyard/train/optimizer_config.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
-#include "switchyard/train/choice.hpp"
+#include "switchyard/core/section_check.hpp"
+#include "switchyard/core/spelling.hpp"
 
 namespace switchyard {
 namespace {
 
-const std::array<std::string, 3> kScheduleNames = {"constant", "cosine", "wsd"};
-const std::array<std::string, 2> kMomentNames = {"full", "bfloat16"};
+constexpr auto kSchedules = std::to_array<Spelling<ScheduleKind>>(
+    {{ScheduleKind::Constant, "constant"}, {ScheduleKind::Cosine, "cosine"}, {ScheduleKind::Wsd, "wsd"}});
+constexpr auto kMomentTypes =
+    std::to_array<Spelling<MomentType>>({{MomentType::Full, "full"}, {MomentType::BFloat16, "bfloat16"}});
 
 // A step moves a moment by up to 1 - beta of itself, and bf16 keeps changes of 1 in 256: below four of those the moment would
 // stop to follow the gradients, above all downwards.
@@ -20,15 +24,10 @@ constexpr double kLargestBeta = 1.0 - 1e-7;  // above half an fp32 unit below 1 
 
 }  // namespace
 
-std::string to_string(const ScheduleKind& value) { return kScheduleNames.at(static_cast<size_t>(value)); }
-
-void parse(std::string_view text, ScheduleKind& value) {
-  value = parse_choice<ScheduleKind>("schedule", kScheduleNames, text);
-}
-
-std::string to_string(const MomentType& value) { return kMomentNames.at(static_cast<size_t>(value)); }
-
-void parse(std::string_view text, MomentType& value) { value = parse_choice<MomentType>("type of moments", kMomentNames, text); }
+std::string to_string(const ScheduleKind& value) { return spelling_of(kSchedules, value); }
+void parse(std::string_view text, ScheduleKind& value) { value = from_spelling("schedule", kSchedules, text); }
+std::string to_string(const MomentType& value) { return spelling_of(kMomentTypes, value); }
+void parse(std::string_view text, MomentType& value) { value = from_spelling("type of moments", kMomentTypes, text); }
 
 void OptimizerConfig::validate(const std::string& where) const {
   const SectionCheck check(where);

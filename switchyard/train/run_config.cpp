@@ -4,8 +4,9 @@
 #include <array>
 
 #include "switchyard/balance/method.hpp"
+#include "switchyard/core/section_check.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/router/router.hpp"
-#include "switchyard/train/choice.hpp"
 
 namespace switchyard {
 namespace {

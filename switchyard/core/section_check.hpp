@@ -1,27 +1,16 @@
 #pragma once
-// Small helpers of the config structs of this folder.
+// What validate() of a config section tells of a value that it does not take.
 
-#include <array>
 #include <iomanip>
 #include <limits>
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
-#include "switchyard/core/text.hpp"
 
 namespace switchyard {
-
-/// The value whose name is `text`; names are in the order of the enum.
-/// @throws ConfigError with the known names and the nearest one
-template <typename Enum, size_t N>
-[[nodiscard]] Enum parse_choice(std::string_view what, const std::array<std::string, N>& names, std::string_view text) {
-  for (size_t i = 0; i < N; ++i) {
-    if (names[i] == text) return static_cast<Enum>(i);
-  }
-  throw ConfigError(unknown_name(what, text, names));
-}
 
 /// Checks of one section; `where` is what ConfigNode::where("") says: "run.toml" or "run.toml:12: optimizer".
 class SectionCheck {
