@@ -35,7 +35,7 @@ class StepPlan:
         return max((len(micro_batches) for micro_batches in self.tokens), default=0)
 
     def segments(self, rank: int, micro_batch: int) -> Sequence[int]:
-        """None where the rank has no such micro-batch."""
+        """Empty where the rank has no such micro-batch."""
         return self.tokens[rank][micro_batch] if micro_batch < len(self.tokens[rank]) else ()
 
     def tokens_of(self, rank: int, micro_batch: int) -> int:

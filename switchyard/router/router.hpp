@@ -1,5 +1,6 @@
 #pragma once
-// tokens -> experts. A router is one file: a config struct, route(), one line in router/table.cpp.
+// tokens -> experts. A router is one file, with a class and a factory that routers.hpp, table.cpp and CMakeLists.txt name
+// (docs/guides/add-a-router.md).
 // T tokens, D width, E experts, K chosen per token.
 
 #include <ATen/core/Tensor.h>
