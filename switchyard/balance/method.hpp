@@ -57,7 +57,18 @@ void negative_variance_slope(const GroupStatistics& statistics, std::span<double
 [[nodiscard]] double divergence_value(const GroupStatistics& statistics);
 void divergence_slope(const GroupStatistics& statistics, std::span<double> slope_NE);
 
-/// @throws ConfigError with the known names and the nearest one
+enum class BalancerKind { Method, Setting };  // what balance.method can name, or a key of the config beside it
+
+struct BalancerEntry {
+  std::string_view name;
+  std::string_view description;  // one line
+  std::string_view source;       // arXiv id or "own"
+  BalancerKind kind = BalancerKind::Method;
+};
+
+/// All ways of balancing: methods first, then settings.
+[[nodiscard]] const std::vector<BalancerEntry>& balancer_table();
+/// @throws ConfigError with the known methods and the nearest one
 [[nodiscard]] const StatisticMethod& find_method(std::string_view name);
 
 /// f = C / sum_e C; zeros where nothing was counted.

@@ -28,7 +28,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "switchyard/balance/config.hpp"
@@ -137,12 +136,5 @@ class StepBalance {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-struct BalancerEntry {
-  std::string_view name;
-  std::string_view description;
-  std::string_view source;
-};
-[[nodiscard]] const std::vector<BalancerEntry>& balancer_table();
 
 }  // namespace switchyard

@@ -1,5 +1,4 @@
 #include "switchyard/balance/method.hpp"
-#include "switchyard/balance/step_balance.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
 
@@ -39,12 +38,14 @@ const std::vector<BalancerEntry>& balancer_table() {
   static const std::vector<BalancerEntry> table = [] {
     std::vector<BalancerEntry> entries;
     for (const MethodEntry& line : method_table()) entries.push_back(line.entry);
+    using enum BalancerKind;
     const std::vector<BalancerEntry> settings = {
-        {"z_coefficient", "setting: z-loss, mean squared logsumexp of the logits", "2202.08906 eq. 5"},
-        {"simbal_coefficient", "setting: SimBal, router rows near orthonormal; no tokens", "2506.14038"},
-        {"orthogonality_coefficient", "setting: a token's expert outputs orthogonal", "2505.22323"},
-        {"selection.rule = bias", "setting: loss-free bias on probabilities; bias_centered beside it", "2408.15664"},
-        {"selection.rule = quantile", "setting: thresholds from one histogram of the step; mean_quantile to compare", "own; kexue.fm 11619"}};
+        {"z_coefficient", "setting: z-loss, mean squared logsumexp of the logits", "2202.08906 eq. 5", Setting},
+        {"simbal_coefficient", "setting: SimBal, router rows near orthonormal; no tokens", "2506.14038", Setting},
+        {"orthogonality_coefficient", "setting: a token's expert outputs orthogonal", "2505.22323", Setting},
+        {"selection.rule = bias", "setting: loss-free bias on probabilities; bias_centered beside it", "2408.15664", Setting},
+        {"selection.rule = quantile", "setting: thresholds from one histogram of the step; mean_quantile to compare",
+         "own; kexue.fm 11619", Setting}};
     entries.insert(entries.end(), settings.begin(), settings.end());
     return entries;
   }();

@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/balance/method.hpp"
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"

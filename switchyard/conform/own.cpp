@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "switchyard/balance/ledger.hpp"
+#include "switchyard/balance/method.hpp"
 #include "switchyard/comm/threads.hpp"
 #include "switchyard/conform/own_device.hpp"
 #include "switchyard/core/error.hpp"
@@ -79,7 +80,7 @@ class OwnImplementation : public Implementation {
     }
     for (const BalancerEntry& entry : balancer_table()) {
       // Settings are no losses of statistics: those that see tokens follow below; SimBal sees none.
-      if (entry.name == "lbl" || entry.name == "none" || entry.description.starts_with("setting")) continue;
+      if (entry.name == "lbl" || entry.name == "none" || entry.kind == BalancerKind::Setting) continue;
       all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::OptimizerBatch}});
       all.subjects.push_back({std::string(entry.name), {.kind = ScopeKind::MicroBatch}});
     }

@@ -313,8 +313,8 @@ TEST(Table, EveryBalancerHasAUniqueNameAndIsFound) {
   std::vector<std::string_view> names;
   for (const BalancerEntry& entry : balancer_table()) {
     EXPECT_FALSE(entry.description.empty());
-    const bool setting = entry.description.starts_with("setting: ");  // not a method, but listed with them
-    if (!setting) {
+    EXPECT_EQ(entry.kind == BalancerKind::Setting, entry.description.starts_with("setting: "));
+    if (entry.kind == BalancerKind::Method) {
       EXPECT_NO_THROW(static_cast<void>(find_method(entry.name)));
     }
     EXPECT_THAT(names, testing::Not(testing::Contains(entry.name)));
