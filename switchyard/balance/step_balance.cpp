@@ -91,7 +91,9 @@ struct StepBalance::Impl {
   void fill_known();
   void record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T);
   void check_recorded(int64_t forward) const;
-  void take_problem(const std::exception& error);
+  // With several ranks a problem waits for the next collective call, so that all of them throw together.
+  template <typename Part>
+  void keep_problem(const Part& part);
   void restore(const StepProgress& progress);
   [[nodiscard]] int64_t closed_hash() const {
     std::string text;
@@ -138,8 +140,14 @@ void StepBalance::Impl::record(int64_t forward, int64_t layer, const Routing& ro
   selection.record(layer, routing, segment_T, {begin, begin + plan.forward_segments(forward)});
 }
 
-void StepBalance::Impl::take_problem(const std::exception& error) {
-  if (problem.empty()) problem = error.what();
+template <typename Part>
+void StepBalance::Impl::keep_problem(const Part& part) {
+  try {
+    part();
+  } catch (const Error& error) {
+    if (!many_ranks()) throw;
+    if (problem.empty()) problem = error.what();
+  }
 }
 
 void StepBalance::Impl::check_recorded(int64_t forward) const {
@@ -274,12 +282,7 @@ StepProgress StepBalance::progress() const {
 
 void StepBalance::resume(const StepProgress& progress) {
   Impl& impl = *impl_;
-  try {
-    impl.restore(progress);
-  } catch (const Error& error) {
-    if (!impl.many_ranks()) throw;
-    impl.take_problem(error);
-  }
+  impl.keep_problem([&] { impl.restore(progress); });
   if (impl.many_ranks()) {
     throw_if_any(impl.ranks.comm, impl.problem);
     require_equal(impl.ranks.comm, "(hash) as forwards that were closed when progress was saved", impl.closed_hash());
@@ -296,26 +299,14 @@ int64_t StepBalance::step_tokens() const { return impl_->step_tokens(); }
 void StepBalance::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
   const PartScope part(kPart);
   impl_->check_place(forward, layer);
-  try {
-    impl_->record(forward, layer, routing, segment_T);
-  } catch (const Error& error) {
-    if (!impl_->many_ranks()) throw;
-    impl_->take_problem(error);
-  }
+  impl_->keep_problem([&] { impl_->record(forward, layer, routing, segment_T); });
 }
 
 void StepBalance::close_forward(int64_t forward) {
   const PartScope part(kPart);
   impl_->check_forward(forward);
   if (impl_->closed[static_cast<size_t>(forward)]) return;
-  if (impl_->problem.empty()) {
-    try {
-      impl_->check_recorded(forward);
-    } catch (const Error& error) {
-      if (!impl_->many_ranks()) throw;
-      impl_->take_problem(error);
-    }
-  }
+  if (impl_->problem.empty()) impl_->keep_problem([&] { impl_->check_recorded(forward); });
   impl_->closed[static_cast<size_t>(forward)] = true;
   impl_->totals.start(forward, impl_->problem.empty() ? 0 : 1);
   if (!impl_->many_ranks()) await_forward(forward);
@@ -363,12 +354,7 @@ BalanceValues StepBalance::values() const {
 
 void StepBalance::finish(BalanceState& state) const {
   const at::Tensor counts_LE = step_counts_LE();
-  try {
-    impl_->cells.check_reached();
-  } catch (const Error& error) {
-    if (!impl_->many_ranks()) throw;
-    impl_->take_problem(error);
-  }
+  impl_->keep_problem([&] { impl_->cells.check_reached(); });
   // That, or what a layer that ran again in backward found.
   if (impl_->many_ranks()) throw_if_any(impl_->ranks.comm, impl_->problem);
   // A step of padding says nothing about the experts; what is known from before stays.
