@@ -352,7 +352,7 @@ BalanceValues StepBalance::values() const {
   return impl_->values;
 }
 
-void StepBalance::finish(BalanceState& state) const {
+void StepBalance::finish(BalanceState& state) {
   const at::Tensor counts_LE = step_counts_LE();
   impl_->keep_problem([&] { impl_->cells.check_reached(); });
   // That, or what a layer that ran again in backward found.

@@ -127,7 +127,7 @@ class StepBalance {
   [[nodiscard]] BalanceValues values() const;
   /// After the last backward. `state` is unchanged where it throws.
   /// @throws StateError where a loss is on and no backward came through an identity (that it returned a tensor with gradient)
-  void finish(BalanceState& state) const;
+  void finish(BalanceState& state);
 
   /// The coefficients of a forward, [G, E] double, as backward will add them; for tests and the conformance suite.
   [[nodiscard]] at::Tensor coefficients_GE(int64_t forward, int64_t layer) const;

@@ -238,7 +238,7 @@ void OwnDevice::backward(size_t forward, size_t slot, Outcome& outcome) {
   }
 }
 
-void OwnDevice::take_numbers(Outcome& outcome) const {
+void OwnDevice::take_numbers(Outcome& outcome) {
   const at::Tensor counts_LE = balance_.step_counts_LE().contiguous();
   const int64_t* counts = counts_LE.const_data_ptr<int64_t>();
   outcome.step_counts_LE.assign(counts, counts + counts_LE.numel());

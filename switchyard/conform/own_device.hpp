@@ -32,7 +32,7 @@ class OwnDevice {
   /// Forwards in order, backwards from the last. The outcome has the gradients of this device's tokens and layers, the task's
   /// loss over them, and the numbers that every device of the stage must agree on.
   void run(Outcome& outcome);
-  void finish(BalanceState& state) const { balance_.finish(state); }
+  void finish(BalanceState& state) { balance_.finish(state); }
 
  private:
   struct Forward {
@@ -55,7 +55,7 @@ class OwnDevice {
   void run_with_stops(Outcome& outcome);
   void evaluate(size_t forward) const;
   void backward(size_t forward, size_t slot, Outcome& outcome);
-  void take_numbers(Outcome& outcome) const;
+  void take_numbers(Outcome& outcome);
 
   const BalanceCase& step_;
   DeviceShare share_;
