@@ -123,13 +123,12 @@ double TermBalance::curvature(int64_t local_segment) const {
 double TermBalance::value_share(const Group& group, int64_t layer) const {
   const GatheredPlan& plan = totals_.plan();
   if (plan.replica > 0 || group.holding == Holding::Elsewhere) return 0.0;
-  const bool shared = group.holding == Holding::Shared && plan.num_ranks > 1;
   if (method_.reads == SlopeReads::Fractions) {
     const SegmentRange local = totals_.local_range(group.group.averaged);
     const std::vector<double> means_E = divided(totals_.ledger().sums_E(token_sum(), layer, local), group.group.tokens);
     return method_.value({.fractions_E = fractions_E(group.group, layer), .mean_probs_E = means_E});
   }
-  const double share = shared ? 1.0 / static_cast<double>(plan.num_ranks) : 1.0;
+  const double share = group.holding == Holding::Shared ? 1.0 / static_cast<double>(plan.num_ranks) : 1.0;
   if (method_.reads == SlopeReads::DomainMeans) {
     return share * method_.value({.domain_means_NE = totals_.domain_means_NE(layer, group.group.averaged),
                                   .domain_sizes_N = group.domain_sizes});

@@ -36,6 +36,7 @@ StepTotals::StepTotals(const GatheredPlan& plan, const StepPlan& local, const Ba
 }
 
 Holding StepTotals::holding(const SegmentRange& range) const {
+  if (plan_.num_ranks == 1) return Holding::Mine;  // whatever ranks the segments name: one process may plan for many
   int64_t only_rank = -1;
   for (int64_t segment = range.begin; segment < range.end; ++segment) {
     const auto s = static_cast<size_t>(segment);
@@ -44,24 +45,23 @@ Holding StepTotals::holding(const SegmentRange& range) const {
     if (plan_.holders_of_segment[s] > 1 || (only_rank != -1 && only_rank != rank)) return Holding::Shared;
     only_rank = rank;
   }
-  // In a step of one rank segments need not name it.
-  return only_rank == -1 || only_rank == plan_.data_rank || plan_.num_ranks == 1 ? Holding::Mine : Holding::Elsewhere;
+  return only_rank == -1 || only_rank == plan_.data_rank ? Holding::Mine : Holding::Elsewhere;
 }
 
 void StepTotals::need_counts(Counted which, const SegmentRange& range) {
-  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  if (holding(range) != Holding::Shared) return;
   add_once(count_kinds_, which);
   shared_ranges_.push_back(range);
 }
 
 void StepTotals::need_sums(TokenSum which, const SegmentRange& range) {
-  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  if (holding(range) != Holding::Shared) return;
   add_once(sum_kinds_, which);
   shared_ranges_.push_back(range);
 }
 
 void StepTotals::need_domain_means(const SegmentRange& range) {
-  if (plan_.num_ranks == 1 || holding(range) != Holding::Shared) return;
+  if (holding(range) != Holding::Shared) return;
   ship_domains_ = true;
   shared_ranges_.push_back(range);
 }
@@ -96,8 +96,6 @@ SegmentRange StepTotals::local_range(const SegmentRange& range) const {
 SegmentRange StepTotals::segments_of_forward(int64_t forward) const {
   return {plan_.whole.forward_begin[static_cast<size_t>(forward)], plan_.whole.forward_begin[static_cast<size_t>(forward) + 1]};
 }
-
-bool StepTotals::any_cells(int64_t forward) const { return !cells_of_forward(forward).empty(); }
 
 int64_t StepTotals::sum_rows() const {
   return static_cast<int64_t>(sum_kinds_.size()) + (ship_domains_ ? num_domains_ : 0);
@@ -139,8 +137,8 @@ void StepTotals::pack_cell(const SegmentRange& cell, int64_t* counts, double* su
 void StepTotals::start(int64_t forward, int64_t problems) {
   Shipment& shipment = shipments_F_[static_cast<size_t>(forward)];
   shipment.started = true;
-  if (!any_cells(forward)) return;
-  const SegmentRange cells = cells_of_forward(forward);
+  const SegmentRange& cells = cells_of_forward(forward);
+  if (cells.empty()) return;
   const int64_t row_size = shape_.num_layers * shape_.num_experts;
   const int64_t count_size = static_cast<int64_t>(count_kinds_.size()) * row_size;
   const int64_t sum_size = sum_rows() * row_size;
@@ -200,18 +198,18 @@ std::vector<Number> StepTotals::cells_E(std::vector<Number> Shipment::*kept, int
 }
 
 std::vector<int64_t> StepTotals::counts_E(Counted which, int64_t layer, const SegmentRange& range) const {
-  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) return ledger_.counts_E(which, layer, local_range(range));
+  if (holding(range) != Holding::Shared) return ledger_.counts_E(which, layer, local_range(range));
   return cells_E(&Shipment::counts, index_of(count_kinds_, which), static_cast<int64_t>(count_kinds_.size()), layer, range);
 }
 
 std::vector<double> StepTotals::sums_E(TokenSum which, int64_t layer, const SegmentRange& range) const {
-  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) return ledger_.sums_E(which, layer, local_range(range));
+  if (holding(range) != Holding::Shared) return ledger_.sums_E(which, layer, local_range(range));
   return cells_E(&Shipment::sums, index_of(sum_kinds_, which), sum_rows(), layer, range);
 }
 
 std::vector<double> StepTotals::domain_means_NE(int64_t layer, const SegmentRange& range) const {
   std::vector<double> means_NE(static_cast<size_t>(num_domains_ * shape_.num_experts), 0.0);
-  if (holding(range) != Holding::Shared || plan_.num_ranks == 1) {
+  if (holding(range) != Holding::Shared) {
     add_domain_rows(layer, local_range(range), means_NE.data(), shape_.num_experts);
   } else {
     for (int64_t domain = 0; domain < num_domains_; ++domain) {
