@@ -31,8 +31,8 @@ struct RankNote {
 std::vector<SegmentNote> notes_of(const StepPlan& plan) {
   std::vector<SegmentNote> notes;
   for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-    for (int64_t segment = plan.forward_begin[static_cast<size_t>(forward)];
-         segment < plan.forward_begin[static_cast<size_t>(forward) + 1]; ++segment) {
+    const auto [begin, end] = plan.segments(forward);
+    for (int64_t segment = begin; segment < end; ++segment) {
       const auto s = static_cast<size_t>(segment);
       notes.push_back({forward, plan.segment_micro_batch[s], plan.segment_tokens[s], plan.domain_of(segment)});
     }

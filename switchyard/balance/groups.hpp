@@ -10,14 +10,6 @@
 
 namespace switchyard {
 
-/// Segments [begin, end) of the step.
-struct SegmentRange {
-  int64_t begin = 0;
-  int64_t end = 0;
-  [[nodiscard]] bool empty() const { return begin == end; }
-  bool operator==(const SegmentRange&) const = default;
-};
-
 /// G groups make a step. A group has at least one valid token; segments without any belong to no group or add nothing to one.
 struct BalanceGroup {
   SegmentRange averaged{};  // whose probabilities are averaged to P; these are disjoint

@@ -34,17 +34,16 @@ StepLedger::StepLedger(StepPlan plan, int64_t num_layers, int64_t num_experts)
 
 bool StepLedger::record(int64_t forward, int64_t layer, const SegmentStatistics& statistics) {
   const at::Tensor& counts_SE = statistics.counts.counts_GE;
-  SWITCHYARD_CHECK(
-      counts_SE.dim() == 2 && counts_SE.size(0) == plan_.forward_segments(forward) && counts_SE.size(1) == num_experts_,
-      ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer, ": counts have shape ", counts_SE.sizes(),
-      "; expected [", plan_.forward_segments(forward), ", ", num_experts_, "], segments of the forward and experts");
+  const auto [begin, end] = plan_.segments(forward);
+  const int64_t num_segments = end - begin;
+  SWITCHYARD_CHECK(counts_SE.dim() == 2 && counts_SE.size(0) == num_segments && counts_SE.size(1) == num_experts_, ShapeError,
+                   plan_.place(forward, layer), ": counts have shape ", counts_SE.sizes(), "; expected [", num_segments, ", ",
+                   num_experts_, "], segments of the forward and experts");
   check_tokens(forward, layer, statistics.counts.tokens_G);
   if (has(forward, layer)) {
     check_same_counts(forward, layer, counts_SE);
     return false;
   }
-  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
-  const int64_t num_segments = counts_SE.size(0);
   counts_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(counts_SE);
   if (statistics.first_counts_SE.defined()) {
     first_counts_LSE_.select(0, layer).narrow(0, begin, num_segments).copy_(statistics.first_counts_SE);
@@ -64,29 +63,29 @@ void StepLedger::keep_sums(int64_t forward, int64_t layer, TokenSum which, const
     has_sums_L_[static_cast<size_t>(which)][static_cast<size_t>(layer)] = false;
     return;
   }
-  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  const int64_t begin = plan_.segments(forward).begin;
   sums_LSE_[static_cast<size_t>(which)].select(0, layer).narrow(0, begin, sums_SE.size(0)).copy_(sums_SE);
 }
 
 void StepLedger::check_tokens(int64_t forward, int64_t layer, const at::Tensor& tokens_S) const {
   const at::Tensor host_tokens_S = tokens_S.contiguous();
   const int64_t* tokens = host_tokens_S.const_data_ptr<int64_t>();
-  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  const int64_t begin = plan_.segments(forward).begin;
   for (int64_t segment = 0; segment < tokens_S.size(0); ++segment) {
     const int64_t planned = plan_.segment_tokens[static_cast<size_t>(begin + segment)];
-    SWITCHYARD_CHECK(tokens[segment] == planned, ShapeError, "step ", plan_.step, ", forward ", forward, ", layer ", layer,
+    SWITCHYARD_CHECK(tokens[segment] == planned, ShapeError, plan_.place(forward, layer),
                      ": segment ", segment, " has ", tokens[segment], " valid tokens; the plan says ", planned,
                      ". Build the plan from the batch that is run");
   }
 }
 
 void StepLedger::check_same_counts(int64_t forward, int64_t layer, const at::Tensor& counts_SE) const {
-  const int64_t begin = plan_.forward_begin[static_cast<size_t>(forward)];
+  const int64_t begin = plan_.segments(forward).begin;
   const at::Tensor host_SE = counts_SE.contiguous();
   const int64_t* now = host_SE.const_data_ptr<int64_t>();
   const int64_t* first = counts_LSE_.const_data_ptr<int64_t>() + (layer * plan_.num_segments() + begin) * num_experts_;
   for (int64_t index = 0; index < host_SE.numel(); ++index) {
-    SWITCHYARD_CHECK(now[index] == first[index], StateError, "step ", plan_.step, ", forward ", forward, ", layer ", layer,
+    SWITCHYARD_CHECK(now[index] == first[index], StateError, plan_.place(forward, layer),
                      ": the second run sent ", now[index], " slots of segment ", index / num_experts_, " to expert ",
                      index % num_experts_, ", the first ", first[index],
                      ". The routing does not replay: run both with the same weights, inputs, random streams and kernels, or "

@@ -71,12 +71,6 @@ struct StepBalance::Impl {
             .orthogonality = of_a_layer(config.orthogonality_coefficient) / tokens};
   }
   [[nodiscard]] bool many_ranks() const { return ranks.comm.size() > 1; }
-  [[nodiscard]] std::string place(int64_t forward, int64_t layer) const {
-    return join_text("step ", plan.step, ", forward ", forward, ", layer ", layer);
-  }
-  [[nodiscard]] size_t key(int64_t forward, int64_t layer) const {
-    return static_cast<size_t>(forward * shape.num_layers + layer);
-  }
 
   void check_forward(int64_t forward) const {
     SWITCHYARD_CHECK(forward >= 0 && forward < plan.num_forwards(), UsageError, "step ", plan.step, ": forward ", forward,
@@ -128,16 +122,17 @@ void StepBalance::Impl::fill_known() {
 
 void StepBalance::Impl::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
   cells.check_passed(forward, layer, routing, segment_T);
-  SWITCHYARD_CHECK(routing.num_experts == shape.num_experts, ShapeError, place(forward, layer), ": routing over ",
+  SWITCHYARD_CHECK(routing.num_experts == shape.num_experts, ShapeError, plan.place(forward, layer), ": routing over ",
                    routing.num_experts, " experts; expected ", shape.num_experts);
   try {
-    const SegmentStatistics statistics = segment_statistics(routing, segment_T, plan.forward_segments(forward), wanted);
+    const SegmentStatistics statistics = segment_statistics(routing, segment_T, plan.segments(forward).size(), wanted);
     if (!totals.ledger().record(forward, layer, statistics)) return;
   } catch (const ShapeError& error) {
-    throw ShapeError(join_text(place(forward, layer), ": ", error.what()));
+    throw ShapeError(join_text(plan.place(forward, layer), ": ", error.what()));
   }
-  const auto begin = plan.segment_micro_batch.begin() + plan.forward_begin[static_cast<size_t>(forward)];
-  selection.record(layer, routing, segment_T, {begin, begin + plan.forward_segments(forward)});
+  const auto [begin, end] = plan.segments(forward);
+  const auto micro_batch = plan.segment_micro_batch.begin();
+  selection.record(layer, routing, segment_T, {micro_batch + begin, micro_batch + end});
 }
 
 template <typename Part>
@@ -153,12 +148,12 @@ void StepBalance::Impl::keep_problem(const Part& part) {
 void StepBalance::Impl::check_recorded(int64_t forward) const {
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     // A rank without a sequence in this forward need not run it.
-    SWITCHYARD_CHECK(config.orthogonality_coefficient == 0.0 || output_losses[key(forward, layer)] != kNotSeen ||
-                         plan.forward_segments(forward) == 0,
-                     StateError, place(forward, layer), ": close_forward() before through_outputs(), so the orthogonality loss ",
-                     "could not act");
-    SWITCHYARD_CHECK(totals.ledger().has(forward, layer) || (many_ranks() && plan.forward_segments(forward) == 0), StateError,
-                     place(forward, layer), ": close_forward() before record(); every MoE layer must record once per forward");
+    const bool empty = plan.segments(forward).empty();
+    SWITCHYARD_CHECK(config.orthogonality_coefficient == 0.0 || output_losses[shape.index(forward, layer)] != kNotSeen || empty,
+                     StateError, plan.place(forward, layer),
+                     ": close_forward() before through_outputs(), so the orthogonality loss could not act");
+    SWITCHYARD_CHECK(totals.ledger().has(forward, layer) || (many_ranks() && empty), StateError, plan.place(forward, layer),
+                     ": close_forward() before record(); every MoE layer must record once per forward");
   }
 }
 
@@ -167,7 +162,7 @@ void StepBalance::Impl::restore(const StepProgress& progress) {
   for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
     for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
       SWITCHYARD_CHECK(!totals.ledger().has(forward, layer) && !closed[static_cast<size_t>(forward)], StateError,
-                       place(forward, layer), ": resume() after this step has begun; resume first, then run what is left");
+                       plan.place(forward, layer), ": resume() after this step has begun; resume first, then run what is left");
     }
   }
   totals.ledger().restore(progress);
@@ -192,7 +187,7 @@ BalanceValues StepBalance::Impl::gather_values() {
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     double sum = 0.0;
     for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-      const double loss = output_losses[key(forward, layer)];
+      const double loss = output_losses[shape.index(forward, layer)];
       sum += loss == kNotSeen ? 0.0 : loss;  // NaN stays NaN
     }
     shares.push_back(counted_here ? sum / tokens : 0.0);
@@ -249,9 +244,9 @@ bool StepBalance::wants_outputs() const { return impl_->config.orthogonality_coe
 at::Tensor StepBalance::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                         const at::Tensor& segment_T) {
   impl_->check_place(forward, layer);
-  SWITCHYARD_CHECK(loss_T.dim() == 1 && loss_T.sizes() == segment_T.sizes(), ShapeError, impl_->place(forward, layer),
+  SWITCHYARD_CHECK(loss_T.dim() == 1 && loss_T.sizes() == segment_T.sizes(), ShapeError, impl_->plan.place(forward, layer),
                    ": orthogonality losses have shape ", loss_T.sizes(), "; expected one per token, ", segment_T.sizes());
-  double& sum = impl_->output_losses[impl_->key(forward, layer)];
+  double& sum = impl_->output_losses[impl_->shape.index(forward, layer)];
   if (sum == kNotSeen) sum = loss_T.detach().masked_fill(segment_T.lt(0), 0.0).sum(at::kDouble).item<double>();
   return impl_->cells.through_outputs(forward, layer, out_TD, loss_T, segment_T);
 }

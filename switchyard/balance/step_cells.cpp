@@ -22,35 +22,27 @@ StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vecto
       logits_passed_(static_cast<size_t>(plan.num_forwards() * shape.num_layers)), probs_passed_(logits_passed_) {
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
     for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
-      cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
-      load_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
+      cells_.push_back(c10::make_intrusive<CoefficientCell>(plan_.place(forward, layer)));
+      load_cells_.push_back(c10::make_intrusive<CoefficientCell>(plan_.place(forward, layer)));
     }
     add_cells_of_tokens(forward, weights_.z, z_cells_);
     add_cells_of_tokens(forward, weights_.orthogonality, output_cells_);
-    curvature_cells_.push_back(c10::make_intrusive<CoefficientCell>(place(forward, 0)));
+    curvature_cells_.push_back(c10::make_intrusive<CoefficientCell>(plan_.place(forward, 0)));
   }
-}
-
-std::string StepCells::place(int64_t forward, int64_t layer) const {
-  return join_text("step ", plan_.step, ", forward ", forward, ", layer ", layer);
 }
 
 // The same weight for every token, known from the start. A cell for each layer, so that each can tell whether it acted.
 void StepCells::add_cells_of_tokens(int64_t forward, double weight, std::vector<CellPtr>& cells) const {
   if (weight == 0.0) return;
-  const SegmentRange range = segments(forward);
-  at::Tensor weight_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
+  const SegmentRange range = plan_.segments(forward);
+  at::Tensor weight_S1 = at::zeros({range.size(), 1}, at::kDouble);
   for (int64_t segment = range.begin; segment < range.end; ++segment) {
     weight_S1.mutable_data_ptr<double>()[segment - range.begin] = weight * factor_of_segment_[static_cast<size_t>(segment)];
   }
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
-    cells.push_back(c10::make_intrusive<CoefficientCell>(place(forward, layer)));
+    cells.push_back(c10::make_intrusive<CoefficientCell>(plan_.place(forward, layer)));
     cells.back()->fill(weight_S1);
   }
-}
-
-SegmentRange StepCells::segments(int64_t forward) const {
-  return {plan_.forward_begin[static_cast<size_t>(forward)], plan_.forward_begin[static_cast<size_t>(forward) + 1]};
 }
 
 void StepCells::use(const std::vector<std::unique_ptr<TermBalance>>& terms) {
@@ -60,8 +52,8 @@ void StepCells::use(const std::vector<std::unique_ptr<TermBalance>>& terms) {
     has_curvature_ = has_curvature_ || term->method().curvature != 0.0;
   }
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
-    const SegmentRange range = segments(forward);
-    at::Tensor curvature_S1 = at::zeros({range.end - range.begin, 1}, at::kDouble);
+    const SegmentRange range = plan_.segments(forward);
+    at::Tensor curvature_S1 = at::zeros({range.size(), 1}, at::kDouble);
     for (int64_t segment = range.begin; segment < range.end; ++segment) {
       double sum = 0.0;
       for (const auto& term : terms) sum += term->curvature(segment);
@@ -72,10 +64,10 @@ void StepCells::use(const std::vector<std::unique_ptr<TermBalance>>& terms) {
 }
 
 void StepCells::fill_forward(int64_t forward, const std::vector<std::unique_ptr<TermBalance>>& terms) {
-  const SegmentRange range = segments(forward);
+  const SegmentRange range = plan_.segments(forward);
   const auto num_experts = static_cast<size_t>(shape_.num_experts);
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
-    at::Tensor probs_SE = at::zeros({range.end - range.begin, shape_.num_experts}, at::kDouble);
+    at::Tensor probs_SE = at::zeros({range.size(), shape_.num_experts}, at::kDouble);
     at::Tensor load_SE = at::zeros(on_load_ ? probs_SE.sizes() : c10::IntArrayRef({0, shape_.num_experts}), at::kDouble);
     for (const auto& term : terms) {
       if (!term->injects()) continue;
@@ -85,45 +77,45 @@ void StepCells::fill_forward(int64_t forward, const std::vector<std::unique_ptr<
         term->add_coefficients(layer, segment, factor_of_segment_[static_cast<size_t>(segment)], {row, num_experts});
       }
     }
-    cells_[key(forward, layer)]->fill(probs_SE);
-    if (on_load_) load_cells_[key(forward, layer)]->fill(load_SE);
+    cells_[shape_.index(forward, layer)]->fill(probs_SE);
+    if (on_load_) load_cells_[shape_.index(forward, layer)]->fill(load_SE);
   }
 }
 
 void StepCells::fill_known(const std::vector<std::unique_ptr<TermBalance>>& terms) {
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
-    if (cells_[key(forward, 0)]->filled()) continue;
-    const SegmentRange range = segments(forward);
+    if (cells_[shape_.index(forward, 0)]->filled()) continue;
+    const SegmentRange range = plan_.segments(forward);
     const bool known = std::all_of(terms.begin(), terms.end(), [&](const auto& term) { return term->known(range); });
     if (known) fill_forward(forward, terms);
   }
 }
 
 void StepCells::fill_with_zeros(int64_t forward) {
-  if (!cells_[key(forward, 0)]->filled()) fill_forward(forward, {});
+  if (!cells_[shape_.index(forward, 0)]->filled()) fill_forward(forward, {});
 }
 
 void StepCells::check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const {
   SWITCHYARD_CHECK(segment_T.dim() == 1 && scores_TE.dim() == 2 && segment_T.size(0) == scores_TE.size(0), ShapeError,
-                   place(forward, layer), ": scores of shape ", scores_TE.sizes(), " with segment numbers of shape ",
+                   plan_.place(forward, layer), ": scores of shape ", scores_TE.sizes(), " with segment numbers of shape ",
                    segment_T.sizes(), "; expected [T, E] and [T]");
 }
 
 at::Tensor StepCells::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                      const at::Tensor& segment_T) {
   check_segments(forward, layer, logits_TE, segment_T);
-  logits_passed_[key(forward, layer)] = segment_T;
+  logits_passed_[shape_.index(forward, layer)] = segment_T;
   at::Tensor through_TE = logits_TE;
-  if (weights_.z != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[key(forward, layer)]);
-  if (on_load_) through_TE = inject_load(through_TE, segment_T, load_cells_[key(forward, layer)], shape_.num_chosen);
+  if (weights_.z != 0.0) through_TE = inject_z_loss(through_TE, segment_T, z_cells_[shape_.index(forward, layer)]);
+  if (on_load_) through_TE = inject_load(through_TE, segment_T, load_cells_[shape_.index(forward, layer)], shape_.num_chosen);
   return through_TE;
 }
 
 at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T) {
   check_segments(forward, layer, probs_TE, segment_T);
-  probs_passed_[key(forward, layer)] = segment_T;
+  probs_passed_[shape_.index(forward, layer)] = segment_T;
   if (!on_probs_) return probs_TE;
-  at::Tensor through_TE = inject_coefficients(probs_TE, segment_T, cells_[key(forward, layer)]);
+  at::Tensor through_TE = inject_coefficients(probs_TE, segment_T, cells_[shape_.index(forward, layer)]);
   if (has_curvature_) through_TE = inject_curvature(through_TE, segment_T, curvature_cells_[static_cast<size_t>(forward)]);
   return through_TE;
 }
@@ -131,22 +123,25 @@ at::Tensor StepCells::through_probs(int64_t forward, int64_t layer, const at::Te
 at::Tensor StepCells::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                       const at::Tensor& segment_T) const {
   if (weights_.orthogonality == 0.0) return out_TD;
-  return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[key(forward, layer)]);
+  return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[shape_.index(forward, layer)]);
 }
 
 void StepCells::check_passed(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) const {
-  const at::Tensor& with_probs_T = probs_passed_[key(forward, layer)];
-  const at::Tensor& with_logits_T = logits_passed_[key(forward, layer)];
+  const at::Tensor& with_probs_T = probs_passed_[shape_.index(forward, layer)];
+  const at::Tensor& with_logits_T = logits_passed_[shape_.index(forward, layer)];
   const bool on_logits = on_load_ || weights_.z != 0.0;
-  SWITCHYARD_CHECK(!on_probs_ || (with_probs_T.defined() && routing.probs_TE.defined()), StateError, place(forward, layer),
-                   ": the router did not pass its probabilities through, so a balancing loss that is on could not act. Use a "
-                   "router that takes balancing, or set balance.method = \"none\"");
-  SWITCHYARD_CHECK(!on_logits || (with_logits_T.defined() && routing.logits_TE.defined()), StateError, place(forward, layer),
-                   ": the router did not pass its logits through, so the z-loss (coefficient ", weights_.z,
-                   ") or a loss of the load could not act. Use a router that takes balancing, or set balance.z_coefficient = 0");
-  SWITCHYARD_CHECK((!on_probs_ || same_segments(with_probs_T, segment_T)) && (!on_logits || same_segments(with_logits_T, segment_T)),
-                   ShapeError, place(forward, layer), ": the router passed its scores through with other segment numbers than its "
-                   "counts are recorded with, so their coefficients would go to other tokens. Give both the same segment_T");
+  SWITCHYARD_CHECK(!on_probs_ || (with_probs_T.defined() && routing.probs_TE.defined()), StateError,
+                   plan_.place(forward, layer), ": the router did not pass its probabilities through, so a balancing loss "
+                   "that is on could not act. Use a router that takes balancing, or set balance.method = \"none\"");
+  SWITCHYARD_CHECK(!on_logits || (with_logits_T.defined() && routing.logits_TE.defined()), StateError,
+                   plan_.place(forward, layer), ": the router did not pass its logits through, so the z-loss (coefficient ",
+                   weights_.z, ") or a loss of the load could not act. Use a router that takes balancing, or set "
+                   "balance.z_coefficient = 0");
+  const bool probs_fit = !on_probs_ || same_segments(with_probs_T, segment_T);
+  const bool logits_fit = !on_logits || same_segments(with_logits_T, segment_T);
+  SWITCHYARD_CHECK(probs_fit && logits_fit, ShapeError, plan_.place(forward, layer),
+                   ": the router passed its scores through with other segment numbers than its counts are recorded with, so "
+                   "their coefficients would go to other tokens. Give both the same segment_T");
 }
 
 void StepCells::check_reached() const {
@@ -164,7 +159,7 @@ void StepCells::check_reached() const {
 }
 
 at::Tensor StepCells::coefficients_SE(int64_t forward, int64_t layer) const {
-  return cells_[key(forward, layer)]->coefficients_SE();
+  return cells_[shape_.index(forward, layer)]->coefficients_SE();
 }
 
 }  // namespace switchyard

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "switchyard/balance/inject.hpp"
@@ -55,12 +54,7 @@ class StepCells {
   [[nodiscard]] at::Tensor coefficients_SE(int64_t forward, int64_t layer) const;
 
  private:
-  [[nodiscard]] size_t key(int64_t forward, int64_t layer) const {
-    return static_cast<size_t>(forward * shape_.num_layers + layer);
-  }
-  [[nodiscard]] SegmentRange segments(int64_t forward) const;
   void add_cells_of_tokens(int64_t forward, double weight, std::vector<CellPtr>& cells) const;
-  [[nodiscard]] std::string place(int64_t forward, int64_t layer) const;
   void check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const;
   void fill_forward(int64_t forward, const std::vector<std::unique_ptr<TermBalance>>& terms);
 

@@ -63,8 +63,12 @@ int64_t StepPlan::micro_batch_count() const {
 
 int64_t StepPlan::step_tokens() const { return std::accumulate(segment_tokens.begin(), segment_tokens.end(), int64_t{0}); }
 
-int64_t StepPlan::forward_segments(int64_t forward) const {
-  return forward_begin[static_cast<size_t>(forward) + 1] - forward_begin[static_cast<size_t>(forward)];
+SegmentRange StepPlan::segments(int64_t forward) const {
+  return {forward_begin[static_cast<size_t>(forward)], forward_begin[static_cast<size_t>(forward) + 1]};
+}
+
+std::string StepPlan::place(int64_t forward, int64_t layer) const {
+  return join_text("step ", step, ", forward ", forward, ", layer ", layer);
 }
 
 int64_t StepPlan::rank_of(int64_t segment) const {

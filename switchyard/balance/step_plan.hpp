@@ -3,9 +3,19 @@
 // numbered in step order (micro-batch, rank, row, document). S segments, F forwards, M micro-batches, R ranks.
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace switchyard {
+
+/// Segments [begin, end) of the step.
+struct SegmentRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  [[nodiscard]] int64_t size() const { return end - begin; }
+  [[nodiscard]] bool empty() const { return begin == end; }
+  bool operator==(const SegmentRange&) const = default;
+};
 
 enum class Averaging { Sum, Mean, ByTokens };  // who the caller lets divide, see GradientContract
 
@@ -34,7 +44,8 @@ struct StepPlan {
   [[nodiscard]] int64_t num_segments() const { return static_cast<int64_t>(segment_tokens.size()); }
   [[nodiscard]] int64_t micro_batch_count() const;  // M
   [[nodiscard]] int64_t step_tokens() const;        // T_step, valid tokens of the step
-  [[nodiscard]] int64_t forward_segments(int64_t forward) const;
+  [[nodiscard]] SegmentRange segments(int64_t forward) const;
+  [[nodiscard]] std::string place(int64_t forward, int64_t layer) const;  // "step 3, forward 0, layer 1", for messages
   [[nodiscard]] int64_t rank_of(int64_t segment) const;
   [[nodiscard]] int64_t domain_of(int64_t segment) const;
 };

@@ -30,7 +30,7 @@ TermBalance::TermBalance(const BalanceTerm& term, GroupWeighting weighting, doub
     const SegmentRange local = totals.local_range(group.averaged);
     std::fill(group_of_segment_.begin() + local.begin, group_of_segment_.begin() + local.end,
               static_cast<int64_t>(groups_.size()));
-    groups_.push_back({.group = group, .holding = totals.holding(group.averaged), .rows = {}, .domain_sizes = {}});
+    groups_.push_back({group, totals.holding(group.averaged)});
     if (method_.value == nullptr) continue;
     if (method_.reads == SlopeReads::Fractions) totals.need_counts(method_.counted, group.counted);
     if (method_.reads == SlopeReads::Means) totals.need_sums(token_sum(), group.averaged);
@@ -47,7 +47,7 @@ int64_t TermBalance::rows_per_layer() const { return method_.reads == SlopeReads
 // A group without tokens of this rank is left to others.
 bool TermBalance::complete(const Group& group) const {
   if (group.holding == Holding::Elsewhere) return false;
-  return totals_.complete(method_.reads == SlopeReads::Fractions ? group.group.counted : group.group.averaged);
+  return totals_.complete(method_.reads == SlopeReads::Fractions ? group.counted : group.averaged);
 }
 
 std::vector<double> TermBalance::fractions_E(const BalanceGroup& group, int64_t layer) const {
@@ -60,20 +60,20 @@ std::vector<double> TermBalance::group_rows(const Group& group) const {
   const int64_t row_size = rows_per_layer() * shape_.num_experts;
   std::vector<double> rows(static_cast<size_t>(shape_.num_layers * row_size), 0.0);
   if (method_.slope == nullptr) return rows;
-  const double weight = per_layer_ * group.group.weight;
+  const double weight = per_layer_ * group.weight;
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
     const std::span<double> row(rows.data() + layer * row_size, static_cast<size_t>(row_size));
     if (method_.reads == SlopeReads::Fractions) {
-      method_.slope({.fractions_E = fractions_E(group.group, layer)}, row);
+      method_.slope({.fractions_E = fractions_E(group, layer)}, row);
     } else if (method_.reads == SlopeReads::Means) {
-      method_.slope({.mean_probs_E = divided(totals_.sums_E(token_sum(), layer, group.group.averaged), group.group.tokens)}, row);
+      method_.slope({.mean_probs_E = divided(totals_.sums_E(token_sum(), layer, group.averaged), group.tokens)}, row);
     } else {
-      method_.slope({.domain_means_NE = totals_.domain_means_NE(layer, group.group.averaged),
+      method_.slope({.domain_means_NE = totals_.domain_means_NE(layer, group.averaged),
                      .domain_sizes_N = group.domain_sizes},
                     row);
     }
     // A domain's mean is over sequences, so its tokens divide by their sequence's length in add_coefficients().
-    const double divisor = method_.reads == SlopeReads::DomainMeans ? 1.0 : static_cast<double>(group.group.tokens);
+    const double divisor = method_.reads == SlopeReads::DomainMeans ? 1.0 : static_cast<double>(group.tokens);
     for (double& entry : row) entry *= weight / divisor;
   }
   return rows;
@@ -115,7 +115,7 @@ void TermBalance::add_coefficients(int64_t layer, int64_t local_segment, double 
 double TermBalance::curvature(int64_t local_segment) const {
   const int64_t index = group_of_segment_[static_cast<size_t>(local_segment)];
   if (index == kNoGroup || !injects()) return 0.0;
-  const BalanceGroup& group = groups_[static_cast<size_t>(index)].group;
+  const Group& group = groups_[static_cast<size_t>(index)];
   return 2.0 * method_.curvature * per_layer_ * group.weight / static_cast<double>(group.tokens);
 }
 
@@ -124,19 +124,19 @@ double TermBalance::value_share(const Group& group, int64_t layer) const {
   const GatheredPlan& plan = totals_.plan();
   if (plan.replica > 0 || group.holding == Holding::Elsewhere) return 0.0;
   if (method_.reads == SlopeReads::Fractions) {
-    const SegmentRange local = totals_.local_range(group.group.averaged);
-    const std::vector<double> means_E = divided(totals_.ledger().sums_E(token_sum(), layer, local), group.group.tokens);
-    return method_.value({.fractions_E = fractions_E(group.group, layer), .mean_probs_E = means_E});
+    const SegmentRange local = totals_.local_range(group.averaged);
+    const std::vector<double> means_E = divided(totals_.ledger().sums_E(token_sum(), layer, local), group.tokens);
+    return method_.value({.fractions_E = fractions_E(group, layer), .mean_probs_E = means_E});
   }
   const double share = group.holding == Holding::Shared ? 1.0 / static_cast<double>(plan.num_ranks) : 1.0;
   if (method_.reads == SlopeReads::DomainMeans) {
-    return share * method_.value({.domain_means_NE = totals_.domain_means_NE(layer, group.group.averaged),
+    return share * method_.value({.domain_means_NE = totals_.domain_means_NE(layer, group.averaged),
                                   .domain_sizes_N = group.domain_sizes});
   }
-  const std::vector<double> means_E = divided(totals_.sums_E(token_sum(), layer, group.group.averaged), group.group.tokens);
+  const std::vector<double> means_E = divided(totals_.sums_E(token_sum(), layer, group.averaged), group.tokens);
   std::vector<double> squares_E;
   if (method_.curvature != 0.0) {
-    squares_E = divided(totals_.sums_E(TokenSum::SquaredProbs, layer, group.group.averaged), group.group.tokens);
+    squares_E = divided(totals_.sums_E(TokenSum::SquaredProbs, layer, group.averaged), group.tokens);
   }
   return share * method_.value({.mean_probs_E = means_E, .mean_squares_E = squares_E});
 }
@@ -145,7 +145,7 @@ std::vector<double> TermBalance::value_shares_L() const {
   std::vector<double> values_L(static_cast<size_t>(shape_.num_layers), 0.0);
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
     for (const Group& group : groups_) {
-      values_L[static_cast<size_t>(layer)] += group.group.weight * value_share(group, layer);
+      values_L[static_cast<size_t>(layer)] += group.weight * value_share(group, layer);
     }
   }
   return values_L;

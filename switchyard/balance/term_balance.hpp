@@ -44,11 +44,10 @@ class TermBalance {
   [[nodiscard]] bool has_values() const;
 
  private:
-  struct Group {
-    BalanceGroup group;
+  struct Group : BalanceGroup {
     Holding holding = Holding::Mine;
-    std::vector<double> rows;           // [L, R, E], R = 1 or N; empty until known
-    std::vector<int64_t> domain_sizes;  // [N], for DomainMeans
+    std::vector<double> rows{};           // [L, 1, E], [L, N, E] for DomainMeans; empty until known
+    std::vector<int64_t> domain_sizes{};  // [N], for DomainMeans
   };
 
   [[nodiscard]] TokenSum token_sum() const { return method_.score == Score::Load ? TokenSum::Load : TokenSum::Probs; }

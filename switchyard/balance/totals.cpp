@@ -80,7 +80,7 @@ void StepTotals::seal() {
   }
   auto next = cells_.begin();
   for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
-    const SegmentRange segments = segments_of_forward(forward);
+    const SegmentRange segments = plan_.whole.segments(forward);
     const auto first = next;
     next = std::find_if_not(first, cells_.end(), [&segments](const SegmentRange& cell) { return within(cell, segments); });
     cells_of_forward_F_.push_back({first - cells_.begin(), next - cells_.begin()});
@@ -91,10 +91,6 @@ SegmentRange StepTotals::local_range(const SegmentRange& range) const {
   const auto first = std::lower_bound(plan_.whole_of_local.begin(), plan_.whole_of_local.end(), range.begin);
   const auto last = std::lower_bound(first, plan_.whole_of_local.end(), range.end);
   return {first - plan_.whole_of_local.begin(), last - plan_.whole_of_local.begin()};
-}
-
-SegmentRange StepTotals::segments_of_forward(int64_t forward) const {
-  return {plan_.whole.forward_begin[static_cast<size_t>(forward)], plan_.whole.forward_begin[static_cast<size_t>(forward) + 1]};
 }
 
 int64_t StepTotals::sum_rows() const {
@@ -142,8 +138,8 @@ void StepTotals::start(int64_t forward, int64_t problems) {
   const int64_t row_size = shape_.num_layers * shape_.num_experts;
   const int64_t count_size = static_cast<int64_t>(count_kinds_.size()) * row_size;
   const int64_t sum_size = sum_rows() * row_size;
-  shipment.counts.assign(static_cast<size_t>((cells.end - cells.begin) * count_size + 1), 0);
-  shipment.sums.assign(static_cast<size_t>((cells.end - cells.begin) * sum_size), 0.0);
+  shipment.counts.assign(static_cast<size_t>(cells.size() * count_size + 1), 0);
+  shipment.sums.assign(static_cast<size_t>(cells.size() * sum_size), 0.0);
   // A replica's tokens are counted by the rank that it is a copy of.
   for (int64_t cell = cells.begin; plan_.replica == 0 && problems == 0 && cell < cells.end; ++cell) {
     pack_cell(cells_[static_cast<size_t>(cell)], shipment.counts.data() + (cell - cells.begin) * count_size,
@@ -168,7 +164,7 @@ int64_t StepTotals::finish(int64_t forward) {
 
 bool StepTotals::complete(const SegmentRange& range) const {
   for (int64_t forward = 0; forward < plan_.whole.num_forwards(); ++forward) {
-    const auto [begin, end] = segments_of_forward(forward);
+    const auto [begin, end] = plan_.whole.segments(forward);
     if (begin < range.end && end > range.begin && begin < end && !shipments_F_[static_cast<size_t>(forward)].finished) {
       return false;
     }

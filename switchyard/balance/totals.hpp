@@ -71,7 +71,6 @@ class StepTotals {
     bool finished = false;
   };
 
-  [[nodiscard]] SegmentRange segments_of_forward(int64_t forward) const;
   [[nodiscard]] const SegmentRange& cells_of_forward(int64_t forward) const {
     return cells_of_forward_F_[static_cast<size_t>(forward)];
   }

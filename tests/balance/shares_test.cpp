@@ -95,10 +95,10 @@ void run_rank(const Part& part, const BalanceConfig& config, Communicator& comm,
     for (const Token& token : part.tokens) {
       if (token.sequence / 2 != forward) continue;
       const auto found = std::find(part.sequences.begin(), part.sequences.end(), token.sequence);
-      segments.push_back(found - part.sequences.begin() - plan.forward_begin[static_cast<size_t>(forward)]);
+      segments.push_back(found - part.sequences.begin() - plan.segments(forward).begin);
       numbers.push_back(token.number);
     }
-    if (plan.forward_segments(forward) > 0) {
+    if (!plan.segments(forward).empty()) {
       const at::Tensor segment_T = int_tensor(segments);
       for (int64_t layer = 0; layer < part.num_layers; ++layer) {
         const at::Tensor logits_TE = all_logits(part.first_layer + layer).index_select(0, int_tensor(numbers));
@@ -117,7 +117,7 @@ void run_rank(const Part& part, const BalanceConfig& config, Communicator& comm,
   for (const Token& token : part.tokens) {
     const int64_t forward = token.sequence / 2;
     const auto found = std::find(part.sequences.begin(), part.sequences.end(), token.sequence);
-    const int64_t segment = found - part.sequences.begin() - plan.forward_begin[static_cast<size_t>(forward)];
+    const int64_t segment = found - part.sequences.begin() - plan.segments(forward).begin;
     for (int64_t layer = 0; layer < part.num_layers; ++layer) {
       const at::Tensor row_E = balance.coefficients_GE(forward, layer).select(0, segment).contiguous();
       result.coefficients[static_cast<size_t>((part.first_layer + layer) * 20 + token.number)] = {

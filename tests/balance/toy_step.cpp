@@ -200,7 +200,7 @@ StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceCo
   StepResult result;
   const auto run_forward = [&](int64_t forward) {
     const TokenRange tokens = ranges[static_cast<size_t>(forward)];
-    const at::Tensor segment_T = local_segments(layout, tokens, plan.forward_begin[static_cast<size_t>(forward)]);
+    const at::Tensor segment_T = local_segments(layout, tokens, plan.segments(forward).begin);
     const Hooks hooks = {
         .logits = [&](int64_t l, const at::Tensor& logits) { return balance.through_logits(forward, l, logits, segment_T); },
         .probs = [&](int64_t l, const at::Tensor& probs) { return balance.through_probs(forward, l, probs, segment_T); },
