@@ -86,7 +86,10 @@ SelectionStep::SelectionStep(const SelectionConfig& config, const BalanceShape& 
                     : at::zeros({shape.num_layers, shape.num_experts}, at::kFloat);
   const auto rows = static_cast<size_t>(shape.num_layers * shape.num_experts);
   if (config.rule == SelectionRule::Quantile) histogram_.assign(rows * static_cast<size_t>(kAllBins), 0);
-  if (config.rule == SelectionRule::MeanQuantile) thresholds_.assign(rows + static_cast<size_t>(shape.num_layers), 0.0);
+  if (config.rule == SelectionRule::MeanQuantile) {
+    threshold_sums_LE_.assign(rows, 0.0);
+    micro_batches_L_.assign(static_cast<size_t>(shape.num_layers), 0.0);
+  }
 }
 
 bool SelectionStep::quantile() const {
@@ -117,13 +120,10 @@ void SelectionStep::record(int64_t layer, const Routing& routing, const at::Tens
     record_micro_batch(layer, routing.logits_TE.index({segment_T.ge(0)}));
     return;
   }
-  const std::set<int64_t> micro_batches(micro_batch_S.begin(), micro_batch_S.end());
-  at::Tensor micro_batch_T = at::zeros(segment_T.sizes(), at::kLong).fill_(-1);
-  for (int64_t token = 0; token < segment_T.size(0); ++token) {
-    const int64_t segment = segment_T.const_data_ptr<int64_t>()[token];
-    if (segment >= 0) micro_batch_T.mutable_data_ptr<int64_t>()[token] = micro_batch_S[static_cast<size_t>(segment)];
-  }
-  for (const int64_t micro_batch : micro_batches) {
+  std::vector<int64_t> with_padding = micro_batch_S;
+  with_padding.push_back(-1);  // the last one is what padding, segment -1, reads
+  const at::Tensor micro_batch_T = at::tensor(with_padding, at::kLong).index({segment_T});
+  for (const int64_t micro_batch : std::set<int64_t>(micro_batch_S.begin(), micro_batch_S.end())) {
     record_micro_batch(layer, routing.logits_TE.index({micro_batch_T.eq(micro_batch)}));
   }
 }
@@ -135,9 +135,9 @@ void SelectionStep::record_micro_batch(int64_t layer, const at::Tensor& logits_T
     const double above = static_cast<double>(over_TE.size(0) * shape_.num_chosen) / static_cast<double>(shape_.num_experts);
     const std::vector<double> thresholds_E = exact_thresholds(over_TE, above);
     for (size_t expert = 0; expert < thresholds_E.size(); ++expert) {
-      thresholds_[static_cast<size_t>(layer * shape_.num_experts) + expert] += thresholds_E[expert];
+      threshold_sums_LE_[static_cast<size_t>(layer * shape_.num_experts) + expert] += thresholds_E[expert];
     }
-    thresholds_[static_cast<size_t>(shape_.num_layers * shape_.num_experts + layer)] += 1.0;
+    micro_batches_L_[static_cast<size_t>(layer)] += 1.0;
     return;
   }
   const ThresholdBins bins = bins_of(layer);
@@ -146,29 +146,60 @@ void SelectionStep::record_micro_batch(int64_t layer, const at::Tensor& logits_T
   for (int64_t at = 0; at < over_TE.numel(); ++at) ++counts[(at % shape_.num_experts) * kAllBins + bins.bin_of(values[at])];
 }
 
+std::vector<double> SelectionStep::packed_thresholds() const {
+  std::vector<double> packed = threshold_sums_LE_;
+  packed.insert(packed.end(), micro_batches_L_.begin(), micro_batches_L_.end());
+  return packed;
+}
+
+void SelectionStep::unpack_thresholds(const std::vector<double>& packed) {
+  const auto middle = packed.begin() + std::ssize(threshold_sums_LE_);
+  std::copy(packed.begin(), middle, threshold_sums_LE_.begin());
+  std::copy(middle, packed.end(), micro_batches_L_.begin());
+}
+
 void SelectionStep::close(Communicator& comm, int64_t replica) {
   if (!quantile() || comm.size() == 1 || closed_) return;
   closed_ = true;
+  std::vector<double> thresholds = packed_thresholds();
   if (replica > 0) {
     std::fill(histogram_.begin(), histogram_.end(), 0);
-    std::fill(thresholds_.begin(), thresholds_.end(), 0.0);
+    std::fill(thresholds.begin(), thresholds.end(), 0.0);
   }
   if (!histogram_.empty()) comm.all_reduce_sum(std::span<int64_t>(histogram_));
-  if (!thresholds_.empty()) comm.all_reduce_sum(std::span<double>(thresholds_));
+  if (!thresholds.empty()) comm.all_reduce_sum(std::span<double>(thresholds));
+  unpack_thresholds(thresholds);
 }
 
 void SelectionStep::save(StepProgress& progress) const {
   put(progress, "threshold_histogram", histogram_);
-  put(progress, "threshold_sums", thresholds_);
+  put(progress, "threshold_sums", packed_thresholds());
   put(progress, "thresholds_closed", std::vector<bool>{closed_});
 }
 
 void SelectionStep::restore(const StepProgress& progress) {
   take(progress, "threshold_histogram", histogram_);
-  take(progress, "threshold_sums", thresholds_);
+  std::vector<double> thresholds = packed_thresholds();
+  take(progress, "threshold_sums", thresholds);
+  unpack_thresholds(thresholds);
   std::vector<bool> closed(1);
   take(progress, "thresholds_closed", closed);
   closed_ = closed.front();
+}
+
+std::vector<double> SelectionStep::updated_thresholds_E(int64_t layer, double above) const {
+  const ThresholdBins bins = bins_of(layer);
+  std::vector<double> thresholds_E;
+  for (int64_t expert = 0; expert < shape_.num_experts; ++expert) {
+    const int64_t row = layer * shape_.num_experts + expert;
+    const double fresh = config_.rule == SelectionRule::Quantile
+                             ? threshold_of(bins, histogram_.data() + row * kAllBins, above)
+                             : threshold_sums_LE_[static_cast<size_t>(row)] /
+                                   std::max(micro_batches_L_[static_cast<size_t>(layer)], 1.0);
+    const double old = -static_cast<double>(old_offsets(layer)[expert]);
+    thresholds_E.push_back(config_.decay * old + (1.0 - config_.decay) * fresh);
+  }
+  return thresholds_E;
 }
 
 void SelectionStep::update(const at::Tensor& counts_LE, int64_t step_tokens, BalanceState& state) const {
@@ -179,26 +210,12 @@ void SelectionStep::update(const at::Tensor& counts_LE, int64_t step_tokens, Bal
   }
   at::Tensor updated_LE = at::zeros(offsets_LE_.sizes(), at::kFloat);
   const double above = static_cast<double>(step_tokens * shape_.num_chosen) / static_cast<double>(shape_.num_experts);
+  float* updated = updated_LE.mutable_data_ptr<float>();
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
-    std::vector<double> thresholds_E(static_cast<size_t>(shape_.num_experts));
+    const std::vector<double> thresholds_E = updated_thresholds_E(layer, above);
     double mean = 0.0;
-    for (int64_t expert = 0; expert < shape_.num_experts; ++expert) {
-      const int64_t row = layer * shape_.num_experts + expert;
-      double fresh = 0.0;
-      if (config_.rule == SelectionRule::Quantile) {
-        fresh = threshold_of(bins_of(layer), histogram_.data() + row * kAllBins, above);
-      } else {
-        const double micro_batches = thresholds_[static_cast<size_t>(shape_.num_layers * shape_.num_experts + layer)];
-        fresh = thresholds_[static_cast<size_t>(row)] / std::max(micro_batches, 1.0);
-      }
-      const double old = -static_cast<double>(old_offsets(layer)[expert]);
-      thresholds_E[static_cast<size_t>(expert)] = config_.decay * old + (1.0 - config_.decay) * fresh;
-      mean += thresholds_E[static_cast<size_t>(expert)] / static_cast<double>(shape_.num_experts);
-    }
-    for (int64_t expert = 0; expert < shape_.num_experts; ++expert) {
-      updated_LE.mutable_data_ptr<float>()[layer * shape_.num_experts + expert] =
-          static_cast<float>(mean - thresholds_E[static_cast<size_t>(expert)]);
-    }
+    for (const double threshold : thresholds_E) mean += threshold / static_cast<double>(shape_.num_experts);
+    for (const double threshold : thresholds_E) *updated++ = static_cast<float>(mean - threshold);
   }
   state.selection_offsets_LE = updated_LE;
 }

@@ -71,13 +71,19 @@ class SelectionStep {
   [[nodiscard]] const float* old_offsets(int64_t layer) const;
   [[nodiscard]] ThresholdBins bins_of(int64_t layer) const;
   void record_micro_batch(int64_t layer, const at::Tensor& logits_TE);
+  /// threshold_sums_LE_, then micro_batches_L_: how both travel and are saved.
+  [[nodiscard]] std::vector<double> packed_thresholds() const;
+  void unpack_thresholds(const std::vector<double>& packed);
+  /// @param above  how many values are to lie over each
+  [[nodiscard]] std::vector<double> updated_thresholds_E(int64_t layer, double above) const;
 
   SelectionConfig config_;
   BalanceShape shape_;
-  at::Tensor offsets_LE_;           // fp32, of the step under way
-  std::vector<int64_t> histogram_;  // [L, E, kBins + 2]
-  std::vector<double> thresholds_;  // [L, E] sums over micro-batches, then [L] numbers of micro-batches
-  bool closed_ = false;             // whether both are of all ranks
+  at::Tensor offsets_LE_;                  // fp32, of the step under way
+  std::vector<int64_t> histogram_;         // [L, E, kBins + 2]; Quantile only
+  std::vector<double> threshold_sums_LE_;  // over micro-batches; MeanQuantile only
+  std::vector<double> micro_batches_L_;    // how many; MeanQuantile only
+  bool closed_ = false;                    // whether these are of all ranks
 };
 
 }  // namespace switchyard
