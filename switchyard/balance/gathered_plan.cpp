@@ -40,21 +40,12 @@ std::vector<SegmentNote> notes_of(const StepPlan& plan) {
   return notes;
 }
 
-// The segments of every rank. Lengths differ, so the shorter are padded.
+// The segments of every rank.
 std::vector<std::vector<SegmentNote>> gather_notes(const std::vector<SegmentNote>& mine, const std::vector<RankNote>& ranks,
                                                    Communicator& comm) {
-  int64_t longest = 0;
-  for (const RankNote& rank : ranks) longest = std::max(longest, rank.num_segments);
-  std::vector<SegmentNote> padded = mine;
-  padded.resize(static_cast<size_t>(longest));
-  std::vector<SegmentNote> all(padded.size() * ranks.size());
-  if (longest > 0) comm.all_gather(padded, all);
-  std::vector<std::vector<SegmentNote>> notes_R;
-  for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    const auto begin = all.begin() + static_cast<int64_t>(rank) * longest;
-    notes_R.emplace_back(begin, begin + ranks[rank].num_segments);
-  }
-  return notes_R;
+  std::vector<int64_t> lengths_R;
+  for (const RankNote& rank : ranks) lengths_R.push_back(rank.num_segments);
+  return all_gather_lists<SegmentNote>(comm, mine, lengths_R);
 }
 
 // A segment of the whole step while it is put together.

@@ -1,7 +1,6 @@
 #include "switchyard/comm/agreement.hpp"
 
 #include <algorithm>
-#include <span>
 
 #include "switchyard/core/error.hpp"
 
@@ -21,18 +20,9 @@ std::string where(const Communicator& comm) {
 }  // namespace
 
 std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text) {
-  const std::vector<int64_t> lengths_R = all_values(comm, std::ssize(text));
-  const auto longest = static_cast<size_t>(std::ranges::max(lengths_R));
-  if (longest == 0) return std::vector<std::string>(lengths_R.size());
-  std::string padded(text);
-  padded.resize(longest);
-  std::string all_R(longest * lengths_R.size(), '\0');
-  comm.all_gather(padded, all_R);
-  std::vector<std::string> texts;
-  for (size_t rank = 0; rank < lengths_R.size(); ++rank) {
-    texts.push_back(all_R.substr(rank * longest, static_cast<size_t>(lengths_R[rank])));
-  }
-  return texts;
+  std::vector<std::string> texts_R;
+  for (const std::vector<char>& letters : all_gather_lists<char>(comm, text)) texts_R.emplace_back(letters.begin(), letters.end());
+  return texts_R;
 }
 
 void throw_if_any(Communicator& comm, std::string_view problem) {

@@ -75,24 +75,6 @@ void add_margins(const at::Tensor& probs_TE, int64_t num_chosen, std::span<const
   }
 }
 
-/// The ranks' lists one after the other; their lengths may differ.
-std::vector<LoadMetrics> gather_all(const std::vector<LoadMetrics>& mine, Communicator& comm) {
-  const auto length = static_cast<int64_t>(mine.size());
-  std::vector<int64_t> lengths_R(static_cast<size_t>(comm.size()));
-  comm.all_gather(std::span(&length, 1), lengths_R);
-  const auto longest = static_cast<size_t>(*std::max_element(lengths_R.begin(), lengths_R.end()));
-  std::vector<LoadMetrics> padded = mine;
-  padded.resize(longest);
-  std::vector<LoadMetrics> all_R(longest * lengths_R.size());
-  if (longest > 0) comm.all_gather(padded, all_R);
-  std::vector<LoadMetrics> gathered;
-  for (size_t rank = 0; rank < lengths_R.size(); ++rank) {
-    const auto begin = all_R.begin() + static_cast<int64_t>(rank * longest);
-    gathered.insert(gathered.end(), begin, begin + lengths_R[rank]);
-  }
-  return gathered;
-}
-
 }  // namespace
 
 RoutingTally::RoutingTally(const TallyShape& shape) : shape_(shape) {
@@ -181,7 +163,11 @@ void RoutingTally::sum_over(Communicator& comm) {
     comm.all_reduce_sum(layer.first_choice_XE.values());
     comm.all_reduce_sum(std::span(&layer.margin_sum, 1));
     comm.all_reduce_sum(std::span(&layer.margin_tokens, 1));
-    layer.micro_batches = gather_all(layer.micro_batches, comm);
+    const std::vector<std::vector<LoadMetrics>> lists_R = all_gather_lists<LoadMetrics>(comm, layer.micro_batches);
+    layer.micro_batches.clear();
+    for (const std::vector<LoadMetrics>& list : lists_R) {
+      layer.micro_batches.insert(layer.micro_batches.end(), list.begin(), list.end());
+    }
   }
 }
 

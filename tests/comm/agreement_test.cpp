@@ -35,6 +35,17 @@ TEST(Agreement, GathersTextsOfAnyLength) {
   });
 }
 
+TEST(Agreement, GathersListsOfAnyLength) {
+  run_ranks(3, [](Communicator& comm) {
+    const std::vector<std::vector<double>> mine_R = {{0.5, 1.5}, {}, {2.5}};
+    const std::vector<int64_t> lengths_R = {2, 0, 1};
+    const std::vector<double>& mine = mine_R[static_cast<size_t>(comm.rank())];
+    EXPECT_EQ(all_gather_lists<double>(comm, mine), mine_R);
+    EXPECT_EQ(all_gather_lists<double>(comm, mine, lengths_R), mine_R);
+    EXPECT_THAT(all_gather_lists<double>(comm, {}), ElementsAre(ElementsAre(), ElementsAre(), ElementsAre()));
+  });
+}
+
 TEST(Agreement, TellsEveryRankTheProblems) {
   run_ranks(4, [](Communicator& comm) {
     throw_if_any(comm, "");
