@@ -1,6 +1,7 @@
 #include "switchyard/balance/progress.hpp"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/ScalarType.h>
 
 #include <algorithm>
 
@@ -10,17 +11,8 @@ namespace switchyard {
 namespace {
 
 template <typename Number>
-at::Tensor tensor_of(const std::vector<Number>& values, at::ScalarType type) {
-  at::Tensor kept = at::empty({static_cast<int64_t>(values.size())}, type);
-  std::copy(values.begin(), values.end(), kept.mutable_data_ptr<Number>());
-  return kept;
-}
-
-template <typename Number>
-void take_numbers(const StepProgress& progress, const std::string& name, at::ScalarType type, std::vector<Number>& values) {
-  at::Tensor kept = at::empty({static_cast<int64_t>(values.size())}, type);
-  take(progress, name, kept);
-  std::copy_n(kept.const_data_ptr<Number>(), values.size(), values.begin());
+at::Tensor tensor_for(const std::vector<Number>& values) {
+  return at::empty({std::ssize(values)}, c10::CppTypeToScalarType<Number>::value);
 }
 
 }  // namespace
@@ -29,16 +21,11 @@ void put(StepProgress& progress, const std::string& name, const at::Tensor& valu
   if (values.defined()) progress.tensors[name] = values.clone();
 }
 
-void put(StepProgress& progress, const std::string& name, const std::vector<bool>& flags) {
-  progress.tensors[name] = tensor_of(flags, at::kBool);
-}
-
-void put(StepProgress& progress, const std::string& name, const std::vector<int64_t>& values) {
-  progress.tensors[name] = tensor_of(values, at::kLong);
-}
-
-void put(StepProgress& progress, const std::string& name, const std::vector<double>& values) {
-  progress.tensors[name] = tensor_of(values, at::kDouble);
+template <typename Number>
+void put(StepProgress& progress, const std::string& name, const std::vector<Number>& values) {
+  at::Tensor kept = tensor_for(values);
+  std::copy(values.begin(), values.end(), kept.mutable_data_ptr<Number>());
+  progress.tensors[name] = kept;
 }
 
 void take(const StepProgress& progress, const std::string& name, at::Tensor& values) {
@@ -52,16 +39,18 @@ void take(const StepProgress& progress, const std::string& name, at::Tensor& val
   values.copy_(kept->second);
 }
 
-void take(const StepProgress& progress, const std::string& name, std::vector<bool>& flags) {
-  take_numbers(progress, name, at::kBool, flags);
+template <typename Number>
+void take(const StepProgress& progress, const std::string& name, std::vector<Number>& values) {
+  at::Tensor kept = tensor_for(values);
+  take(progress, name, kept);
+  std::copy_n(kept.const_data_ptr<Number>(), values.size(), values.begin());
 }
 
-void take(const StepProgress& progress, const std::string& name, std::vector<int64_t>& values) {
-  take_numbers(progress, name, at::kLong, values);
-}
-
-void take(const StepProgress& progress, const std::string& name, std::vector<double>& values) {
-  take_numbers(progress, name, at::kDouble, values);
-}
+template void put(StepProgress&, const std::string&, const std::vector<bool>&);
+template void put(StepProgress&, const std::string&, const std::vector<int64_t>&);
+template void put(StepProgress&, const std::string&, const std::vector<double>&);
+template void take(const StepProgress&, const std::string&, std::vector<bool>&);
+template void take(const StepProgress&, const std::string&, std::vector<int64_t>&);
+template void take(const StepProgress&, const std::string&, std::vector<double>&);
 
 }  // namespace switchyard

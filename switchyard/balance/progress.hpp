@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -17,15 +16,13 @@ struct StepProgress {
 
 /// Adds a copy, so that the step may go on. Undefined tensors are left out.
 void put(StepProgress& progress, const std::string& name, const at::Tensor& values);
-void put(StepProgress& progress, const std::string& name, const std::vector<bool>& flags);
-void put(StepProgress& progress, const std::string& name, const std::vector<int64_t>& values);
-void put(StepProgress& progress, const std::string& name, const std::vector<double>& values);
+template <typename Number>  // bool, int64_t or double
+void put(StepProgress& progress, const std::string& name, const std::vector<Number>& values);
 
 /// Copies a kept tensor over one of the same name, type and shape.
 /// @throws ShapeError when it is missing or of another type or shape
 void take(const StepProgress& progress, const std::string& name, at::Tensor& values);
-void take(const StepProgress& progress, const std::string& name, std::vector<bool>& flags);
-void take(const StepProgress& progress, const std::string& name, std::vector<int64_t>& values);
-void take(const StepProgress& progress, const std::string& name, std::vector<double>& values);
+template <typename Number>  // the same
+void take(const StepProgress& progress, const std::string& name, std::vector<Number>& values);
 
 }  // namespace switchyard

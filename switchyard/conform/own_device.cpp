@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -15,12 +16,6 @@
 
 namespace switchyard::conform {
 namespace {
-
-at::Tensor int_tensor(const std::vector<int64_t>& values, c10::IntArrayRef sizes) {
-  at::Tensor result = at::empty(sizes, at::kLong);
-  std::copy(values.begin(), values.end(), result.mutable_data_ptr<int64_t>());
-  return result;
-}
 
 // Ranks that hold tokens of one segment belong together: the lowest of each such set, by rank.
 std::vector<int64_t> data_ranks(const BalanceCase& step) {
@@ -108,7 +103,7 @@ StepPlan OwnDevice::make_plan() {
       if (token.valid()) ++plan.segment_tokens[static_cast<size_t>(plan.forward_begin.back() + segment_T.back())];
     }
     plan.forward_begin.push_back(plan.num_segments());
-    forward.segment_T = int_tensor(segment_T, {static_cast<int64_t>(segment_T.size())});
+    forward.segment_T = at::tensor(segment_T, at::kLong);
     forwards_.push_back(forward);
   }
   return plan;
@@ -159,7 +154,7 @@ Routing OwnDevice::routing_of(const Passed& passed, size_t forward, size_t slot)
       kept[{t, chosen[k]}] = !step_.dropped_LTK[step_.row(share_.layers[slot], token) * chosen.size() + k];
     }
   }
-  const at::Tensor ids_TK = int_tensor(ids, {num_tokens, step_.num_chosen});
+  const at::Tensor ids_TK = at::tensor(ids, at::kLong).view({num_tokens, step_.num_chosen});
   Routing routing = routing_from_top_k(ids_TK, passed.probs_TE.gather(1, ids_TK.clamp_min(0)), step_.num_experts);
   routing.logits_TE = passed.logits_TE;
   routing.probs_TE = passed.probs_TE;
