@@ -358,7 +358,7 @@ void StepBalance::finish(BalanceState& state) {
   impl_->selection.update(counts_LE, impl_->step_tokens(), state);
 }
 
-at::Tensor StepBalance::coefficients_GE(int64_t forward, int64_t layer) const {
+at::Tensor StepBalance::coefficients_SE(int64_t forward, int64_t layer) const {
   impl_->check_place(forward, layer);
   return impl_->cells.coefficients_SE(forward, layer);
 }

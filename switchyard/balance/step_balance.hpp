@@ -1,5 +1,6 @@
 #pragma once
-// Balancing of one optimizer step: counts in, coefficients out. G segments of a forward, E experts, T tokens.
+// Balancing of one optimizer step: counts in, coefficients out. S segments of a forward, L MoE layers, E experts,
+// T tokens, M micro-batches, R ranks.
 //
 // The life of a step, as the trainer and the tests write it:
 //
@@ -129,8 +130,8 @@ class StepBalance {
   /// @throws StateError where a loss is on and no backward came through an identity (that it returned a tensor with gradient)
   void finish(BalanceState& state);
 
-  /// The coefficients of a forward, [G, E] double, as backward will add them; for tests and the conformance suite.
-  [[nodiscard]] at::Tensor coefficients_GE(int64_t forward, int64_t layer) const;
+  /// The coefficients of a forward and layer, [S, E] double, as backward will add them; for tests and the conformance suite.
+  [[nodiscard]] at::Tensor coefficients_SE(int64_t forward, int64_t layer) const;
 
  private:
   struct Impl;

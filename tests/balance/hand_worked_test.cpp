@@ -34,8 +34,8 @@ void expect_step(const BalanceConfig& config, double lbl, const std::vector<doub
   const StepBalance step = explicit_step(config, four_tokens(), four_token_plan(), 2, state);
   EXPECT_NEAR(step.values().lbl_L.at(0), lbl, kTolerance);
   EXPECT_NEAR(step.values().weighted_loss, 0.1 * lbl, kTolerance);
-  EXPECT_THAT(doubles_of(step.coefficients_GE(0, 0)), Pointwise(DoubleNear(kTolerance), first_SE));
-  EXPECT_THAT(doubles_of(step.coefficients_GE(1, 0)), Pointwise(DoubleNear(kTolerance), second_SE));
+  EXPECT_THAT(doubles_of(step.coefficients_SE(0, 0)), Pointwise(DoubleNear(kTolerance), first_SE));
+  EXPECT_THAT(doubles_of(step.coefficients_SE(1, 0)), Pointwise(DoubleNear(kTolerance), second_SE));
 }
 
 TEST(HandWorked, Sequence) {

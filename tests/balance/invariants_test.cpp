@@ -73,8 +73,8 @@ TEST(Invariants, B2FractionsSumToOneAfterEveryMicroBatchOfThePrefix) {
       explicit_step(config_of(ScopeKind::Prefix, 1.0), {repeated_tokens(6), {{-1, {0}, {1, 0, 0, 0}}}, repeated_tokens(4)},
                     explicit_plan({{6}, {0}, {4}}), 4);
   // The row is lambda E f w / T_g; with lambda 1 and w / T_g = 1 / T_step the fractions are row * T_step / E.
-  EXPECT_NEAR(step.coefficients_GE(0, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
-  EXPECT_NEAR(step.coefficients_GE(2, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
+  EXPECT_NEAR(step.coefficients_SE(0, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
+  EXPECT_NEAR(step.coefficients_SE(2, 0).sum().item<double>() * 10 / 4, 1.0, kTolerance);
 }
 
 TEST(Invariants, B2ResplittingWithEqualFrequenciesLeavesTheValue) {
@@ -266,7 +266,7 @@ TEST(Invariants, B20DenominatorsAreThoseOfTheStepAtHand) {
   for (const int64_t tokens : {4, 12}) {
     const StepBalance step =
         explicit_step(config_of(ScopeKind::OptimizerBatch, 1.0), {repeated_tokens(tokens)}, explicit_plan({{tokens}}), 4);
-    EXPECT_NEAR(step.coefficients_GE(0, 0).sum().item<double>(), 4.0 / static_cast<double>(tokens), kTolerance);
+    EXPECT_NEAR(step.coefficients_SE(0, 0).sum().item<double>(), 4.0 / static_cast<double>(tokens), kTolerance);
   }
 }
 
@@ -281,7 +281,7 @@ TEST(Invariants, ALossThatDoesNotActNeedsNoOtherForward) {
   EXPECT_FALSE(balance.needs_whole_step());
   record_explicit(balance, 0, 0, explicit_forward(repeated_tokens(4), 4));
   balance.close_forward(0);
-  EXPECT_GT(balance.coefficients_GE(0, 0).abs().max().item<double>(), 0.0);  // of the narrow loss, before the second forward
+  EXPECT_GT(balance.coefficients_SE(0, 0).abs().max().item<double>(), 0.0);  // of the narrow loss, before the second forward
   record_explicit(balance, 1, 0, explicit_forward(repeated_tokens(4), 4));
   balance.close_forward(1);
   balance.close_counting();
@@ -322,7 +322,7 @@ TEST(Invariants, B22StateChangesOncePerStepAndOnlyByFinish) {
   StepBalance first = explicit_step(config, tokens, explicit_plan({{4}, {4}}), 4, state);
   EXPECT_TRUE(first.lacks_history());
   EXPECT_TRUE(first.values().lbl_L.empty());
-  EXPECT_EQ(first.coefficients_GE(0, 0).abs().max().item<double>(), 0.0);
+  EXPECT_EQ(first.coefficients_SE(0, 0).abs().max().item<double>(), 0.0);
   EXPECT_FALSE(state.ema_fractions_LE.defined());
   first.finish(state);
   EXPECT_THAT(doubles_of(state.ema_fractions_LE), testing::ElementsAre(.5, .25, .25, 0));

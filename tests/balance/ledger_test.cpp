@@ -261,7 +261,7 @@ TEST(Lifecycle, CallsOutOfOrder) {
   expect_message<StateError>([&] { static_cast<void>(balance.step_counts_LE()); }, "before close_counting()");
   BalanceState state;
   expect_message<StateError>([&] { balance.finish(state); }, "before close_counting()");
-  expect_message<StateError>([&] { static_cast<void>(balance.coefficients_GE(0, 0)); }, "not known yet");
+  expect_message<StateError>([&] { static_cast<void>(balance.coefficients_SE(0, 0)); }, "not known yet");
   expect_message<UsageError>([&] { record_explicit(balance, 2, 0, one_token()); }, "forward 2 of a plan with 2");
   expect_message<UsageError>([&] { record_explicit(balance, 0, 2, one_token()); }, "layer 2 of 2 MoE layers");
   expect_message<ShapeError>(

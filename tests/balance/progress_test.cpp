@@ -40,7 +40,7 @@ TEST(Progress, TheRestOfAStepSeesWhatWasCountedBeforeTheStop) {
   second.resume(saved);
   run_and_close(second, 1, 1);
   // 2 slots of expert 0 before the stop, 3 of expert 1 behind it: E * lambda * f / T of the step.
-  EXPECT_THAT(doubles_of(second.coefficients_GE(1, 0)), testing::Pointwise(testing::DoubleNear(1e-15), {.4 / 6, .6 / 6}));
+  EXPECT_THAT(doubles_of(second.coefficients_SE(1, 0)), testing::Pointwise(testing::DoubleNear(1e-15), {.4 / 6, .6 / 6}));
   run_and_close(second, 2, 0);
   second.close_counting();
   EXPECT_THAT(doubles_of(second.micro_batch_counts_MLE().select(1, 0)), testing::ElementsAre(2, 0, 0, 3, 1, 0));

@@ -119,7 +119,7 @@ void run_rank(const Part& part, const BalanceConfig& config, Communicator& comm,
     const auto found = std::find(part.sequences.begin(), part.sequences.end(), token.sequence);
     const int64_t segment = found - part.sequences.begin() - plan.segments(forward).begin;
     for (int64_t layer = 0; layer < part.num_layers; ++layer) {
-      const at::Tensor row_E = balance.coefficients_GE(forward, layer).select(0, segment).contiguous();
+      const at::Tensor row_E = balance.coefficients_SE(forward, layer).select(0, segment).contiguous();
       result.coefficients[static_cast<size_t>((part.first_layer + layer) * 20 + token.number)] = {
           row_E.const_data_ptr<double>(), row_E.const_data_ptr<double>() + kExperts};
     }

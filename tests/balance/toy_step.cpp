@@ -238,7 +238,7 @@ StepResult run_step(const ToyModel& model, const Layout& layout, const BalanceCo
   result.counts_LE = balance.step_counts_LE();
   result.micro_batch_counts_MLE = balance.micro_batch_counts_MLE();
   for (int64_t forward = 0; forward < plan.num_forwards(); ++forward) {
-    for (int64_t layer = 0; layer < kLayers; ++layer) result.coefficients.push_back(balance.coefficients_GE(forward, layer));
+    for (int64_t layer = 0; layer < kLayers; ++layer) result.coefficients.push_back(balance.coefficients_SE(forward, layer));
   }
   result.state = state;
   balance.finish(result.state);
