@@ -22,10 +22,9 @@ struct BalanceGroup {
 enum class FractionSource { ThisStep, EarlierSteps };
 [[nodiscard]] FractionSource fraction_source(ScopeKind kind);
 
-/// The groups of a step, in step order. Without a valid token in the step there are none. `plan` holds the segments of all
-/// ranks; where they are all of one, `ranks` is `micro_batch`. Weighting Mean gives 1 / G, save that the last group of
-/// sequences(n), where it has fewer than n, weighs by its tokens over the mean tokens of the full groups; Tokens gives
-/// T_g / T_step.
+/// The groups of a step, in step order; none where the step has no valid token. Weights, before they are divided by their sum:
+/// Tokens: T_g. Mean: 1, save for a last group of sequences(n) that has fewer than n: its T_g over the mean T_g of the others.
+/// @param plan  of the segments of all ranks; where all are of one, the scopes `ranks` and `micro_batch` are the same
 [[nodiscard]] std::vector<BalanceGroup> make_groups(const Scope& scope, GroupWeighting weighting, const StepPlan& plan);
 
 /// True where coefficients exist only after the last forward of the step, so backward must wait (or counts come ahead).

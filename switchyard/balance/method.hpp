@@ -12,7 +12,7 @@ namespace switchyard {
 /// One balance group in one layer. A method finds what it declares to read; the rest is empty.
 struct GroupStatistics {
   std::span<const double> fractions_E{};     // f: share of the counted choices, sums to 1 (0 if nothing is known); a constant
-  std::span<const double> mean_probs_E{};    // mean score of the group's tokens; router probabilities unless the method says
+  std::span<const double> mean_probs_E{};    // mean over its tokens of what `Score` names: router probabilities or smooth load
   std::span<const double> mean_squares_E{};  // mean squared probability
   std::span<const double> domain_means_NE{};   // mean over the domain's sequences of a sequence's mean probability
   std::span<const int64_t> domain_sizes_N{};   // sequences of each domain in the group; rows of empty domains hold zeros

@@ -54,7 +54,9 @@ struct TermValues {
 /// Values of a finished step, for the log, over all ranks. Raw: lambda not applied.
 struct BalanceValues {
   std::vector<TermValues> terms;  // in the order of active_terms()
-  std::vector<double> lbl_L;      // of the config's first lbl entry (1 is uniform); empty in steps without it or its history
+  /// Of the config's first `lbl` entry: 1 where choices or probabilities are even over experts. Empty in steps in which that
+  /// entry does not act or has no history yet, and where routers give no scores.
+  std::vector<double> lbl_L;
   std::vector<double> z_loss_L;   // mean over valid tokens of logsumexp^2; empty if z_coefficient is 0
   std::vector<double> orthogonality_L;  // mean over valid tokens of orthogonality_loss(); empty if its coefficient is 0
   double weighted_loss = 0.0;     // what these added to the training loss, lambda applied, over this rank's layers

@@ -34,7 +34,7 @@ class MpiSession {
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
-  /// All ranks. Each call gives the same group again, independent of the former. Collective.
+  /// A communicator of all ranks. Each call returns a new one; messages of one never mix with those of another. Collective.
   [[nodiscard]] std::unique_ptr<Communicator> world();
 
   /// Ends the processes of all ranks, this one too, without clean-up: what main calls when a rank failed and has said why.
