@@ -1,9 +1,7 @@
 #include "switchyard/balance/gathered_plan.hpp"
 
 #include <algorithm>
-#include <array>
 #include <numeric>
-#include <set>
 #include <tuple>
 
 #include "switchyard/comm/agreement.hpp"

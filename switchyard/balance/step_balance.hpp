@@ -33,15 +33,12 @@
 
 #include "switchyard/balance/config.hpp"
 #include "switchyard/balance/gathered_plan.hpp"
-#include "switchyard/balance/groups.hpp"
 #include "switchyard/balance/progress.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/state.hpp"
 #include "switchyard/balance/step_plan.hpp"
 #include "switchyard/comm/communicator.hpp"
-#include "switchyard/core/expert_counts.hpp"
 #include "switchyard/core/routing.hpp"
-#include "switchyard/core/scope.hpp"
 
 namespace switchyard {
 

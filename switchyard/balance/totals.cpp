@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"

@@ -1,6 +1,7 @@
 #include "switchyard/comm/mpi.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>

@@ -2,7 +2,6 @@
 // Ranks as processes under mpirun or srun. In a build without MPI (SWITCHYARD_WITH_MPI=OFF) these exist too, and say so when
 // used.
 
-#include <cstdint>
 #include <memory>
 
 #include "switchyard/comm/communicator.hpp"

@@ -1,7 +1,5 @@
 // B17 to B20: ranks, stages, layouts, and what a graph may freeze.
 
-#include <algorithm>
-
 #include "switchyard/conform/bench.hpp"
 #include "switchyard/conform/textbook.hpp"
 #include "switchyard/core/error.hpp"

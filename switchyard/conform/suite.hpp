@@ -2,7 +2,6 @@
 // The 28 invariants as metamorphic tests: each changes a step in a way that must not matter (or must matter in a known way) and
 // compares what comes out. Each is a bug that some project shipped.
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>

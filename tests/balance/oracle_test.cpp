@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "dense_oracle.hpp"
+#include "switchyard/balance/groups.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard::toy {
