@@ -40,6 +40,24 @@ std::string to_string(Feature feature) {
   throw UsageError("conformance feature that does not exist");
 }
 
+Capabilities full_capabilities() {
+  Capabilities all;
+  for (const ScopeInfo& info : scope_table()) {
+    all.subjects.push_back({"lbl",
+                            {.kind = info.kind,
+                             .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
+                             .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
+  }
+  for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
+    all.features.insert(static_cast<Feature>(feature));
+  }
+  using enum Averaging;
+  for (const Averaging micro_batches : {Mean, Sum, ByTokens}) {
+    for (const Averaging ranks : {Mean, Sum, ByTokens}) all.contracts.push_back({micro_batches, ranks});
+  }
+  return all;
+}
+
 void check_capabilities(const Capabilities& capabilities, const std::string& name) {
   SWITCHYARD_CHECK(!capabilities.subjects.empty() && !capabilities.contracts.empty() && !capabilities.weightings.empty() &&
                        !capabilities.layer_reductions.empty(),

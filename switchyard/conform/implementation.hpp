@@ -52,6 +52,9 @@ struct Capabilities {
   [[nodiscard]] bool has(Feature feature) const { return features.contains(feature); }
 };
 
+/// The method `lbl` over every scope, every feature and every contract; what else can be asked for is added to it.
+[[nodiscard]] Capabilities full_capabilities();
+
 /// Throws UsageError where nothing could be asked for, or the tolerance is outside of [kSmallestTolerance, kWidestTolerance].
 void check_capabilities(const Capabilities& capabilities, const std::string& name);
 

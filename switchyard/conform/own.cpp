@@ -71,13 +71,7 @@ class OwnImplementation : public Implementation {
   [[nodiscard]] std::string name() const override { return kName; }
 
   [[nodiscard]] Capabilities capabilities() const override {
-    Capabilities all;
-    for (const ScopeInfo& info : scope_table()) {
-      all.subjects.push_back({"lbl",
-                              {.kind = info.kind,
-                               .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
-                               .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
-    }
+    Capabilities all = full_capabilities();
     for (const BalancerEntry& entry : balancer_table()) {
       // Settings are no losses of statistics: those that see tokens follow below; SimBal sees none.
       if (entry.name == "lbl" || entry.name == "none" || entry.kind == BalancerKind::Setting) continue;
@@ -86,13 +80,6 @@ class OwnImplementation : public Implementation {
     }
     all.subjects.push_back({"mixed_lbl", {.kind = ScopeKind::MicroBatch}});  // what holds for its narrower scope holds
     for (const char* name : {"z_loss", "token_loss", "bias", "bias_centered", "quantile"}) all.subjects.push_back({name, {}});
-    for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
-      all.features.insert(static_cast<Feature>(feature));
-    }
-    using enum Averaging;
-    for (const Averaging micro_batches : {Mean, Sum, ByTokens}) {
-      for (const Averaging ranks : {Mean, Sum, ByTokens}) all.contracts.push_back({micro_batches, ranks});
-    }
     return all;
   }
 

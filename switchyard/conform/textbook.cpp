@@ -48,21 +48,8 @@ bool uses_earlier_steps(const Subject& subject) {
 bool keeps_state(const Subject& subject) { return uses_earlier_steps(subject) || !has_loss(subject); }
 
 Capabilities Textbook::capabilities() const {
-  Capabilities all;
-  for (const ScopeInfo& info : scope_table()) {
-    all.subjects.push_back({"lbl",
-                            {.kind = info.kind,
-                             .num_sequences = info.kind == ScopeKind::Sequences ? 2 : 0,
-                             .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0}});
-  }
+  Capabilities all = full_capabilities();
   for (const char* name : {"z_loss", "token_loss"}) all.subjects.push_back({name, {}});
-  for (int feature = 0; feature <= static_cast<int>(Feature::CountAccumulation); ++feature) {
-    all.features.insert(static_cast<Feature>(feature));
-  }
-  using enum Averaging;
-  for (const Averaging micro_batches : {Mean, Sum, ByTokens}) {
-    for (const Averaging ranks : {Mean, Sum, ByTokens}) all.contracts.push_back({micro_batches, ranks});
-  }
   return all;
 }
 
