@@ -18,26 +18,6 @@ namespace {
 
 constexpr double kNear = 1e-11;
 
-const std::vector<Scope>& scopes() {
-  using enum ScopeKind;
-  static const std::vector<Scope> all = {{.kind = Sequence},
-                                         {.kind = Sequences, .num_sequences = 2},
-                                         {.kind = Sequences, .num_sequences = 5},
-                                         {.kind = MicroBatch},
-                                         {.kind = Ranks},
-                                         {.kind = Prefix},
-                                         {.kind = OptimizerBatch},
-                                         {.kind = PreviousStep},
-                                         {.kind = Ema, .decay = 0.9}};
-  return all;
-}
-
-std::string plain(std::string name) {
-  std::replace_if(
-      name.begin(), name.end(), [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; }, '_');
-  return name;
-}
-
 void expect_near(const std::vector<double>& given, const std::vector<double>& expected) {
   ASSERT_EQ(given.size(), expected.size());
   for (size_t i = 0; i < given.size(); ++i) EXPECT_NEAR(given[i], expected[i], kNear);
@@ -92,9 +72,9 @@ TEST_P(RanksTest, AnyOrderOfExecution) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Scopes, RanksTest, testing::Combine(testing::ValuesIn(scopes()), testing::Values(1, 2, 3, 4)),
+INSTANTIATE_TEST_SUITE_P(Scopes, RanksTest, testing::Combine(testing::ValuesIn(every_scope({2, 5})), testing::Values(1, 2, 3, 4)),
                          [](const auto& given) {
-                           return plain(join_text(to_string(std::get<0>(given.param)), "_", std::get<1>(given.param)));
+                           return test_name(join_text(to_string(std::get<0>(given.param)), "_", std::get<1>(given.param)));
                          });
 
 class MethodTest : public testing::TestWithParam<std::tuple<std::string, Scope>> {};
@@ -125,7 +105,9 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values("gshard", "importance_cv2", "load_cv2", "variance", "expert_divergence"),
                      testing::Values(Scope{.kind = ScopeKind::Sequences, .num_sequences = 3}, Scope{.kind = ScopeKind::MicroBatch},
                                      Scope{.kind = ScopeKind::Ranks}, Scope{.kind = ScopeKind::OptimizerBatch})),
-    [](const auto& given) { return plain(join_text(std::get<0>(given.param), "_", to_string(std::get<1>(given.param)))); });
+    [](const auto& given) {
+      return test_name(join_text(std::get<0>(given.param), "_", to_string(std::get<1>(given.param))));
+    });
 
 // Several losses at once are the sum of each alone.
 TEST(Terms, AddUp) {

@@ -12,6 +12,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 
 #include "switchyard/core/error.hpp"
@@ -268,6 +269,24 @@ BalanceState some_history(uint64_t seed) {
   const at::Tensor counts_LE = state.previous_counts_LE.to(at::kDouble);
   state.ema_fractions_LE = counts_LE.div(counts_LE.sum(1, true)).flip(1).contiguous();
   return state;
+}
+
+std::vector<Scope> every_scope(const std::vector<int64_t>& numbers_of_sequences) {
+  std::vector<Scope> scopes;
+  for (const ScopeInfo& info : scope_table()) {
+    if (info.kind != ScopeKind::Sequences) {
+      scopes.push_back({.kind = info.kind, .decay = info.kind == ScopeKind::Ema ? 0.9 : 0.0});
+      continue;
+    }
+    for (const int64_t number : numbers_of_sequences) scopes.push_back({.kind = info.kind, .num_sequences = number});
+  }
+  return scopes;
+}
+
+std::string test_name(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; }, '_');
+  return text;
 }
 
 }  // namespace switchyard::toy

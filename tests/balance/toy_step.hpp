@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "switchyard/balance/step_balance.hpp"
 #include "switchyard/core/rng.hpp"
+#include "switchyard/core/scope.hpp"
 
 namespace switchyard::toy {
 
@@ -102,5 +104,10 @@ struct RankSide {
 
 /// Random counts of an earlier step and their fractions.
 [[nodiscard]] BalanceState some_history(uint64_t seed);
+
+/// Every scope, `sequences` once for each of these numbers.
+[[nodiscard]] std::vector<Scope> every_scope(const std::vector<int64_t>& numbers_of_sequences);
+/// As GoogleTest allows it: what is neither letter nor digit becomes "_".
+[[nodiscard]] std::string test_name(std::string text);
 
 }  // namespace switchyard::toy
