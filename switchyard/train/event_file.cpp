@@ -90,10 +90,10 @@ uint32_t crc32c(std::string_view bytes) {
 }
 
 EventFileWriter::EventFileWriter(const std::filesystem::path& folder, int64_t first_step) {
-  const auto seconds = std::chrono::duration_cast<std::chrono::milliseconds>(
+  const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::system_clock::now().time_since_epoch()).count();
   // TensorBoard reads the files of a folder in the order of their names, so the time comes first.
-  path_ = folder / join_text("events.out.tfevents.", seconds, ".", getpid());
+  path_ = folder / join_text("events.out.tfevents.", milliseconds, ".", getpid());
   out_.open(path_, std::ios::binary | std::ios::trunc);
   SWITCHYARD_CHECK(out_, DataError, "cannot create ", path_.string(), ": ", std::strerror(errno));
   std::string version = event_head(0);
