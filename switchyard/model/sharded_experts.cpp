@@ -5,10 +5,10 @@
 #include <ATen/ops/index_add.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <numeric>
 #include <span>
@@ -40,12 +40,6 @@ struct TokenExchange : torch::CustomClassHolder {
 };
 using Exchange = c10::intrusive_ptr<TokenExchange>;
 
-at::Tensor tensor_of(const std::vector<int64_t>& values) {
-  at::Tensor tensor = at::empty({std::ssize(values)}, at::kLong);
-  std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<int64_t>());
-  return tensor;
-}
-
 int64_t sum_of(const std::vector<int64_t>& values) { return std::accumulate(values.begin(), values.end(), int64_t{0}); }
 
 // Fills in visits_to_R and token_Y. @return of each slot, which of its rank's visits has its token
@@ -67,7 +61,7 @@ std::vector<int64_t> plan_visits(TokenExchange& exchange, const at::Tensor& toke
     }
     exchange.visits_to_R.push_back(std::ssize(token_Y) - first);
   }
-  exchange.token_Y = tensor_of(token_Y);
+  exchange.token_Y = at::tensor(token_Y);
   return visit_A;
 }
 
@@ -87,7 +81,7 @@ void plan_order(TokenExchange& exchange, const std::vector<std::vector<int64_t>>
     }
     exchange.offsets.push_back(std::ssize(by_expert_A));
   }
-  exchange.by_expert_A = tensor_of(by_expert_A);
+  exchange.by_expert_A = at::tensor(by_expert_A);
 }
 
 struct SlotNote {
@@ -114,7 +108,7 @@ void fetch_slots(TokenExchange& exchange, const std::vector<int64_t>& sent_visit
     }
     first += exchange.visits_from_R[rank];
   }
-  exchange.visit_A = tensor_of(visit_A).index_select(0, exchange.by_expert_A);
+  exchange.visit_A = at::tensor(visit_A).index_select(0, exchange.by_expert_A);
   exchange.weight_A = came_weight_A.index_select(0, exchange.by_expert_A).to(weight_A.scalar_type());
 }
 
@@ -256,7 +250,7 @@ at::Tensor sharded_experts_reference(const at::Tensor& hidden_TD, const at::Tens
   // Every slot travels by itself: on the owner each row that came is a token with one slot of weight 1.
   const at::Tensor rows_AD =
       TravelFunction::apply(at::index_select(hidden_TD, 0, slots.token_A), exchange->slots_to_R, exchange->slots_from_R, exchange);
-  const ExpertSlots own{exchange->by_expert_A, at::ones({rows_AD.size(0)}, wide), tensor_of(exchange->offsets)};
+  const ExpertSlots own{exchange->by_expert_A, at::ones({rows_AD.size(0)}, wide), at::tensor(exchange->offsets)};
   const at::Tensor out_AD = TravelFunction::apply(grouped_experts_reference(rows_AD, gate_up_EFD, down_EDF, own),
                                                   exchange->slots_from_R, exchange->slots_to_R, exchange);
   const at::Tensor zeros_TD = at::zeros(hidden_TD.sizes(), wide);
