@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <csignal>
 #include <memory>
-#include <optional>
 
 #include <nlohmann/json.hpp>
 

@@ -1,7 +1,6 @@
 #pragma once
 // A whole testbed: lock its folder, run what is missing, judge the claims, leave testbed.json.
 
-#include <filesystem>
 #include <vector>
 
 #include "switchyard/testbed/config.hpp"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/balance/state.hpp"
 #include "switchyard/data/batcher.hpp"
 #include "switchyard/model/decoder.hpp"
 #include "switchyard/train/adamw.hpp"

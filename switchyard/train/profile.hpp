@@ -2,7 +2,6 @@
 // Where the time of a step went: from a profiler's events to tables. Times are self times, so that rows add up to the whole.
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 

@@ -3,10 +3,8 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 
 #include "switchyard/model/config.hpp"
-#include "switchyard/train/execution_config.hpp"
 #include "switchyard/train/profile.hpp"
 
 namespace switchyard {
