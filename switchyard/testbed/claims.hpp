@@ -19,7 +19,9 @@ struct RunResultRow {
   std::optional<EvaluationRecord> evaluation;  // none: the run failed or was interrupted
 };
 
-/// Metrics that a claim may name, as `switchyard list metrics` spells them.
+/// Metrics that a claim may name, all of the held-out evaluation. max_vio, utilization, dead_experts and entropy are of the
+/// counts over the whole held-out set (this max_vio is `max_vio_global` in the report); max_vio_micro_batch is the mean over
+/// held-out micro-batches, while that of a step record and of `switchyard list metrics` is of training micro-batches.
 [[nodiscard]] std::vector<std::string> claim_metric_names();
 
 /// A metric of the last held-out evaluation, for the model (means over layers). @throws UsageError for an unknown name
