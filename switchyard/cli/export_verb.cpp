@@ -43,10 +43,8 @@ int export_model(const ExportArguments& arguments, Session& session) {
   SWITCHYARD_CHECK(dataset.hash() == info.data_hash, DataError, "the data set ", dataset.folder().string(),
                    " is not the one this checkpoint was trained on; give that one with --data DIR");
   dataset.check_files();
-  HfFacts facts;
-  facts.eos_id = dataset.end_of_document();
   StagedFolder staged(arguments.folder);
-  export_hf(load_checkpoint_model(checkpoint, ComputeType::Float32), staged.path(), facts);
+  export_hf(load_checkpoint_model(checkpoint, ComputeType::Float32), staged.path(), dataset.end_of_document());
   export_tokenizer_for_transformers(dataset.tokenizer_path(), staged.path());
   staged.commit();
   session.out << "exported " << checkpoint.string() << " to " << arguments.folder

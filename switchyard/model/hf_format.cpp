@@ -21,6 +21,7 @@ constexpr const char* kWeightsFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kHeadName = "lm_head.weight";
 constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
+constexpr int64_t kMaxPositions = 32768;  // longest row a user should give it; the model itself has no limit
 
 OrderedJson parse_json_file(const std::filesystem::path& path) {
   OrderedJson json = OrderedJson::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
@@ -72,8 +73,7 @@ class Fields {
   std::string file_;
 };
 
-OrderedJson config_json(const ModelConfig& config, const HfFacts& facts) {
-  const auto or_null = [](const std::optional<int64_t>& value) { return value ? OrderedJson(*value) : OrderedJson(nullptr); };
+OrderedJson config_json(const ModelConfig& config, std::optional<int64_t> eos_id) {
   std::vector<int64_t> dense_layers = config.dense_layers;
   std::sort(dense_layers.begin(), dense_layers.end());
   return {
@@ -97,7 +97,7 @@ OrderedJson config_json(const ModelConfig& config, const HfFacts& facts) {
       {"rms_norm_eps", config.norm_epsilon},
       {"rope_theta", config.rope_theta},
       {"rope_parameters", {{"rope_theta", config.rope_theta}, {"rope_type", "default"}}},
-      {"max_position_embeddings", facts.max_positions},
+      {"max_position_embeddings", kMaxPositions},
       {"initializer_range", config.init_deviation},
       {"tie_word_embeddings", config.tied_embeddings},
       {"attention_bias", false},
@@ -105,9 +105,9 @@ OrderedJson config_json(const ModelConfig& config, const HfFacts& facts) {
       {"use_sliding_window", false},
       {"output_router_logits", false},
       {"router_aux_loss_coef", 0.0},
-      {"bos_token_id", or_null(facts.bos_id)},
-      {"eos_token_id", or_null(facts.eos_id)},
-      {"pad_token_id", or_null(facts.pad_id)},
+      {"bos_token_id", nullptr},
+      {"eos_token_id", eos_id ? OrderedJson(*eos_id) : OrderedJson(nullptr)},
+      {"pad_token_id", nullptr},
   };
 }
 
@@ -187,7 +187,7 @@ void check_exportable(const ModelConfig& config) {
                    "' cannot be expressed in the Qwen3-MoE format, which has only top_k softmax; nothing was written");
 }
 
-void export_hf(const Decoder& model, const std::filesystem::path& folder, const HfFacts& facts) {
+void export_hf(const Decoder& model, const std::filesystem::path& folder, std::optional<int64_t> eos_id) {
   check_exportable(model.config());
   SWITCHYARD_CHECK(model.num_expert_ranks() == 1, UsageError, "export: the experts are divided over ", model.num_expert_ranks(),
                    " ranks, and this one holds its share only; save a checkpoint and export that from one process; nothing was written");
@@ -197,7 +197,7 @@ void export_hf(const Decoder& model, const std::filesystem::path& folder, const 
   TensorMap weights;
   for (const NamedTensor& weight : model.named_weights()) weights.emplace(weight.name, weight.tensor.to(at::kFloat));
   save_tensors(folder / kWeightsFile, weights, {{"format", "pt"}});
-  write_file_atomically(folder / kConfigFile, config_json(model.config(), facts).dump(2) + "\n");
+  write_file_atomically(folder / kConfigFile, config_json(model.config(), eos_id).dump(2) + "\n");
 }
 
 ModelConfig read_hf_config(const std::filesystem::path& folder) {

@@ -9,18 +9,11 @@
 
 namespace switchyard {
 
-/// What config.json states besides the sizes of the model.
-struct HfFacts {
-  int64_t max_positions = 32768;  // longest row a user should give it; the model itself has no limit
-  std::optional<int64_t> bos_id;
-  std::optional<int64_t> eos_id;
-  std::optional<int64_t> pad_id;
-};
-
 /// Writes both files, fp32 masters, into `folder`, made if missing.
+/// @param eos_id  token that ends a text, for config.json
 /// @throws UsageError for what Qwen3-MoE cannot hold: a shared expert, a router other than top_k; and for a decoder that holds
 ///         only its rank's share of the experts
-void export_hf(const Decoder& model, const std::filesystem::path& folder, const HfFacts& facts = {});
+void export_hf(const Decoder& model, const std::filesystem::path& folder, std::optional<int64_t> eos_id = std::nullopt);
 
 /// Throws the UsageError of export_hf if such a model cannot be held, before any work is done.
 void check_exportable(const ModelConfig& config);
