@@ -1,41 +1,18 @@
 #include "switchyard/testbed/testbed.hpp"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <filesystem>
+#include <memory>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/folder_lock.hpp"
 #include "switchyard/testbed/data_check.hpp"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Held by the process, so a killed testbed leaves no stale lock. O_CLOEXEC: children must not inherit it.
-class FolderLock {
- public:
-  explicit FolderLock(const fs::path& folder) {
-    const fs::path path = folder / ".lock";
-    descriptor_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    SWITCHYARD_CHECK(descriptor_ >= 0, DataError, "cannot write in ", folder.string(), ": ", std::strerror(errno));
-    if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-      close(descriptor_);
-      throw UsageError(join_text("another testbed works in ", folder.string(), "; wait for it or choose another --out"));
-    }
-  }
-  ~FolderLock() { close(descriptor_); }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
- private:
-  int descriptor_ = -1;
-};
 
 Study write_study(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const fs::path& folder,
                   const std::vector<std::string>& notes) {
@@ -63,7 +40,9 @@ TestbedResult run_testbed(const TestbedConfig& config, const RunnerOptions& opti
   const std::vector<PlannedRun> runs = expand(config);
   check_data(options.folder, runs);  // first: every run would fail, and a wrong working folder should get no folder of runs
   create_folder(options.folder);
-  const FolderLock lock(options.folder);
+  const std::unique_ptr<FolderLock> lock = FolderLock::take(options.folder, options.folder.string());
+  SWITCHYARD_CHECK(lock != nullptr, UsageError, "another testbed works in ", options.folder.string(),
+                   "; wait for it or choose another --out");
   // Everything that can be refused is refused before a file of an earlier attempt is touched.
   Runner runner(runs, options, sink);
   write_file_atomically(options.folder / "testbed.toml", to_toml(config));

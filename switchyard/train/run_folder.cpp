@@ -1,12 +1,6 @@
 #include "switchyard/train/run_folder.hpp"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <system_error>
 
 #include "switchyard/core/error.hpp"
@@ -19,7 +13,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kConfigName = "config.toml";
-constexpr const char* kLockName = ".lock";
 
 fs::path absolute_folder(const fs::path& path) {
   SWITCHYARD_CHECK(!path.empty(), UsageError, "the run folder is empty; expected a path");
@@ -53,7 +46,7 @@ bool is_abandoned_start(const fs::path& folder) {
   const fs::directory_iterator entries(folder, error);
   if (error) return false;  // no folder, or one that cannot be read
   return std::all_of(entries, fs::directory_iterator(), [](const fs::directory_entry& entry) {
-    return entry.path().filename() == kLockName || is_part(entry.path());
+    return entry.path().filename() == FolderLock::kFileName || is_part(entry.path());
   });
 }
 
@@ -64,30 +57,22 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
     SWITCHYARD_CHECK(fs::exists(path_ / kConfigName), UsageError, path_.string(), " is no run folder: it has no ",
                      kConfigName, "; to start a run there, leave --resume out");
   }
-  lock_ = ::open((path_ / kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  SWITCHYARD_CHECK(lock_ >= 0, DataError, "cannot write in the run folder ", path_.string(), ": ", std::strerror(errno));
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    const int reason = errno;
-    ::close(lock_);
-    SWITCHYARD_CHECK(reason == EWOULDBLOCK, DataError, "cannot lock the run folder ", path_.string(), ": ", std::strerror(reason));
-    throw UsageError(join_text("the run folder ", path_.string(), " is in use by another process; wait for it or end it"));
-  }
-  if (resume == Resume::No && fs::exists(path_ / kConfigName)) {  // begun and ended since it was looked at
-    ::close(lock_);
-    throw UsageError(join_text("the run folder ", path_.string(), " was taken by another process; resume that run with --resume, "
-                               "or give another folder"));
-  }
+  lock_ = FolderLock::take(path_, "the run folder " + path_.string());
+  SWITCHYARD_CHECK(lock_ != nullptr, UsageError, "the run folder ", path_.string(),
+                   " is in use by another process; wait for it or end it");
+  // It may have been begun and ended since it was looked at.
+  SWITCHYARD_CHECK(resume == Resume::Yes || !fs::exists(path_ / kConfigName), UsageError, "the run folder ", path_.string(),
+                   " was taken by another process; resume that run with --resume, or give another folder");
   remove_leftovers(path_);
 }
 
 RunFolder::~RunFolder() {
-  // A run that could not start leaves no folder. Else the lock file stays: removing it could let two processes in.
+  // A run that could not start leaves no folder.
   std::error_code ignored;
   if (!fs::exists(path_ / kConfigName, ignored)) {
-    fs::remove(path_ / kLockName, ignored);
+    fs::remove(path_ / FolderLock::kFileName, ignored);
     fs::remove(path_, ignored);  // only if it is empty
   }
-  ::close(lock_);
 }
 
 fs::path RunFolder::store_path() const { return path_.parent_path() / kRunStoreName; }

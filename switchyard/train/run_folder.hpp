@@ -2,7 +2,9 @@
 // The folder of a run: config.toml, log.jsonl, TensorBoard events, checkpoints/. One process works on it at a time.
 
 #include <filesystem>
+#include <memory>
 
+#include "switchyard/core/folder_lock.hpp"
 #include "switchyard/train/run_config.hpp"
 
 namespace switchyard {
@@ -32,7 +34,7 @@ class RunFolder {
 
  private:
   std::filesystem::path path_;
-  int lock_ = -1;
+  std::unique_ptr<FolderLock> lock_;
 };
 
 }  // namespace switchyard

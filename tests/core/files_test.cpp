@@ -7,10 +7,12 @@
 
 #include <csignal>
 #include <fstream>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/folder_lock.hpp"
 #include "tests/scratch_folder.hpp"
 
 namespace switchyard {
@@ -190,6 +192,16 @@ TEST_F(FilesTest, ReadNamesTheFileItCannotRead) {
               ThrowsMessage<DataError>(AllOf(HasSubstr("none"), HasSubstr("No such file"))));
   EXPECT_THROW((void)read_file(folder_), DataError);
   EXPECT_THROW((void)sha256_file(folder_ / "none"), DataError);
+}
+
+TEST_F(FilesTest, OneLockAtATimeHoldsAFolder) {
+  std::unique_ptr<FolderLock> first = FolderLock::take(folder_, "the folder");
+  ASSERT_NE(first, nullptr);
+  EXPECT_EQ(FolderLock::take(folder_, "the folder"), nullptr);
+  first.reset();
+  EXPECT_NE(FolderLock::take(folder_, "the folder"), nullptr);
+  EXPECT_THAT([&] { (void)FolderLock::take(folder_ / "none", "the folder none"); },
+              ThrowsMessage<DataError>(AllOf(HasSubstr("cannot write in the folder none"), HasSubstr("No such file"))));
 }
 
 TEST_F(FilesTest, Sha256MatchesTheStandard) {
