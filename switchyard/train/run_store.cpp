@@ -7,6 +7,7 @@
 #include <ctime>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -19,22 +20,51 @@ CREATE TABLE IF NOT EXISTS runs(
   step INTEGER NOT NULL, config TEXT NOT NULL, loss REAL, specialization REAL, max_vio REAL, message TEXT NOT NULL,
   started TEXT NOT NULL, updated TEXT NOT NULL))";
 
-constexpr const char* kPut = R"(
-INSERT INTO runs(folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated)
-VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-ON CONFLICT(folder) DO UPDATE SET name = ?2, arm = ?3, seed = ?4, status = ?5, step = ?6, config = ?7, loss = ?8,
-  specialization = ?9, max_vio = ?10, message = ?11, updated = ?13)";
+/// The columns, for every statement but that which makes the table. `Row` is const when writing.
+template <typename Row, typename Visitor>
+void visit_columns(Row& row, const Visitor& visit) {
+  visit("folder", row.folder);
+  visit("name", row.name);
+  visit("arm", row.arm);
+  visit("seed", row.seed);
+  visit("status", row.status);
+  visit("step", row.step);
+  visit("config", row.config_json);
+  visit("loss", row.loss);
+  visit("specialization", row.specialization);
+  visit("max_vio", row.max_vio);
+  visit("message", row.message);
+  visit("started", row.started);
+  visit("updated", row.updated);
+}
 
-constexpr const char* kBegin = ", started = ?12";  // behind kPut: a new run keeps nothing of the row
+std::vector<std::string> column_names() {
+  const RunRow row;
+  std::vector<std::string> names;
+  visit_columns(row, [&](const char* name, const auto&) { names.emplace_back(name); });
+  return names;
+}
 
-constexpr const char* kSelect = R"(
-SELECT folder, name, arm, seed, status, step, config, loss, specialization, max_vio, message, started, updated
-FROM runs ORDER BY folder)";
+enum class Started { Kept, Replaced };  // of a row that is there already
+
+std::string put_text(Started started) {
+  const std::vector<std::string> names = column_names();
+  const std::vector<std::string> values(names.size(), "?");
+  std::vector<std::string> changes;
+  for (const std::string& name : names) {
+    const bool stays = name == "folder" || (name == "started" && started == Started::Kept);
+    if (!stays) changes.push_back(name + " = excluded." + name);
+  }
+  return join_text("INSERT INTO runs(", comma_list(names), ") VALUES(", comma_list(values),
+                   ") ON CONFLICT(folder) DO UPDATE SET ", comma_list(changes));
+}
+
+std::string select_text() { return join_text("SELECT ", comma_list(column_names()), " FROM runs ORDER BY folder"); }
 
 class Statement {
  public:
-  Statement(sqlite3* database, const std::string& path, const char* text) : database_(database), path_(path) {
-    check(sqlite3_prepare_v2(database, text, -1, &statement_, nullptr));
+  Statement(sqlite3* database, const std::string& path, const std::string& text) : database_(database), path_(path) {
+    check(sqlite3_prepare_v2(database, text.c_str(), -1, &statement_, nullptr));
   }
   ~Statement() { sqlite3_finalize(statement_); }
   Statement(const Statement&) = delete;
@@ -53,14 +83,13 @@ class Statement {
     if (result != SQLITE_ROW && result != SQLITE_DONE) check(result);
     return result == SQLITE_ROW;
   }
-  [[nodiscard]] std::string text(int column) const {
+  void read(int column, std::string& value) const {
     const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_, column));
-    return bytes == nullptr ? std::string() : std::string(bytes);
+    value = bytes == nullptr ? "" : bytes;
   }
-  [[nodiscard]] int64_t integer(int column) const { return sqlite3_column_int64(statement_, column); }
-  [[nodiscard]] std::optional<double> number(int column) const {
-    if (sqlite3_column_type(statement_, column) == SQLITE_NULL) return std::nullopt;
-    return sqlite3_column_double(statement_, column);
+  void read(int column, int64_t& value) const { value = sqlite3_column_int64(statement_, column); }
+  void read(int column, std::optional<double>& value) const {
+    if (sqlite3_column_type(statement_, column) != SQLITE_NULL) value = sqlite3_column_double(statement_, column);
   }
 
  private:
@@ -111,46 +140,23 @@ RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<I
 
 RunStore::~RunStore() = default;
 
-void RunStore::begin(const RunRow& row) { impl_->write(std::string(kPut) + kBegin, row); }
+void RunStore::begin(const RunRow& row) { impl_->write(put_text(Started::Replaced), row); }
 
-void RunStore::put(const RunRow& row) { impl_->write(kPut, row); }
+void RunStore::put(const RunRow& row) { impl_->write(put_text(Started::Kept), row); }
 
 void RunStore::Impl::write(const std::string& text, const RunRow& row) const {
-  Statement statement(database, path, text.c_str());
-  statement.bind(1, row.folder);
-  statement.bind(2, row.name);
-  statement.bind(3, row.arm);
-  statement.bind(4, row.seed);
-  statement.bind(5, row.status);
-  statement.bind(6, row.step);
-  statement.bind(7, row.config_json);
-  statement.bind(8, row.loss);
-  statement.bind(9, row.specialization);
-  statement.bind(10, row.max_vio);
-  statement.bind(11, row.message);
-  statement.bind(12, row.started);
-  statement.bind(13, row.updated);
+  Statement statement(database, path, text);
+  int parameter = 0;  // SQLite counts parameters from 1, columns from 0
+  visit_columns(row, [&](const char*, const auto& value) { statement.bind(++parameter, value); });
   statement.next();
 }
 
 std::vector<RunRow> RunStore::rows() const {
-  Statement statement(impl_->database, impl_->path, kSelect);
+  Statement statement(impl_->database, impl_->path, select_text());
   std::vector<RunRow> result;
   while (statement.next()) {
-    RunRow& row = result.emplace_back();
-    row.folder = statement.text(0);
-    row.name = statement.text(1);
-    row.arm = statement.text(2);
-    row.seed = statement.integer(3);
-    row.status = statement.text(4);
-    row.step = statement.integer(5);
-    row.config_json = statement.text(6);
-    row.loss = statement.number(7);
-    row.specialization = statement.number(8);
-    row.max_vio = statement.number(9);
-    row.message = statement.text(10);
-    row.started = statement.text(11);
-    row.updated = statement.text(12);
+    int column = 0;
+    visit_columns(result.emplace_back(), [&](const char*, auto& value) { statement.read(column++, value); });
   }
   return result;
 }
