@@ -1,5 +1,6 @@
 #include "switchyard/measure/run_log.hpp"
 
+#include <concepts>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -15,10 +16,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// The fields of each record, once for writing and reading. `Record` is const when writing.
+// The fields of each record, once for writing and reading: const when writing.
+template <typename Given, typename Record>
+concept MaybeConst = std::same_as<std::remove_const_t<Given>, Record>;
 
-template <typename Record, typename Visitor>
-void visit_load(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<LoadMetrics> auto& record, auto& visit) {
   visit("max_vio", record.max_vio);
   visit("utilization", record.utilization);
   visit("dead_experts", record.dead_experts);
@@ -26,8 +28,7 @@ void visit_load(Record& record, Visitor& visit) {
   visit("variation", record.variation);
 }
 
-template <typename Record, typename Visitor>
-void visit_layer(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<LayerEvaluation> auto& record, auto& visit) {
   visit("layer", record.layer);
   visit("micro_batch", record.micro_batch);
   visit("global", record.global);
@@ -50,16 +51,14 @@ void visit_layer(Record& record, Visitor& visit) {
   visit("margin", record.margin);
 }
 
-template <typename Record, typename Visitor>
-void visit_domain(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<DomainEvaluation> auto& record, auto& visit) {
   visit("name", record.name);
   visit("loss", record.loss);
   visit("perplexity", record.perplexity);
   visit("tokens", record.tokens);
 }
 
-template <typename Record, typename Visitor>
-void visit_evaluation(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<EvaluationRecord> auto& record, auto& visit) {
   visit("step", record.step);
   visit("sequences", record.sequences);
   visit("tokens", record.tokens);
@@ -76,8 +75,7 @@ void visit_evaluation(Record& record, Visitor& visit) {
   visit("margin", record.margin);
 }
 
-template <typename Record, typename Visitor>
-void visit_start(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<StartRecord> auto& record, auto& visit) {
   visit("schema", record.schema);
   visit("name", record.name);
   visit("arm", record.arm);
@@ -104,16 +102,14 @@ void visit_start(Record& record, Visitor& visit) {
   visit("command", record.command);
 }
 
-template <typename Record, typename Visitor>
-void visit_term(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<BalanceTermRecord> auto& record, auto& visit) {
   visit("method", record.method);
   visit("scope", record.scope);
   visit("coefficient", record.coefficient);
   visit("value", record.value);
 }
 
-template <typename Record, typename Visitor>
-void visit_step(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<StepRecord> auto& record, auto& visit) {
   visit("step", record.step);
   visit("tokens", record.tokens);
   visit("loss", record.loss);
@@ -130,32 +126,16 @@ void visit_step(Record& record, Visitor& visit) {
   visit("tokens_per_second", record.tokens_per_second);
 }
 
-template <typename Record, typename Visitor>
-void visit_end(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<EndRecord> auto& record, auto& visit) {
   visit("step", record.step);
   visit("reason", record.reason);
   visit("seconds", record.seconds);
   visit("train_seconds", record.train_seconds);
 }
 
-template <typename Record, typename Visitor>
-void visit_notice(Record& record, Visitor& visit) {
+void visit_fields(MaybeConst<NoticeRecord> auto& record, auto& visit) {
   visit("step", record.step);
   visit("text", record.text);
-}
-
-template <typename Record, typename Visitor>
-void visit_fields(Record& record, Visitor& visit) {
-  using Plain = std::remove_const_t<Record>;
-  if constexpr (std::is_same_v<Plain, LoadMetrics>) visit_load(record, visit);
-  if constexpr (std::is_same_v<Plain, LayerEvaluation>) visit_layer(record, visit);
-  if constexpr (std::is_same_v<Plain, DomainEvaluation>) visit_domain(record, visit);
-  if constexpr (std::is_same_v<Plain, EvaluationRecord>) visit_evaluation(record, visit);
-  if constexpr (std::is_same_v<Plain, StartRecord>) visit_start(record, visit);
-  if constexpr (std::is_same_v<Plain, BalanceTermRecord>) visit_term(record, visit);
-  if constexpr (std::is_same_v<Plain, StepRecord>) visit_step(record, visit);
-  if constexpr (std::is_same_v<Plain, EndRecord>) visit_end(record, visit);
-  if constexpr (std::is_same_v<Plain, NoticeRecord>) visit_notice(record, visit);
 }
 
 struct Writer {
