@@ -12,9 +12,11 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <system_error>
 #include <tuple>
 #include <vector>
 
@@ -163,20 +165,13 @@ at::Tensor tensor_in(const std::shared_ptr<MappedFile>& mapped, uint64_t data_be
   return copy;
 }
 
-Json parse_header(std::istream& in, uint64_t file_bytes, const std::string& file) {
+std::string_view header_text(const MappedFile& mapped, uint64_t file_bytes, const std::string& file) {
   uint64_t header_bytes = 0;
-  SWITCHYARD_CHECK(file_bytes >= sizeof header_bytes, DataError, file, ": ", file_bytes,
-                   " bytes; not a safetensors file");
-  in.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes);
+  std::memcpy(&header_bytes, mapped.at(0), sizeof header_bytes);
   SWITCHYARD_CHECK(header_bytes <= kLargestHeader && header_bytes <= file_bytes - sizeof header_bytes, DataError, file,
                    ": header of ", header_bytes, " bytes in a file of ", file_bytes,
                    "; not a safetensors file, or cut short");
-  std::string text(header_bytes, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  Json header = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  SWITCHYARD_CHECK(in.good() && header.is_object(), DataError, file,
-                   ": the header is not a JSON object; not a safetensors file");
-  return header;
+  return {mapped.at(sizeof header_bytes), header_bytes};
 }
 
 }  // namespace
@@ -219,14 +214,15 @@ void save_tensors(const std::filesystem::path& path, const TensorsToSave& tensor
 
 TensorFile load_tensors(const std::filesystem::path& path) {
   const std::string file = path.string();
-  std::ifstream in(path, std::ios::binary);
-  SWITCHYARD_CHECK(in.good(), DataError, file, ": cannot be opened; does it exist?");
-  in.seekg(0, std::ios::end);
-  const std::streamoff file_bytes = in.tellg();
-  in.seekg(0);
-  SWITCHYARD_CHECK(in.good() && file_bytes >= 0, DataError, file, ": cannot be read");
-  const Json header = parse_header(in, static_cast<uint64_t>(file_bytes), file);
-  const std::streamoff data_begin = in.tellg();
+  std::error_code missing;
+  const uint64_t file_bytes = std::filesystem::file_size(path, missing);
+  SWITCHYARD_CHECK(!missing, DataError, file, ": cannot be opened; does it exist?");
+  SWITCHYARD_CHECK(file_bytes >= sizeof(uint64_t), DataError, file, ": ", file_bytes, " bytes; not a safetensors file");
+  const auto mapped = std::make_shared<MappedFile>(file, file_bytes);
+  const std::string_view text = header_text(*mapped, file_bytes, file);
+  const uint64_t data_begin = sizeof(uint64_t) + text.size();
+  const Json header = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  SWITCHYARD_CHECK(header.is_object(), DataError, file, ": the header is not a JSON object; not a safetensors file");
 
   TensorFile result;
   std::vector<StoredTensor> stored;
@@ -241,9 +237,8 @@ TensorFile load_tensors(const std::filesystem::path& path) {
       throw DataError(join_text(file, ": ", kMetadataKey, " is not a map of strings: ", error.what()));
     }
   }
-  check_layout(stored, static_cast<uint64_t>(file_bytes - data_begin), file);
-  const auto mapped = std::make_shared<MappedFile>(file, static_cast<uint64_t>(file_bytes));
-  for (const StoredTensor& tensor : stored) result.tensors[tensor.name] = tensor_in(mapped, static_cast<uint64_t>(data_begin), tensor);
+  check_layout(stored, file_bytes - data_begin, file);
+  for (const StoredTensor& tensor : stored) result.tensors[tensor.name] = tensor_in(mapped, data_begin, tensor);
   return result;
 }
 
