@@ -1,25 +1,19 @@
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cstring>
 #include <memory>
 
 #include "switchyard/cli/terminal.hpp"
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/comm/launch.hpp"
 #include "switchyard/comm/mpi.hpp"
+#include "switchyard/core/child_process.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
 namespace {
 
-constexpr int kNotStarted = 127;                    // what a shell gives for a program that is not there
 constexpr std::chrono::milliseconds kLookAgain{50};  // a signal ends the wait at once
 constexpr std::chrono::seconds kTellAgain{1};
 constexpr std::chrono::seconds kStart{10};  // ranks listen long before
@@ -32,45 +26,33 @@ struct LaunchArguments {
   std::vector<std::string> command;
 };
 
-// In a process group of its own, so that Ctrl-C reaches only this process: mpirun would kill the ranks before they have saved.
-pid_t start_mpirun(std::vector<std::string> command) {
-  std::vector<char*> arguments;
-  for (std::string& word : command) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  const pid_t parent = getpid();
-  const pid_t child = fork();
-  SWITCHYARD_CHECK(child >= 0, DataError, "cannot start a process: ", std::strerror(errno));
-  if (child > 0) return child;
-  setpgid(0, 0);
-  prctl(PR_SET_PDEATHSIG, SIGTERM);  // when this launcher is killed
+std::unique_ptr<ChildProcess> start_mpirun(const std::vector<std::string>& command) {
+  ChildCommand child{.arguments = command, .output = ChildOutput::Inherited};
   // mpirun gives the ranks a terminal of its own, whatever ours is.
-  if (detect_screen(STDOUT_FILENO) == Screen::Plain) setenv("NO_COLOR", "1", 1);
-  const int nothing = open("/dev/null", O_RDONLY);  // a background group that reads the terminal would be stopped
-  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0) {
-    for (const int number : {SIGINT, SIGTERM, SIGPIPE}) std::signal(number, SIG_DFL);
-    execvp(arguments[0], arguments.data());
+  if (detect_screen(STDOUT_FILENO) == Screen::Plain) child.environment["NO_COLOR"] = "1";
+  try {
+    return std::make_unique<ChildProcess>(child);
+  } catch (const DataError& error) {
+    throw DataError(join_text(error.what(), "; install Open MPI (Debian: openmpi-bin), or train without launch"));
   }
-  _exit(kNotStarted);
 }
 
-/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end. While they are
-/// being started mpirun may lose it, so then it is told again and again; later once, for at its own end mpirun would be ended by it.
-int wait_for_ranks(pid_t mpirun, const Session& session) {
+/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end; of Ctrl-C itself
+/// mpirun, in a process group of its own, learns nothing, for it would kill them. While they are being started mpirun may lose the
+/// wish, so then it is told again and again; later once, for at its own end mpirun would be ended by it.
+int wait_for_ranks(ChildProcess& mpirun, const Session& session) {
   const Clock::time_point begin = Clock::now();
   Clock::time_point told{};
-  int status = 0;
-  pid_t ended = 0;
-  while ((ended = waitpid(mpirun, &status, WNOHANG)) <= 0) {
-    SWITCHYARD_CHECK(ended == 0 || errno == EINTR, DataError, "cannot tell how mpirun ended: ", std::strerror(errno));
+  while (mpirun.running()) {
     const Clock::time_point now = Clock::now();
     const bool starting = now - begin < kStart;
     if (session.stop->load() && (told == Clock::time_point{} || (starting && now - told > kTellAgain))) {
-      kill(mpirun, SIGUSR1);
+      mpirun.signal(SIGUSR1);
       told = now;
     }
-    poll(nullptr, 0, static_cast<int>(kLookAgain.count()));
+    wait_for_any({&mpirun}, kLookAgain);
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return mpirun.exit_code().value();
 }
 
 int launch(const LaunchArguments& arguments, Session& session) {
@@ -83,9 +65,8 @@ int launch(const LaunchArguments& arguments, Session& session) {
   program.insert(program.end(), arguments.command.begin(), arguments.command.end());
   // Else a number in the configuration would win over the one that was asked for here.
   if (arguments.num_threads > 0) program.insert(program.end(), {"--set", join_text("execution.threads=", arguments.num_threads)});
-  const int code = wait_for_ranks(start_mpirun(mpirun_command(arguments.num_ranks, arguments.num_threads, program)), session);
-  SWITCHYARD_CHECK(code != kNotStarted, DataError,
-                   "mpirun cannot be started; install Open MPI (Debian: openmpi-bin), or train without launch");
+  const std::vector<std::string> command = mpirun_command(arguments.num_ranks, arguments.num_threads, program);
+  const int code = wait_for_ranks(*start_mpirun(command), session);
   if (code == kExitDone || code == kExitFailed || code == kExitWrongUse) return code;
   // Ranks that are asked to stop before they listen are ended by the asking.
   throw DataError(join_text(session.stop->load() ? "stopped, perhaps before all could save: " : "", "a rank was ended",

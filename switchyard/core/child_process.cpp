@@ -55,15 +55,17 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
 }
 
 // Between fork and exec only calls that are safe in a signal handler: other threads of the parent may hold locks.
+// @param output, error  -1: those of the parent
 [[noreturn]] void become(char** arguments, char** environment, const char* folder, pid_t parent, int output, int error,
                          int failure) {
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   const int nothing = open("/dev/null", O_RDONLY);
-  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 && dup2(output, STDOUT_FILENO) >= 0 &&
-      dup2(error, STDERR_FILENO) >= 0 && chdir(folder) == 0) {
-    ::signal(SIGINT, SIG_DFL);
-    ::signal(SIGTERM, SIG_DFL);
+  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 &&
+      (output < 0 || dup2(output, STDOUT_FILENO) >= 0) && (error < 0 || dup2(error, STDERR_FILENO) >= 0) &&
+      chdir(folder) == 0) {
+    // What is ignored would stay so through exec.
+    for (const int number : {SIGINT, SIGTERM, SIGPIPE}) ::signal(number, SIG_DFL);
     execvpe(arguments[0], arguments, environment);
   }
   const int reason = errno;
@@ -98,8 +100,9 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
   std::vector<std::string> environment = child_environment(command.environment);
   const std::vector<char*> argument_pointers = pointers(arguments);
   const std::vector<char*> environment_pointers = pointers(environment);
-  Pipe output = open_pipe();
-  Pipe error = open_pipe();
+  const bool reads = command.output == ChildOutput::Read;
+  Pipe output = reads ? open_pipe() : Pipe();
+  Pipe error = reads ? open_pipe() : Pipe();
   Pipe failure = open_pipe();  // carries errno when exec fails; exec closes it otherwise
   const std::string folder = command.folder.empty() ? "." : command.folder.string();
   const pid_t parent = getpid();
@@ -127,6 +130,7 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
   }
   output_ = output.read_end;
   error_ = error.read_end;
+  if (!reads) return;
   fcntl(output_, F_SETFL, O_NONBLOCK);
   fcntl(error_, F_SETFL, O_NONBLOCK);
 }

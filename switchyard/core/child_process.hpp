@@ -12,10 +12,16 @@
 
 namespace switchyard {
 
+enum class ChildOutput {
+  Read,       // by the ChildProcess
+  Inherited,  // goes where that of this process goes; there is nothing to read then
+};
+
 struct ChildCommand {
   std::vector<std::string> arguments;                  // the program first: a path, or a name that is looked up in PATH
   std::map<std::string, std::string> environment = {};  // beside that of this process
   std::filesystem::path folder = {};                    // to run in; empty: that of this process
+  ChildOutput output = ChildOutput::Read;               // and errors
 };
 
 /// Runs with an empty standard input, in a process group of its own, so that Ctrl-C reaches only the parent, which decides;

@@ -41,6 +41,20 @@ TEST(ChildProcess, HasTheEnvironmentItIsGivenAndNoInput) {
   EXPECT_THAT(run_to_end(child), ElementsAre("a b", "end"));
 }
 
+TEST(ChildProcess, MayWriteWhereItsParentDoes) {
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
+  ChildCommand command = shell("echo said; echo wrong >&2; kill -PIPE $$; echo lives");
+  command.output = ChildOutput::Inherited;
+  const auto handler = std::signal(SIGPIPE, SIG_IGN);
+  ChildProcess child(command);
+  EXPECT_EQ(child.wait(), 128 + SIGPIPE) << "what this process ignores ends the child";
+  std::signal(SIGPIPE, handler);
+  EXPECT_THAT(child.read_lines(), ElementsAre());
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "said\n");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "wrong\n");
+}
+
 TEST(ChildProcess, KeepsTheEndOfALongErrorOutput) {
   ChildProcess child(shell("i=0; while [ $i -lt 2000 ]; do echo \"line $i of the error\" >&2; i=$((i+1)); done"));
   (void)run_to_end(child);
