@@ -229,9 +229,8 @@ class TrainingRun {
     const Clock::time_point start = Clock::now();
     ranks_.set_step(state_.step);
     const std::vector<Batch> micro_batches = share_of_rank(batcher_.next_step(), ranks_.rank(), ranks_.size());
-    const StepOptions options = step_options(config_.execution);
-    StepResult result =
-        run_step(model_, config_.balance, state_.balance, micro_batches, options, seed(), state_.step, ranks_.balance());
+    StepResult result = run_step(model_, config_.balance, state_.balance, micro_batches, config_.execution, seed(), state_.step,
+                                 ranks_.balance());
     const ParameterRefs parameters = model_.parameters();
     if (ranks_.comm() != nullptr) sum_gradients(parameters, *ranks_.comm());
     add_parameter_losses(model_, config_.balance, result);

@@ -75,10 +75,11 @@ StepTokens gather_tokens(const std::vector<Batch>& micro_batches, const BalanceR
 class StepRunner {
  public:
   StepRunner(Decoder& model, const BalanceConfig& config, const BalanceState& state, const std::vector<Batch>& micro_batches,
-             const StepOptions& options, uint64_t seed, int64_t step, const BalanceRanks* ranks)
-      : model_(model), forwards_(pack_forwards(micro_batches, options.forward)),
-        plan_(make_step_plan(step, forwards_, static_cast<int64_t>(micro_batches.size()))), options_(options), seed_(seed),
-        ranks_(ranks),
+             const ExecutionConfig& execution, uint64_t seed, int64_t step, const BalanceRanks* ranks,
+             const ForwardHook& before_forward)
+      : model_(model), forwards_(pack_forwards(micro_batches, execution.forward)),
+        plan_(make_step_plan(step, forwards_, static_cast<int64_t>(micro_batches.size()))), execution_(execution), seed_(seed),
+        before_forward_(before_forward), ranks_(ranks),
         balance_(make_balance(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_,
                               state, ranks)),
         whole_step_(balance_.needs_whole_step()), offsets_LE_(state.selection_offsets_LE),
@@ -86,7 +87,7 @@ class StepRunner {
     StepTokens tokens = gather_tokens(micro_batches, ranks);
     result_.tokens = balance_.step_tokens();
     result_.targets = tokens.targets;
-    position_F_ = options.forward == ForwardPacking::Separate ? std::move(tokens.position_M)
+    position_F_ = execution.forward == ForwardPacking::Separate ? std::move(tokens.position_M)
                                                               : std::vector{at::cat(tokens.position_M)};
   }
 
@@ -95,7 +96,7 @@ class StepRunner {
     model_.clear_gradients();
     if (!whole_step_) {
       run_forward_by_forward();
-    } else if (options_.exact == ExactOrder::Prepass) {
+    } else if (execution_.exact == ExactOrder::Prepass) {
       count_ahead();
       run_forward_by_forward();
     } else {
@@ -131,13 +132,13 @@ class StepRunner {
     context.balance = &balance_;
     context.selection_offsets_LE = offsets_LE_;
     context.selection_score = selection_score_;
-    const bool layers = options_.recompute == Recompute::Layers || (whole_step_ && options_.exact == ExactOrder::Recompute);
+    const bool layers = execution_.recompute == Recompute::Layers || (whole_step_ && execution_.exact == ExactOrder::Recompute);
     context.recompute = layers && phase == RoutingPhase::Train ? Recompute::Layers : Recompute::None;
     return context;
   }
 
   at::Tensor hidden_TD(size_t index, const ForwardContext& context) {
-    if (options_.before_forward) options_.before_forward(context.phase, context.forward);
+    if (before_forward_) before_forward_(context.phase, context.forward);
     return model_.forward(forwards_[index], context);
   }
 
@@ -202,7 +203,7 @@ class StepRunner {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < num_forwards(); ++i) {
       ForwardContext context = context_of(i, RoutingPhase::Count);
-      if (options_.on_replay_mismatch == OnReplayMismatch::Replay) recorder_.record(i, context);
+      if (execution_.on_replay_mismatch == OnReplayMismatch::Replay) recorder_.record(i, context);
       (void)hidden_TD(i, context);
       balance_.close_forward(static_cast<int64_t>(i));
       await(i);
@@ -218,8 +219,9 @@ class StepRunner {
   Decoder& model_;
   std::vector<Batch> forwards_;
   StepPlan plan_;
-  const StepOptions& options_;
+  const ExecutionConfig& execution_;
   uint64_t seed_;
+  const ForwardHook& before_forward_;
   const BalanceRanks* ranks_;
   StepBalance balance_;
   bool whole_step_;
@@ -275,9 +277,9 @@ StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_
 }
 
 StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
-                    const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed, int64_t step,
-                    const BalanceRanks* ranks) {
-  return StepRunner(model, config, state, micro_batches, options, seed, step, ranks).run(state);
+                    const std::vector<Batch>& micro_batches, const ExecutionConfig& execution, uint64_t seed,
+                    int64_t step, const BalanceRanks* ranks, const ForwardHook& before_forward) {
+  return StepRunner(model, config, state, micro_batches, execution, seed, step, ranks, before_forward).run(state);
 }
 
 void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result) {

@@ -16,14 +16,8 @@
 
 namespace switchyard {
 
-struct StepOptions {
-  ExactOrder exact = ExactOrder::Retain;
-  Recompute recompute = Recompute::None;
-  ForwardPacking forward = ForwardPacking::Together;
-  OnReplayMismatch on_replay_mismatch = OnReplayMismatch::Error;
-  /// Called before each forward of the model; may be empty. Tests use it to break what must be detected.
-  std::function<void(RoutingPhase phase, int64_t forward)> before_forward{};
-};
+/// Called before each forward of the model. Tests use it to break what must be detected.
+using ForwardHook = std::function<void(RoutingPhase phase, int64_t forward)>;
 
 struct StepResult {
   double loss = 0.0;        // cross-entropy, nats per scored target of the step, over all ranks; balancing excluded
@@ -58,12 +52,14 @@ struct StepResult {
 /// Weights are not changed. With ranks it is collective, and the gradient is this rank's part: the sum over ranks is that of the
 /// step (train/gradients.hpp adds it up).
 /// @param micro_batches  of this rank, numbered from 0; the same number on each
+/// @param execution      its order, recomputation, packing and answer to a mismatch; the rest is the caller's
 /// @param step   0-based, key of the random streams of the routers
 /// @param ranks  that share the step; null: this process has it alone
 /// @throws StateError when the loss is not finite, or a routing does not replay; `state` is unchanged then
 [[nodiscard]] StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
-                                  const std::vector<Batch>& micro_batches, const StepOptions& options, uint64_t seed,
-                                  int64_t step, const BalanceRanks* ranks = nullptr);
+                                  const std::vector<Batch>& micro_batches, const ExecutionConfig& execution,
+                                  uint64_t seed, int64_t step, const BalanceRanks* ranks = nullptr,
+                                  const ForwardHook& before_forward = {});
 
 /// Adds the losses of weights alone (SimBal) to gradients and result: once a step, after the gradients were summed over ranks.
 void add_parameter_losses(Decoder& model, const BalanceConfig& config, StepResult& result);

@@ -80,13 +80,4 @@ StartRecord make_start_record(const RunConfig& config, const std::string& comman
   return record;
 }
 
-StepOptions step_options(const ExecutionConfig& config) {
-  StepOptions options;
-  options.exact = config.exact;
-  options.recompute = config.recompute;
-  options.forward = config.forward;
-  options.on_replay_mismatch = config.on_replay_mismatch;
-  return options;
-}
-
 }  // namespace switchyard

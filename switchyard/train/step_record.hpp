@@ -15,6 +15,4 @@ namespace switchyard {
 /// What follows from the configuration, this build and this machine; the rest is left to the caller.
 [[nodiscard]] StartRecord make_start_record(const RunConfig& config, const std::string& command);
 
-[[nodiscard]] StepOptions step_options(const ExecutionConfig& config);
-
 }  // namespace switchyard

@@ -13,8 +13,8 @@ BalanceConfig ranked_balance(std::string_view scope) {
   return config;
 }
 
-const std::vector<StepOptions>& step_orders() {
-  static const std::vector<StepOptions> all = {
+const std::vector<ExecutionConfig>& step_orders() {
+  static const std::vector<ExecutionConfig> all = {
       {.forward = ForwardPacking::Separate},
       {.forward = ForwardPacking::Together},
       {.exact = ExactOrder::Prepass, .forward = ForwardPacking::Separate},
@@ -23,10 +23,10 @@ const std::vector<StepOptions>& step_orders() {
 }
 
 StepOutcome one_process(const ModelConfig& config, const BalanceConfig& balance, const std::vector<Batch>& micro_batches,
-                        const StepOptions& options, BalanceState state) {
+                        const ExecutionConfig& execution, BalanceState state) {
   Decoder model(config, ComputeType::Float64, 3, kRankSeed);
   StepOutcome outcome;
-  outcome.result = run_step(model, balance, state, micro_batches, options, kRankSeed, kRankStep);
+  outcome.result = run_step(model, balance, state, micro_batches, execution, kRankSeed, kRankStep);
   for (const Parameter* parameter : model.parameters()) outcome.gradients.push_back(parameter->grad);
   outcome.gradient_norm = global_gradient_norm(model.parameters());
   outcome.state = state;

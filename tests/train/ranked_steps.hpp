@@ -23,9 +23,9 @@ struct StepOutcome {
 /// LBL over the scope, and z-loss.
 [[nodiscard]] BalanceConfig ranked_balance(std::string_view scope);
 /// Separate, together, with a pre-pass, with recomputed layers.
-[[nodiscard]] const std::vector<StepOptions>& step_orders();
+[[nodiscard]] const std::vector<ExecutionConfig>& step_orders();
 [[nodiscard]] StepOutcome one_process(const ModelConfig& config, const BalanceConfig& balance,
-                                      const std::vector<Batch>& micro_batches, const StepOptions& options, BalanceState state);
+                                      const std::vector<Batch>& micro_batches, const ExecutionConfig& execution, BalanceState state);
 /// All of them, in the order of a checkpoint.
 [[nodiscard]] TensorMap make_all(const TensorsToSave& tensors);
 

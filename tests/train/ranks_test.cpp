@@ -29,14 +29,14 @@ namespace fs = std::filesystem;
 constexpr double kNear = 1e-11;
 
 StepOutcome on_ranks(int64_t num_ranks, const ModelConfig& config, const BalanceConfig& balance,
-                     const std::vector<Batch>& batches, const StepOptions& options, const BalanceState& before) {
+                     const std::vector<Batch>& batches, const ExecutionConfig& execution, const BalanceState& before) {
   StepOutcome outcome;
   run_ranks(num_ranks, [&](Communicator& comm) {
     Decoder model(config, ComputeType::Float64, 3, kRankSeed);
     BalanceState state = before;
     const BalanceRanks ranks{comm};
     const std::vector<Batch> share = share_of_rank(batches, comm.rank(), comm.size());
-    StepResult result = run_step(model, balance, state, share, options, kRankSeed, kRankStep, &ranks);
+    StepResult result = run_step(model, balance, state, share, execution, kRankSeed, kRankStep, &ranks);
     sum_gradients(model.parameters(), comm);
     if (comm.rank() > 0) return;
     for (const Parameter* parameter : model.parameters()) outcome.gradients.push_back(parameter->grad);
@@ -86,7 +86,7 @@ TEST(RankedStep, IsTheStepOfOneProcess) {
   for (const std::string scope : {"sequence", "sequences(3)", "micro_batch", "optimizer_batch", "previous_step", "ema(0.9)"}) {
     const BalanceConfig balance = ranked_balance(scope);
     const BalanceState before = one_process(tiny_model(), balance, make_micro_batches(2), step_orders()[0], {}).state;
-    for (const StepOptions& order : step_orders()) {
+    for (const ExecutionConfig& order : step_orders()) {
       const StepOutcome one = one_process(tiny_model(), balance, batches, order, before);
       for (const int64_t num_ranks : {2, 4}) {
         const StepOutcome many = on_ranks(num_ranks, tiny_model(), balance, batches, order, before);
@@ -102,7 +102,7 @@ TEST(RankedStep, ScopesOverRanksAreThoseOfTheDeclaredPartition) {
   const std::vector<Batch> batches = make_micro_batches(1);
   for (const std::string scope : {"ranks", "prefix"}) {
     const BalanceConfig balance = ranked_balance(scope);
-    for (const StepOptions& order : step_orders()) {
+    for (const ExecutionConfig& order : step_orders()) {
       for (const int64_t num_ranks : {2, 4}) {
         const StepOutcome one =
             one_process(tiny_model(), balance, joined_over_ranks(batches, static_cast<size_t>(num_ranks)), order, {});
@@ -168,7 +168,7 @@ Parameter some_parameter(c10::IntArrayRef sizes, double gradient) {
 // The routers see nothing of it, so balancing has nothing to complain about.
 TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
   const std::vector<Batch> batches = make_micro_batches(1);
-  for (const StepOptions& order : step_orders()) {
+  for (const ExecutionConfig& order : step_orders()) {
     run_ranks(2, [&](Communicator& comm) {
       Decoder model(tiny_model(), ComputeType::Float64, 3, kRankSeed);
       if (comm.rank() == 1) {
@@ -192,7 +192,7 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
 // Counting is closed when the second forward of a pre-pass, or of recomputed layers, chooses otherwise: no message is left but
 // the last.
 TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
-  for (const StepOptions& order : step_orders()) {
+  for (const ExecutionConfig& order : step_orders()) {
     if (order.exact == ExactOrder::Retain) continue;
     run_ranks(2, [&](Communicator& comm) {
       const std::vector<Batch> batches = share_of_rank(make_micro_batches(1), comm.rank(), 2);
@@ -203,8 +203,7 @@ TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
           std::reverse(numbers, numbers + parameter->master.numel());
         }
       };
-      StepOptions options = order;
-      options.before_forward = [&](RoutingPhase phase, int64_t forward) {
+      const auto disturb = [&](RoutingPhase phase, int64_t forward) {
         if (comm.rank() == 0 || phase != RoutingPhase::Train) return;
         if (order.exact == ExactOrder::Prepass && forward == 0) turn_router({});
         // Recomputed layers run in backward: turn when the gradient reaches the head.
@@ -213,7 +212,7 @@ TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
       BalanceState state;
       const BalanceRanks ranks{comm};
       try {
-        (void)run_step(model, ranked_balance("optimizer_batch"), state, batches, options, kRankSeed, kRankStep, &ranks);
+        (void)run_step(model, ranked_balance("optimizer_batch"), state, batches, order, kRankSeed, kRankStep, &ranks, disturb);
         ADD_FAILURE() << "no error on rank " << comm.rank();
       } catch (const CommError& error) {
         EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: step 4, forward 0, layer"));

@@ -31,7 +31,7 @@ ModelConfig model_of_eight() {
 TEST(ShardedStep, HasTheLossCountsAndGradientsOfOneProcess) {
   const std::vector<Batch> batches = make_micro_batches(1);
   const BalanceConfig balance = ranked_balance("optimizer_batch");
-  for (const StepOptions& order : step_orders()) {
+  for (const ExecutionConfig& order : step_orders()) {
     const StepOutcome one = one_process(model_of_eight(), balance, batches, order, {});
     for (const int64_t num_ranks : {2, 4}) {
       run_ranks(num_ranks, [&](Communicator& comm) {

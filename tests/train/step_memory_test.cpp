@@ -51,7 +51,7 @@ class CountedMemory final : public c10::Allocator {
 
 constexpr int64_t kVocabulary = 16000;
 
-int64_t most_in_a_step(const StepOptions& options, int64_t num_copies) {
+int64_t most_in_a_step(const ExecutionConfig& execution, int64_t num_copies) {
   ModelConfig config = tiny_model();
   config.vocab_size = kVocabulary;
   std::vector<Batch> batches;
@@ -64,7 +64,7 @@ int64_t most_in_a_step(const StepOptions& options, int64_t num_copies) {
   const CountedMemory counted;
   Decoder model(config, ComputeType::Float64, /*num_domains=*/3, 7);
   BalanceState state;
-  static_cast<void>(run_step(model, {}, state, batches, options, 7, 0));
+  static_cast<void>(run_step(model, {}, state, batches, execution, 7, 0));
   return counted.most();
 }
 
@@ -72,10 +72,10 @@ int64_t most_in_a_step(const StepOptions& options, int64_t num_copies) {
 TEST(StepMemory, ForwardsThatWaitHoldNoGradientOfTheHead) {
   constexpr int64_t kHeadGradient = kVocabulary * 16 * 8;
   for (const ExactOrder exact : {ExactOrder::Retain, ExactOrder::Recompute}) {
-    StepOptions options;
-    options.exact = exact;
-    options.forward = ForwardPacking::Separate;
-    const int64_t four = most_in_a_step(options, 1), sixteen = most_in_a_step(options, 4);
+    ExecutionConfig execution;
+    execution.exact = exact;
+    execution.forward = ForwardPacking::Separate;
+    const int64_t four = most_in_a_step(execution, 1), sixteen = most_in_a_step(execution, 4);
     EXPECT_GT(four, kHeadGradient);
     EXPECT_LT(sixteen - four, kHeadGradient) << "twelve more forwards wait, nine of them with targets";
   }

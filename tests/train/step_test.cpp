@@ -29,12 +29,12 @@ BalanceConfig make_balance(std::string_view scope) {
   return config;
 }
 
-StepOptions make_options(ExactOrder exact, ForwardPacking forward, Recompute recompute = Recompute::None) {
-  StepOptions options;
-  options.exact = exact;
-  options.forward = forward;
-  options.recompute = recompute;
-  return options;
+ExecutionConfig execution_of(ExactOrder exact, ForwardPacking forward, Recompute recompute = Recompute::None) {
+  ExecutionConfig execution;
+  execution.exact = exact;
+  execution.forward = forward;
+  execution.recompute = recompute;
+  return execution;
 }
 
 struct Outcome {
@@ -43,11 +43,11 @@ struct Outcome {
   BalanceState state;
 };
 
-Outcome run(const BalanceConfig& config, const StepOptions& options, BalanceState state = {},
+Outcome run(const BalanceConfig& config, const ExecutionConfig& execution, BalanceState state = {},
             const std::vector<Batch>& batches = make_micro_batches(1), int64_t step = 0) {
   Decoder model = make_model();
   Outcome outcome;
-  outcome.result = run_step(model, config, state, batches, options, kSeed, step);
+  outcome.result = run_step(model, config, state, batches, execution, kSeed, step);
   for (const Parameter* parameter : model.parameters()) {
     SWITCHYARD_CHECK(parameter->grad.defined(), StateError, parameter->name, " has no gradient");
     outcome.gradients.push_back(parameter->grad.clone());
@@ -58,7 +58,7 @@ Outcome run(const BalanceConfig& config, const StepOptions& options, BalanceStat
 
 /// Counts and fractions of a step before, for the scopes that look back.
 BalanceState earlier_state(const BalanceConfig& config) {
-  return run(config, make_options(ExactOrder::Retain, ForwardPacking::Together), {}, make_micro_batches(2)).state;
+  return run(config, execution_of(ExactOrder::Retain, ForwardPacking::Together), {}, make_micro_batches(2)).state;
 }
 
 double largest_difference(const Outcome& a, const Outcome& b) {
@@ -89,8 +89,8 @@ TEST(Step, EveryScopeGivesTheSameSeparateAndTogether) {
   for (const std::string& scope : kScopes) {
     const BalanceConfig config = make_balance(scope);
     const BalanceState state = earlier_state(config);
-    const Outcome separate = run(config, make_options(ExactOrder::Retain, ForwardPacking::Separate), state);
-    const Outcome together = run(config, make_options(ExactOrder::Retain, ForwardPacking::Together), state);
+    const Outcome separate = run(config, execution_of(ExactOrder::Retain, ForwardPacking::Separate), state);
+    const Outcome together = run(config, execution_of(ExactOrder::Retain, ForwardPacking::Together), state);
     expect_same(separate, together, scope);
     EXPECT_EQ(separate.result.tokens, 8 + 5 + 8 + 0 + 3 + 8 + 6);
     EXPECT_EQ(separate.result.targets, 7 + 4 + 7 + 0 + 2 + 7 + 5);
@@ -102,11 +102,11 @@ TEST(Step, RetainPrepassAndRecomputeAgree) {
   for (const std::string& scope : kScopes) {
     const BalanceConfig config = make_balance(scope);
     const BalanceState state = earlier_state(config);
-    const Outcome retain = run(config, make_options(ExactOrder::Retain, ForwardPacking::Separate), state);
-    expect_same(retain, run(config, make_options(ExactOrder::Prepass, ForwardPacking::Separate), state), scope + " prepass");
-    expect_same(retain, run(config, make_options(ExactOrder::Recompute, ForwardPacking::Separate, Recompute::Layers), state),
+    const Outcome retain = run(config, execution_of(ExactOrder::Retain, ForwardPacking::Separate), state);
+    expect_same(retain, run(config, execution_of(ExactOrder::Prepass, ForwardPacking::Separate), state), scope + " prepass");
+    expect_same(retain, run(config, execution_of(ExactOrder::Recompute, ForwardPacking::Separate, Recompute::Layers), state),
                 scope + " recompute");
-    expect_same(retain, run(config, make_options(ExactOrder::Prepass, ForwardPacking::Separate, Recompute::Layers), state),
+    expect_same(retain, run(config, execution_of(ExactOrder::Prepass, ForwardPacking::Separate, Recompute::Layers), state),
                 scope + " prepass with recomputed layers");
   }
 }
@@ -114,8 +114,8 @@ TEST(Step, RetainPrepassAndRecomputeAgree) {
 TEST(Step, RecomputedLayersChangeNoBit) {
   for (const ForwardPacking forward : {ForwardPacking::Separate, ForwardPacking::Together}) {
     const BalanceConfig config = make_balance("optimizer_batch");
-    const Outcome plain = run(config, make_options(ExactOrder::Retain, forward));
-    const Outcome recomputed = run(config, make_options(ExactOrder::Retain, forward, Recompute::Layers));
+    const Outcome plain = run(config, execution_of(ExactOrder::Retain, forward));
+    const Outcome recomputed = run(config, execution_of(ExactOrder::Retain, forward, Recompute::Layers));
     for (size_t i = 0; i < plain.gradients.size(); ++i) EXPECT_TRUE(at::equal(plain.gradients[i], recomputed.gradients[i]));
     EXPECT_EQ(plain.result.loss, recomputed.result.loss);
   }
@@ -123,18 +123,18 @@ TEST(Step, RecomputedLayersChangeNoBit) {
 
 // The scopes differ, else the tests above would pass with any one of them.
 TEST(Step, ScopesGiveDifferentGradients) {
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Separate);
-  const Outcome exact = run(make_balance("optimizer_batch"), options);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Separate);
+  const Outcome exact = run(make_balance("optimizer_batch"), execution);
   for (const std::string scope : {"sequence", "micro_batch", "prefix", "sequences(2)"}) {
-    EXPECT_GT(largest_difference(exact, run(make_balance(scope), options)), 1e-6) << scope;
+    EXPECT_GT(largest_difference(exact, run(make_balance(scope), execution)), 1e-6) << scope;
   }
 }
 
 // A micro-batch alone is an optimizer batch of its own.
 TEST(Step, MicroBatchOfOneIsTheOptimizerBatch) {
   const std::vector<Batch> one = {make_micro_batches(1)[0]};
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Separate);
-  expect_same(run(make_balance("micro_batch"), options, {}, one), run(make_balance("optimizer_batch"), options, {}, one),
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Separate);
+  expect_same(run(make_balance("micro_batch"), execution, {}, one), run(make_balance("optimizer_batch"), execution, {}, one),
               "one micro-batch");
 }
 
@@ -143,14 +143,14 @@ TEST(Step, GradientIsThatOfTheMeanOverAllTargets) {
   BalanceConfig config = make_balance("optimizer_batch");
   config.coefficient = 0.0;
   config.z_coefficient = 0.0;
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Separate);
-  const Outcome outcome = run(config, options);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Separate);
+  const Outcome outcome = run(config, execution);
   const auto loss_at = [&](double shift) {
     Decoder model = make_model();
     Parameter* head = model.parameters().back();
     head->master.view({-1})[3] += shift;
     BalanceState state;
-    return run_step(model, config, state, make_micro_batches(1), options, kSeed, 0).loss;
+    return run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0).loss;
   };
   const double difference = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5;
   EXPECT_NEAR(outcome.gradients.back().view({-1})[3].item<double>(), difference, 1e-8);
@@ -159,25 +159,25 @@ TEST(Step, GradientIsThatOfTheMeanOverAllTargets) {
 TEST(Step, StartsFromNoGradient) {
   Decoder model = make_model();
   const BalanceConfig config = make_balance("micro_batch");
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Separate);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Separate);
   BalanceState state;
-  (void)run_step(model, config, state, make_micro_batches(1), options, kSeed, 0);
+  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0);
   const at::Tensor first = model.parameters().back()->grad.clone();
-  (void)run_step(model, config, state, make_micro_batches(1), options, kSeed, 1);
+  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 1);
   EXPECT_TRUE(at::equal(model.parameters().back()->grad, first));
 }
 
 TEST(Step, ScopesThatLookBackSayThatTheyLackHistory) {
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Together);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Together);
   for (const std::string scope : {"previous_step", "ema(0.9)"}) {
-    const Outcome first = run(make_balance(scope), options);
+    const Outcome first = run(make_balance(scope), execution);
     EXPECT_TRUE(first.result.lacks_history) << scope;
     EXPECT_TRUE(first.result.balance.lbl_L.empty()) << scope;
-    const Outcome second = run(make_balance(scope), options, first.state, make_micro_batches(1), 1);
+    const Outcome second = run(make_balance(scope), execution, first.state, make_micro_batches(1), 1);
     EXPECT_FALSE(second.result.lacks_history) << scope;
     EXPECT_EQ(second.result.balance.lbl_L.size(), 2U) << scope;
   }
-  EXPECT_FALSE(run(make_balance("optimizer_batch"), options).result.lacks_history);
+  EXPECT_FALSE(run(make_balance("optimizer_batch"), execution).result.lacks_history);
 }
 
 TEST(Step, SimBalOverLayersIsAveragedOrAdded) {
@@ -209,8 +209,8 @@ TEST(Step, MicroBatchesWithoutTokensHaveNoMaxVio) {
 }
 
 /// Moves the router's weights between the pre-pass and the second forward, so that it chooses other experts.
-void disturb_router(Decoder& model, StepOptions& options) {
-  options.before_forward = [&model](RoutingPhase phase, int64_t forward) {
+ForwardHook disturb_router(Decoder& model) {
+  return [&model](RoutingPhase phase, int64_t forward) {
     if (phase != RoutingPhase::Train || forward != 0) return;
     for (Parameter* parameter : model.parameters()) {
       if (parameter->name == "model.layers.1.mlp.gate.weight") parameter->master.copy_(parameter->master.flip(0));
@@ -220,26 +220,26 @@ void disturb_router(Decoder& model, StepOptions& options) {
 
 TEST(Step, RoutingThatDoesNotReplayIsAnError) {
   Decoder model = make_model();
-  StepOptions options = make_options(ExactOrder::Prepass, ForwardPacking::Separate);
-  disturb_router(model, options);
+  const ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
   BalanceState state;
-  EXPECT_THROW((void)run_step(model, make_balance("optimizer_batch"), state, make_micro_batches(1), options, kSeed, 0),
+  EXPECT_THROW((void)run_step(model, make_balance("optimizer_batch"), state, make_micro_batches(1), execution, kSeed, 0, nullptr,
+                              disturb_router(model)),
                StateError);
   EXPECT_FALSE(state.previous_counts_LE.defined());
 }
 
 TEST(Step, RecordedChoicesAreReplayedOnRequest) {
   Decoder model = make_model();
-  StepOptions options = make_options(ExactOrder::Prepass, ForwardPacking::Separate);
-  options.on_replay_mismatch = OnReplayMismatch::Replay;
+  ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
+  execution.on_replay_mismatch = OnReplayMismatch::Replay;
   const BalanceConfig config = make_balance("optimizer_batch");
   BalanceState state;
-  const StepResult calm = run_step(model, config, state, make_micro_batches(1), options, kSeed, 0);
+  const StepResult calm = run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0);
   EXPECT_EQ(calm.replay_differences, 0);
 
-  disturb_router(model, options);
   state = {};
-  const StepResult disturbed = run_step(model, config, state, make_micro_batches(1), options, kSeed, 0);
+  const StepResult disturbed =
+      run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, nullptr, disturb_router(model));
   EXPECT_GT(disturbed.replay_differences, 0);
   EXPECT_LE(disturbed.replay_differences, disturbed.tokens);  // only one layer was moved
   EXPECT_TRUE(at::equal(disturbed.step_counts_LE, calm.step_counts_LE));
@@ -247,17 +247,17 @@ TEST(Step, RecordedChoicesAreReplayedOnRequest) {
 
 // What replays gives the same gradients as choosing again.
 TEST(Step, ReplayOfEqualChoicesChangesNothing) {
-  StepOptions options = make_options(ExactOrder::Prepass, ForwardPacking::Separate);
-  const Outcome chosen = run(make_balance("optimizer_batch"), options);
-  options.on_replay_mismatch = OnReplayMismatch::Replay;
-  expect_same(chosen, run(make_balance("optimizer_batch"), options), "replay");
+  ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
+  const Outcome chosen = run(make_balance("optimizer_batch"), execution);
+  execution.on_replay_mismatch = OnReplayMismatch::Replay;
+  expect_same(chosen, run(make_balance("optimizer_batch"), execution), "replay");
 }
 
 TEST(Step, WithoutBalancingCountsAreStillTaken) {
   BalanceConfig config = make_balance("optimizer_batch");
   config.method = "none";
   config.z_coefficient = 0.0;
-  const Outcome outcome = run(config, make_options(ExactOrder::Retain, ForwardPacking::Together));
+  const Outcome outcome = run(config, execution_of(ExactOrder::Retain, ForwardPacking::Together));
   EXPECT_EQ(outcome.result.step_counts_LE.sum().item<int64_t>(), outcome.result.tokens * 2 * 2);
   EXPECT_TRUE(outcome.result.balance.lbl_L.empty());
   EXPECT_EQ(outcome.result.balance.weighted_loss, 0.0);
@@ -266,20 +266,20 @@ TEST(Step, WithoutBalancingCountsAreStillTaken) {
 TEST(Step, RefusesStepsWithoutTargets) {
   Decoder model = make_model();
   BalanceState state;
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Together);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Together);
   std::vector<Batch> empty = {make_micro_batches(1)[2]};
   empty[0].segment_micro_batch = {0};
-  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, empty, options, kSeed, 0), DataError);
-  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, {}, options, kSeed, 0), UsageError);
+  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, empty, execution, kSeed, 0), DataError);
+  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, {}, execution, kSeed, 0), UsageError);
 }
 
 TEST(Step, NamesALossThatIsNotFinite) {
   Decoder model = make_model();
   model.parameters().back()->master.fill_(std::numeric_limits<double>::infinity());
   BalanceState state;
-  const StepOptions options = make_options(ExactOrder::Retain, ForwardPacking::Together);
+  const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Together);
   try {
-    (void)run_step(model, make_balance("micro_batch"), state, make_micro_batches(1), options, kSeed, 4);
+    (void)run_step(model, make_balance("micro_batch"), state, make_micro_batches(1), execution, kSeed, 4);
     FAIL() << "an infinite weight was taken";
   } catch (const StateError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("loss of step 4"));
