@@ -42,15 +42,28 @@ RunConfig resolve(RunConfig config) {
   return config;
 }
 
+Dataset open_fitting_dataset(const RunConfig& config) {
+  Dataset dataset(config.data.path);
+  check_fits(config, dataset);
+  return dataset;
+}
+
+/// What every rank holds whole is the optimizer's of each in part, if there are several.
+Decoder make_model(const RunConfig& config, ComputeType compute, int64_t num_domains, const RunRanks& ranks) {
+  Communicator* const expert_ranks = config.execution.experts == ExpertPlacement::Sharded ? ranks.comm() : nullptr;
+  Decoder model(config.model, compute, num_domains, static_cast<uint64_t>(config.seed), expert_ranks);
+  if (ranks.comm() != nullptr) share_updates(model.parameters(), *ranks.comm());
+  return model;
+}
+
 /// Everything a run holds while it runs, on one of its ranks. Made without messages; the rest is collective.
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, ComputeType compute, const RunOptions& options, RunFolder* folder, RunRanks& ranks)
-      : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(config.data.path),
-        batcher_((check_fits(config, dataset_), dataset_), config.data.batcher, seed()),
-        compute_(compute),
-        model_(config.model, compute_, static_cast<int64_t>(batcher_.domains().size()), seed(), expert_ranks()),
-        optimizer_(parameters_of_rank(), config.optimizer), heldout_(load_heldout(dataset_, config)),
+      : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(open_fitting_dataset(config)),
+        batcher_(dataset_, config.data.batcher, seed()), compute_(compute),
+        model_(make_model(config, compute, static_cast<int64_t>(batcher_.domains().size()), ranks)),
+        optimizer_(model_.parameters(), config.optimizer), heldout_(load_heldout(dataset_, config)),
         info_{config, batcher_.domains(), dataset_.hash()} {
     state_.batcher = batcher_.state();
   }
@@ -112,15 +125,6 @@ class TrainingRun {
                      kStepsBeforeProfile, " are not typical");
   }
 
-  /// Before the optimizer is made: ranks divide its work.
-  [[nodiscard]] ParameterRefs parameters_of_rank() {
-    if (ranks_.comm() != nullptr) share_updates(model_.parameters(), *ranks_.comm());
-    return model_.parameters();
-  }
-
-  [[nodiscard]] Communicator* expert_ranks() const {
-    return config_.execution.experts == ExpertPlacement::Sharded ? ranks_.comm() : nullptr;
-  }
   [[nodiscard]] uint64_t seed() const { return static_cast<uint64_t>(config_.seed); }
   [[nodiscard]] bool at_end() const { return state_.step >= config_.steps; }
   [[nodiscard]] bool is_due(int64_t every) const { return every > 0 && state_.step % every == 0; }
