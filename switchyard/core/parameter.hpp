@@ -29,8 +29,9 @@ struct Parameter {
   at::Tensor master;   // fp32 or double, no autograd. Undefined where the forward computes in bf16: then it is kept in halves,
   at::Tensor lower;    // of which this is the lower (int16) and compute the upper one (kernels/halves.hpp). Else undefined
   at::Tensor compute;  // leaf that the forward reads: the same storage as master, or the upper half
-  at::Tensor grad;     // as compute after one backward, as master when summed over several; undefined until the first
-  std::vector<at::Tensor> grad_parts;  // of each rank, in rank order, the rows of `update`; in place of grad, once it is exchanged
+  at::Tensor grad;     // type of `compute` after one backward, of `master` when several are summed; undefined before the first
+  /// After the exchange between ranks, in place of `grad`: each rank's gradient of the rows in `update`, in rank order.
+  std::vector<at::Tensor> grad_parts;
   Decay decay = Decay::Yes;
   Training training = Training::Trained;
   Shard shard{};

@@ -29,6 +29,8 @@ struct Selection {
   SelectionScore score = SelectionScore::Probs;
 };
 
+/// Reads the held-out sequences that `config` asks for.
+/// @throws DataError naming a domain that has too few, UsageError an unknown one
 [[nodiscard]] HeldoutSet load_heldout(const Dataset& dataset, const RunConfig& config);
 
 /// Documents of each domain that tokens of the set come from, in the order of its domains.

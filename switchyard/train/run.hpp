@@ -55,8 +55,8 @@ struct RunResult {
 /// its share (share_of_rank()), so that loss and weights are those of one process up to rounding. Only the first rank writes and
 /// calls `progress`; a stop that any rank is asked for stops all after the same step.
 /// Side effects: the run folder, and a row in store.sqlite beside it.
-/// @throws ConfigError, UsageError (also when fewer steps are left than are to be profiled), DataError, StateError; CommError for what another rank or the way to it has; the last
-///         checkpoint stays usable
+/// @throws ConfigError, UsageError (also when fewer steps are left than are to be profiled), DataError, StateError; CommError when
+///         another rank failed or cannot be reached. The last checkpoint stays usable.
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress);
 
 }  // namespace switchyard
