@@ -3,12 +3,11 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
+#include <map>
 #include <string>
 
-#include "switchyard/core/files.hpp"
 #include "switchyard/core/rng.hpp"
-#include "switchyard/data/manifest.hpp"
-#include "switchyard/data/shard.hpp"
+#include "tests/data/made_dataset.hpp"
 
 namespace switchyard {
 namespace {
@@ -41,21 +40,16 @@ Batch make_batch(const std::vector<int64_t>& valid_tokens, int64_t micro_batch, 
   return batch;
 }
 
-SplitRecord write_split(const std::filesystem::path& folder, const std::string& file, int64_t domain, int64_t documents,
-                        Rng& rng) {
-  std::vector<int32_t> tokens;
-  std::vector<uint64_t> offsets = {0};
-  for (int64_t document = 0; document < documents; ++document) {
+/// A pattern of five tokens that goes round; every fourth token or so is any other.
+std::vector<std::vector<int32_t>> noisy_documents(int64_t count, uint64_t first_token, Rng& rng) {
+  std::vector<std::vector<int32_t>> documents(static_cast<size_t>(count));
+  for (std::vector<int32_t>& tokens : documents) {
     const uint64_t length = 20 + rng.below(30);
     for (uint64_t i = 0; i < length; ++i) {
-      const uint64_t pattern = 1 + static_cast<uint64_t>(domain) * 13 + i % 5;
-      tokens.push_back(static_cast<int32_t>(rng.below(4) == 0 ? 1 + rng.below(kTestVocabulary - 1) : pattern));
+      tokens.push_back(static_cast<int32_t>(rng.below(4) == 0 ? 3 + rng.below(kTestVocabulary - 3) : first_token + i % 5));
     }
-    tokens.push_back(0);
-    offsets.push_back(tokens.size());
   }
-  write_shard(folder / file, tokens, offsets, kTestVocabulary);
-  return {file, sha256_file(folder / file), documents, static_cast<int64_t>(tokens.size())};
+  return documents;
 }
 
 }  // namespace
@@ -82,22 +76,14 @@ ModelConfig tiny_model() {
 }
 
 void write_test_dataset(const std::filesystem::path& folder) {
-  std::filesystem::create_directories(folder);
   Rng rng(3, "test_dataset");
-  Manifest manifest;
-  manifest.source = "folder";
-  manifest.vocab_size = kTestVocabulary;
-  manifest.heldout_fraction = 0.2;
-  const std::vector<std::string> names = {"alpha", "beta", "gamma"};
-  for (size_t domain = 0; domain < names.size(); ++domain) {
-    DomainRecord record;
-    record.name = names[domain];
-    record.train = write_split(folder, names[domain] + ".train.tokens", static_cast<int64_t>(domain), 12, rng);
-    record.heldout = write_split(folder, names[domain] + ".heldout.tokens", static_cast<int64_t>(domain), 6, rng);
-    record.documents = 18;
-    manifest.domains.push_back(record);
+  std::map<std::string, test::DomainTokens> domains;
+  uint64_t first_token = 3;  // the three before are special
+  for (const char* name : {"alpha", "beta", "gamma"}) {
+    domains[name] = {noisy_documents(12, first_token, rng), noisy_documents(6, first_token, rng)};
+    first_token += 12;
   }
-  write_file_atomically(folder / "manifest.json", manifest_to_json(manifest));
+  test::make_dataset(folder, domains, kTestVocabulary);
 }
 
 RunConfig tiny_run(const std::filesystem::path& dataset) {
