@@ -146,7 +146,7 @@ nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) 
   RunRanks ranks(comm);
   SWITCHYARD_CHECK(shape.rows % ranks.size() == 0, UsageError, shape.rows, " rows cannot be divided among ", ranks.size(), " ranks");
   shape.rows /= ranks.size();
-  if (ranks.comm() != nullptr) share_updates(model.parameters(), *ranks.comm());
+  share_updates(model.parameters(), ranks.comm());
   AdamW optimizer(model.parameters(), options.optimizer);
   const std::vector<Batch> batches = {random_batch(shape)};
   BalanceConfig balance;
@@ -158,10 +158,10 @@ nlohmann::json measure(Shape shape, const Options& options, Communicator* comm) 
     const Clock::time_point start = Clock::now();
     const double processor = processor_seconds();
     const StepResult done = run_step(model, balance, state, batches, {}, /*seed=*/1, step, ranks.balance());
-    if (ranks.comm() != nullptr) sum_gradients(model.parameters(), *ranks.comm());
+    sum_gradients(model.parameters(), ranks.comm());
     const double norm = global_gradient_norm(model.parameters(), ranks.comm());
     optimizer.step(1e-3, clip_scale(norm, options.optimizer.clip_norm));
-    if (ranks.comm() != nullptr) gather_updates(model.parameters(), *ranks.comm());
+    gather_updates(model.parameters(), ranks.comm());
     const Clock::time_point end = Clock::now();
     if (step == 0) result["first_step_seconds"] = seconds_since_start_of_process();
     result["loss"] = done.loss;

@@ -188,7 +188,7 @@ int run_on(Communicator* world, const TrainArguments& arguments, Session& sessio
   RunConfig config;
   ranks.together([&] { config = read_run(arguments); });
   RunOptions options;
-  options.comm = ranks.comm();
+  options.comm = &ranks.comm();
   options.resume = arguments.resume.empty() ? Resume::No : Resume::Yes;
   options.folder = run_folder(arguments, config);
   options.stop = session.stop;

@@ -30,7 +30,7 @@ void check_moment(const std::map<std::string, at::Tensor>& moments, const std::s
 
 }  // namespace
 
-double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm) {
+double global_gradient_norm(const ParameterRefs& parameters, Communicator& comm) {
   const at::NoGradGuard no_grad;
   const PartScope part(kPart);
   double squares_of_all = 0.0;
@@ -46,12 +46,10 @@ double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm)
     }
     (is_sharded(*parameter) || shares_update(*parameter) ? squares_of_parts : squares_of_all) += squares;
   }
-  SWITCHYARD_CHECK(problem.empty() || comm != nullptr, StateError, problem);
-  if (comm != nullptr) {
-    comm->all_reduce_sum(std::span(&squares_of_parts, 1));
-    // Others learn of bad values in rows that only this rank has from the sum.
-    if (!std::isfinite(squares_of_all + squares_of_parts)) throw_if_any(*comm, problem);
-  }
+  SWITCHYARD_CHECK(problem.empty() || comm.size() > 1, StateError, problem);
+  comm.all_reduce_sum(std::span(&squares_of_parts, 1));
+  // Others learn of bad values in rows that only this rank has from the sum.
+  if (!std::isfinite(squares_of_all + squares_of_parts)) throw_if_any(comm, problem);
   return std::sqrt(squares_of_all + squares_of_parts);
 }
 

@@ -22,10 +22,9 @@
 namespace switchyard {
 
 /// Root of the sum of all squared gradients, summed in double. Parameters without a gradient count as zero.
-/// @param comm  ranks that hold parts of sharded parameters or of shared updates; then collective, and the others' gradients must be the same on all.
-///              Null: this process holds everything
+/// @param comm  the ranks that share the parameters or their updates. Collective; gradients that are not shared are equal on all
 /// @throws StateError naming the parameter when a gradient is not finite; on ranks SharedError, on all of them
-[[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters, Communicator* comm = nullptr);
+[[nodiscard]] double global_gradient_norm(const ParameterRefs& parameters, Communicator& comm);
 
 /// clip_norm / norm where norm is larger, else 1: what AdamW::step is to scale the gradients by. clip_norm 0: no clipping.
 [[nodiscard]] double clip_scale(double norm, double clip_norm);

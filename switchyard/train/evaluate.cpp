@@ -79,9 +79,8 @@ class Evaluator {
       }
       if (mine >= packs.size()) (void)model_.forward(join(packs.back()), context_at(0));
     }
-    if (ranks_.comm() == nullptr) return;
-    tally_.sum_over(*ranks_.comm());
-    ranks_.comm()->all_reduce_sum(std::span<double>(loss_M_));
+    tally_.sum_over(ranks_.comm());
+    ranks_.comm().all_reduce_sum(std::span<double>(loss_M_));
   }
 
   [[nodiscard]] const RoutingTally& tally() const { return tally_; }

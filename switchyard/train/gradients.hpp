@@ -15,7 +15,7 @@ inline constexpr int64_t kMessageNumbers = int64_t{1} << 20;
 /// Parameter::grad of every trained parameter becomes the sum over ranks, in rank order: the same bits on every rank. Of a parameter
 /// whose update is shared each rank gets what all have of its rows, in Parameter::grad_parts. A gradient that is undefined on one rank
 /// counts as zeros. Sharded parameters are left out: theirs is complete on the rank that holds them. Collective, in the order of the
-/// parameters; it runs after the last backward and does not overlap with it.
+/// parameters; it runs after the last backward and does not overlap with it. One rank's gradients stay as they are.
 /// @throws CommError also where ranks have other parameters
 void sum_gradients(const ParameterRefs& parameters, Communicator& comm);
 

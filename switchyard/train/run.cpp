@@ -48,11 +48,11 @@ Dataset open_fitting_dataset(const RunConfig& config) {
   return dataset;
 }
 
-/// What every rank holds whole is the optimizer's of each in part, if there are several.
+/// Ranks divide among them what the optimizer, which is made next, does to parameters that each holds whole.
 Decoder make_model(const RunConfig& config, ComputeType compute, int64_t num_domains, const RunRanks& ranks) {
-  Communicator* const expert_ranks = config.execution.experts == ExpertPlacement::Sharded ? ranks.comm() : nullptr;
+  Communicator* const expert_ranks = config.execution.experts == ExpertPlacement::Sharded ? &ranks.comm() : nullptr;
   Decoder model(config.model, compute, num_domains, static_cast<uint64_t>(config.seed), expert_ranks);
-  if (ranks.comm() != nullptr) share_updates(model.parameters(), *ranks.comm());
+  share_updates(model.parameters(), ranks.comm());
   return model;
 }
 
@@ -231,18 +231,18 @@ class TrainingRun {
   void train_step() {
     const PartScope part(kOtherPart);
     const Clock::time_point start = Clock::now();
-    ranks_.set_step(state_.step);
+    ranks_.comm().set_step(state_.step);
     const std::vector<Batch> micro_batches = share_of_rank(batcher_.next_step(), ranks_.rank(), ranks_.size());
     StepResult result = run_step(model_, config_.balance, state_.balance, micro_batches, config_.execution, seed(), state_.step,
                                  ranks_.balance());
     const ParameterRefs parameters = model_.parameters();
-    if (ranks_.comm() != nullptr) sum_gradients(parameters, *ranks_.comm());
+    sum_gradients(parameters, ranks_.comm());
     add_parameter_losses(model_, config_.balance, result);
     const double norm = global_gradient_norm(parameters, ranks_.comm());
     check_learns(norm, result.loss);
     const double rate = learning_rate_at(config_.optimizer, state_.step, config_.steps);
     optimizer_.step(rate, clip_scale(norm, config_.optimizer.clip_norm));
-    if (ranks_.comm() != nullptr) gather_updates(parameters, *ranks_.comm());
+    gather_updates(parameters, ranks_.comm());
     state_.step += 1;
     state_.tokens += result.tokens;
     state_.batcher = batcher_.state();
@@ -264,7 +264,7 @@ class TrainingRun {
     if (norm > 0.0) return;
     const std::string problem = join_text("the gradient of step ", state_.step + 1, " is 0 for every weight (loss ", loss,
                                           "): nothing is learned any more. Lower optimizer.learning_rate");
-    if (ranks_.comm() != nullptr) throw SharedError(problem);
+    if (ranks_.size() > 1) throw SharedError(problem);
     throw StateError(problem);
   }
 
@@ -368,7 +368,7 @@ ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, Ru
 RunResult run_training(const RunConfig& config, const RunOptions& options, ProgressSink& progress) {
   const RunConfig resolved = resolve(config);
   RunRanks ranks(options.comm);
-  if (ranks.comm() != nullptr) ranks.comm()->set_time_limit(std::chrono::seconds(resolved.execution.time_limit));
+  ranks.comm().set_time_limit(std::chrono::seconds(resolved.execution.time_limit));
   std::unique_ptr<RunFolder> folder;  // opened by the first rank
   std::unique_ptr<TrainingRun> run;
   ranks.together([&] {

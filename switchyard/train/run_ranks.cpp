@@ -8,16 +8,11 @@
 
 namespace switchyard {
 
-RunRanks::RunRanks(Communicator* comm) : comm_(comm != nullptr && comm->size() > 1 ? comm : nullptr) {
-  if (comm_ != nullptr) balance_.emplace(BalanceRanks{*comm_});
-}
-
-void RunRanks::set_step(int64_t step) {
-  if (comm_ != nullptr) comm_->set_step(step);
-}
+// A group of one that was given needs no messages either.
+RunRanks::RunRanks(Communicator* comm)
+    : solo_(make_solo_communicator()), comm_(comm != nullptr && comm->size() > 1 ? *comm : *solo_), balance_{comm_} {}
 
 void RunRanks::together(const std::function<void()>& part) {
-  if (comm_ == nullptr) return part();
   std::exception_ptr error;
   std::string problem;
   try {
@@ -27,7 +22,7 @@ void RunRanks::together(const std::function<void()>& part) {
     problem = caught.what();
   }
   try {
-    throw_if_any(*comm_, problem);
+    throw_if_any(comm_, problem);
   } catch (const SharedError&) {
     if (is_first() && error != nullptr) std::rethrow_exception(error);
     throw;
@@ -38,16 +33,14 @@ void RunRanks::together(const std::function<void()>& part) {
 }
 
 int64_t RunRanks::sum(int64_t value) {
-  if (comm_ != nullptr) comm_->all_reduce_sum(std::span(&value, 1));
+  comm_.all_reduce_sum(std::span(&value, 1));
   return value;
 }
 
-std::string RunRanks::from_first(const std::string& text) {
-  return comm_ == nullptr ? text : all_gather_text(*comm_, is_first() ? text : "").front();
-}
+std::string RunRanks::from_first(const std::string& text) { return all_gather_text(comm_, is_first() ? text : "").front(); }
 
 void RunRanks::require_same(const std::string& what, const std::string& text) {
-  if (comm_ != nullptr) require_equal(*comm_, what + " (given as hash)", static_cast<int64_t>(hash_text(text)));
+  require_equal(comm_, what + " (given as hash)", static_cast<int64_t>(hash_text(text)));
 }
 
 }  // namespace switchyard

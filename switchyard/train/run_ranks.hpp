@@ -1,9 +1,9 @@
 #pragma once
-// The ranks that train one run together, seen by one of them. A run alone is one rank of one, without messages.
+// The ranks that train one run together, seen by one of them. A run alone is one rank of one, whose communicator sends nothing.
 
 #include <cstdint>
 #include <functional>
-#include <optional>
+#include <memory>
 #include <string>
 
 #include "switchyard/balance/step_balance.hpp"
@@ -16,14 +16,11 @@ class RunRanks {
   /// @param comm  null: alone; must outlive this
   explicit RunRanks(Communicator* comm);
 
-  [[nodiscard]] int64_t rank() const { return comm_ == nullptr ? 0 : comm_->rank(); }
-  [[nodiscard]] int64_t size() const { return comm_ == nullptr ? 1 : comm_->size(); }
+  [[nodiscard]] int64_t rank() const { return comm_.rank(); }
+  [[nodiscard]] int64_t size() const { return comm_.size(); }
   [[nodiscard]] bool is_first() const { return rank() == 0; }  // that rank alone writes and tells
-  /// Null where there is nobody to talk to.
-  [[nodiscard]] Communicator* comm() const { return comm_; }
-  [[nodiscard]] const BalanceRanks* balance() const { return balance_ ? &*balance_ : nullptr; }
-
-  void set_step(int64_t step);
+  [[nodiscard]] Communicator& comm() const { return comm_; }
+  [[nodiscard]] const BalanceRanks& balance() const { return balance_; }
 
   /// Runs `part` on every rank, then lets all know how it went. `part` must not be collective. Collective.
   /// @throws what `part` threw, on the first rank; SharedError with the texts of all on the others, and where only another rank
@@ -38,8 +35,9 @@ class RunRanks {
   void require_same(const std::string& what, const std::string& text);
 
  private:
-  Communicator* comm_;
-  std::optional<BalanceRanks> balance_;
+  std::unique_ptr<Communicator> solo_;
+  Communicator& comm_;
+  BalanceRanks balance_;
 };
 
 }  // namespace switchyard

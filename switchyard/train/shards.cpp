@@ -81,14 +81,13 @@ OwnRowsByName kept_rows(const ParameterRefs& parameters) {
   return rows;
 }
 
-TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator* comm, int64_t most_bytes) {
-  if (comm == nullptr) return own;
+TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator& comm, int64_t most_bytes) {
   for (auto& [name, tensor] : own) {
     const auto found = rows.find(name);
     if (found == rows.end()) continue;
     const OwnRows part = found->second;
     tensor.sizes[0] = part.whole;
-    tensor.make = [make = tensor.make, part, comm, most_bytes] { return gather_rows(make(), part, *comm, most_bytes); };
+    tensor.make = [make = tensor.make, part, &comm, most_bytes] { return gather_rows(make(), part, comm, most_bytes); };
   }
   return own;
 }

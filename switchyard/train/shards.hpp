@@ -27,9 +27,9 @@ using OwnRowsByName = std::map<std::string, OwnRows>;
 
 /// Tensors of which this rank makes its part, made whole on the first rank, rank after rank; elsewhere they stay parts. Those that
 /// are not divided are handed through. To make a divided one is collective: all ranks make them in one order.
-/// @param comm        must outlive the result; null: alone, nothing is divided
+/// @param comm        must outlive the result
 /// @param most_bytes  that the first rank takes at a time; MPI's messages end at 2 GiB
-[[nodiscard]] TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator* comm,
+[[nodiscard]] TensorsToSave whole_tensors(TensorsToSave own, const OwnRowsByName& rows, Communicator& comm,
                                           int64_t most_bytes = int64_t{1} << 30);
 
 /// This rank's parts of whole tensors. No messages.

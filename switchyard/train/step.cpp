@@ -20,11 +20,6 @@
 namespace switchyard {
 namespace {
 
-StepBalance make_balance(const BalanceConfig& config, const BalanceShape& shape, const StepPlan& plan,
-                         const BalanceState& state, const BalanceRanks* ranks) {
-  return ranks == nullptr ? StepBalance(config, shape, plan, state) : StepBalance(config, shape, plan, state, *ranks);
-}
-
 /// The domain of each segment's first token, -1 where it has none.
 std::vector<int64_t> segment_domains(const Batch& batch) {
   std::vector<int64_t> domains(batch.segment_tokens.size(), -1);
@@ -45,19 +40,15 @@ struct StepTokens {
 };
 
 /// One small all-gather.
-StepTokens gather_tokens(const std::vector<Batch>& micro_batches, const BalanceRanks* ranks) {
+StepTokens gather_tokens(const std::vector<Batch>& micro_batches, Communicator& comm) {
   std::vector<int64_t> mine = {0};  // scored targets, then the tokens of each micro-batch
   for (const Batch& batch : micro_batches) {
     mine[0] += batch.num_targets();
     mine.push_back(batch.ids_BS.numel());
   }
-  const size_t num_ranks = ranks == nullptr ? 1 : static_cast<size_t>(ranks->comm.size());
-  const size_t own = ranks == nullptr ? 0 : static_cast<size_t>(ranks->comm.rank());
-  std::vector<int64_t> all = mine;
-  if (ranks != nullptr) {
-    all.resize(mine.size() * num_ranks);
-    ranks->comm.all_gather(mine, all);
-  }
+  const auto num_ranks = static_cast<size_t>(comm.size()), own = static_cast<size_t>(comm.rank());
+  std::vector<int64_t> all(mine.size() * num_ranks);
+  comm.all_gather(mine, all);
   StepTokens tokens;
   for (size_t rank = 0; rank < num_ranks; ++rank) tokens.targets += all[rank * mine.size()];
   int64_t position = 0;
@@ -75,16 +66,15 @@ StepTokens gather_tokens(const std::vector<Batch>& micro_batches, const BalanceR
 class StepRunner {
  public:
   StepRunner(Decoder& model, const BalanceConfig& config, const BalanceState& state, const std::vector<Batch>& micro_batches,
-             const ExecutionConfig& execution, uint64_t seed, int64_t step, const BalanceRanks* ranks,
+             const ExecutionConfig& execution, uint64_t seed, int64_t step, const BalanceRanks& ranks,
              const ForwardHook& before_forward)
       : model_(model), forwards_(pack_forwards(micro_batches, execution.forward)),
         plan_(make_step_plan(step, forwards_, static_cast<int64_t>(micro_batches.size()))), execution_(execution), seed_(seed),
-        before_forward_(before_forward), ranks_(ranks),
-        balance_(make_balance(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_,
-                              state, ranks)),
+        before_forward_(before_forward), comm_(ranks.comm),
+        balance_(config, {model.num_moe_layers(), model.config().num_experts, model.config().num_chosen}, plan_, state, ranks),
         whole_step_(balance_.needs_whole_step()), offsets_LE_(state.selection_offsets_LE),
         selection_score_(selection_score(config.selection.rule)) {
-    StepTokens tokens = gather_tokens(micro_batches, ranks);
+    StepTokens tokens = gather_tokens(micro_batches, comm_);
     result_.tokens = balance_.step_tokens();
     result_.targets = tokens.targets;
     position_F_ = execution.forward == ForwardPacking::Separate ? std::move(tokens.position_M)
@@ -116,8 +106,8 @@ class StepRunner {
 
   void finish_sums() {
     std::array<double, 2> sums = {loss_sum_, static_cast<double>(recorder_.differences())};
-    if (ranks_ != nullptr) ranks_->comm.all_reduce_sum(std::span<double>(sums));
-    if (ranks_ != nullptr && !std::isfinite(sums[0])) throw_if_any(ranks_->comm, bad_loss_);
+    comm_.all_reduce_sum(std::span<double>(sums));
+    if (!std::isfinite(sums[0])) throw_if_any(comm_, bad_loss_);
     result_.loss = sums[0] / static_cast<double>(result_.targets);
     result_.replay_differences = static_cast<int64_t>(sums[1]);
   }
@@ -165,7 +155,7 @@ class StepRunner {
     const std::string problem = join_text("the loss of step ", plan_.step, ", forward ", index, " is ", value,
                                           "; expected a finite number. Lower the learning rate, or look for bad values in the "
                                           "weights");
-    SWITCHYARD_CHECK(ranks_ != nullptr, StateError, problem);
+    SWITCHYARD_CHECK(comm_.size() > 1, StateError, problem);
     if (bad_loss_.empty()) bad_loss_ = problem;
   }
 
@@ -222,7 +212,7 @@ class StepRunner {
   const ExecutionConfig& execution_;
   uint64_t seed_;
   const ForwardHook& before_forward_;
-  const BalanceRanks* ranks_;
+  Communicator& comm_;
   StepBalance balance_;
   bool whole_step_;
   bool counted_ahead_ = false;
@@ -278,7 +268,7 @@ StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_
 
 StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
                     const std::vector<Batch>& micro_batches, const ExecutionConfig& execution, uint64_t seed,
-                    int64_t step, const BalanceRanks* ranks, const ForwardHook& before_forward) {
+                    int64_t step, const BalanceRanks& ranks, const ForwardHook& before_forward) {
   return StepRunner(model, config, state, micro_batches, execution, seed, step, ranks, before_forward).run(state);
 }
 

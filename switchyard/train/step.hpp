@@ -49,16 +49,16 @@ struct StepResult {
 [[nodiscard]] StepPlan make_step_plan(int64_t step, const std::vector<Batch>& forwards, int64_t num_micro_batches);
 
 /// Leaves the gradient of the step in Parameter::grad (clearing what was there) and the step's statistics in `state`.
-/// Weights are not changed. With ranks it is collective, and the gradient is this rank's part: the sum over ranks is that of the
-/// step (train/gradients.hpp adds it up).
+/// Weights are not changed. Collective. The gradient is this rank's part: the sum over ranks is that of the step
+/// (train/gradients.hpp adds it up).
 /// @param micro_batches  of this rank, numbered from 0; the same number on each
 /// @param execution      its order, recomputation, packing and answer to a mismatch; the rest is the caller's
 /// @param step   0-based, key of the random streams of the routers
-/// @param ranks  that share the step; null: this process has it alone
+/// @param ranks  that share the step
 /// @throws StateError when the loss is not finite, or a routing does not replay; `state` is unchanged then
 [[nodiscard]] StepResult run_step(Decoder& model, const BalanceConfig& config, BalanceState& state,
                                   const std::vector<Batch>& micro_batches, const ExecutionConfig& execution,
-                                  uint64_t seed, int64_t step, const BalanceRanks* ranks = nullptr,
+                                  uint64_t seed, int64_t step, const BalanceRanks& ranks,
                                   const ForwardHook& before_forward = {});
 
 /// Adds the losses of weights alone (SimBal) to gradients and result: once a step, after the gradients were summed over ranks.

@@ -83,6 +83,7 @@ std::vector<Parameter*> divided_of(const ParameterRefs& parameters) {
 }  // namespace
 
 void share_updates(const ParameterRefs& parameters, const Communicator& comm) {
+  if (comm.size() == 1) return;
   for (Parameter* parameter : parameters) {
     const bool whole = parameter->training == Training::Trained && !is_sharded(*parameter);
     const at::Tensor& compute = parameter->compute;
@@ -112,6 +113,7 @@ void exchange_rows(const ParameterRefs& parameters, Communicator& comm) {
 }
 
 void gather_updates(const ParameterRefs& parameters, Communicator& comm) {
+  if (comm.size() == 1) return;  // and is no part of a profile
   const at::NoGradGuard no_grad;
   const PartScope part("weights over ranks");
   std::vector<Pending> under_way;

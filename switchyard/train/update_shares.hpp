@@ -10,7 +10,7 @@
 namespace switchyard {
 
 /// Sets Parameter::update of the parameters that are divided: trained, whole on every rank, not small, and with rows that the ranks
-/// divide evenly. No messages.
+/// divide evenly; none by one rank. No messages.
 void share_updates(const ParameterRefs& parameters, const Communicator& comm);
 
 /// Parameter::grad of a divided parameter, in the compute type or the master's, becomes Parameter::grad_parts: of this rank's rows

@@ -176,7 +176,7 @@ TEST(GradientClipping, NormIsTakenOverAllParametersAndScaledDown) {
   one.grad = at::tensor({3.0F, 0.0F});
   two.grad = at::tensor({0.0F, 4.0F});
   const ParameterRefs parameters = {&one, &two, &without};
-  const double norm = global_gradient_norm(parameters);
+  const double norm = global_gradient_norm(parameters, *make_solo_communicator());
   EXPECT_DOUBLE_EQ(norm, 5.0);
   EXPECT_EQ(clip_scale(norm, 10.0), 1.0);
   EXPECT_EQ(clip_scale(norm, 0.0), 1.0);
@@ -202,7 +202,7 @@ TEST(GradientClipping, NamesTheParameterOfAGradientThatIsNotFinite) {
   parameter.name = "model.norm.weight";
   parameter.grad = at::tensor({1.0F, std::numeric_limits<float>::quiet_NaN()});
   try {
-    (void)global_gradient_norm({&parameter});
+    (void)global_gradient_norm({&parameter}, *make_solo_communicator());
     FAIL() << "NaN was taken";
   } catch (const StateError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("model.norm.weight"));

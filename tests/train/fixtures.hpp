@@ -2,8 +2,11 @@
 // Small things to train on: batches of random tokens, a data set of three made-up domains, a model that fits them.
 
 #include <filesystem>
+#include <memory>
 #include <vector>
 
+#include "switchyard/balance/step_balance.hpp"
+#include "switchyard/comm/communicator.hpp"
 #include "switchyard/data/batch.hpp"
 #include "switchyard/train/run_config.hpp"
 
@@ -14,6 +17,12 @@ inline constexpr int64_t kTestVocabulary = 40;
 /// Micro-batches of different size, one domain each, with padding at the end of one row and unscored targets at another; the
 /// third has no valid token at all. Segments are rows.
 [[nodiscard]] std::vector<Batch> make_micro_batches(uint64_t seed);
+
+/// What a step of one process is given.
+struct Alone {
+  std::unique_ptr<Communicator> comm = make_solo_communicator();
+  BalanceRanks ranks{*comm};
+};
 
 /// Two MoE layers, 6 experts, 2 chosen.
 [[nodiscard]] ModelConfig tiny_model();

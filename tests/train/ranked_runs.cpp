@@ -174,7 +174,7 @@ std::vector<double> RankedRunTest::curve(const RunConfig& run, const BalanceConf
     execution.forward = ForwardPacking::Separate;
     for (int64_t step = 0; step < run.steps; ++step) {
       const std::vector<Batch> share = share_of_rank(shape(batcher.next_step()), comm.rank(), comm.size());
-      const StepResult result = run_step(model, balance, state, share, execution, seed, step, &ranks);
+      const StepResult result = run_step(model, balance, state, share, execution, seed, step, ranks);
       sum_gradients(model.parameters(), comm);
       optimizer.step(run.optimizer.learning_rate);
       if (comm.rank() == 0) losses.push_back(result.loss);

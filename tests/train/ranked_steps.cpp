@@ -25,10 +25,11 @@ const std::vector<ExecutionConfig>& step_orders() {
 StepOutcome one_process(const ModelConfig& config, const BalanceConfig& balance, const std::vector<Batch>& micro_batches,
                         const ExecutionConfig& execution, BalanceState state) {
   Decoder model(config, ComputeType::Float64, 3, kRankSeed);
+  const Alone alone;
   StepOutcome outcome;
-  outcome.result = run_step(model, balance, state, micro_batches, execution, kRankSeed, kRankStep);
+  outcome.result = run_step(model, balance, state, micro_batches, execution, kRankSeed, kRankStep, alone.ranks);
   for (const Parameter* parameter : model.parameters()) outcome.gradients.push_back(parameter->grad);
-  outcome.gradient_norm = global_gradient_norm(model.parameters());
+  outcome.gradient_norm = global_gradient_norm(model.parameters(), *alone.comm);
   outcome.state = state;
   return outcome;
 }

@@ -36,7 +36,7 @@ StepOutcome on_ranks(int64_t num_ranks, const ModelConfig& config, const Balance
     BalanceState state = before;
     const BalanceRanks ranks{comm};
     const std::vector<Batch> share = share_of_rank(batches, comm.rank(), comm.size());
-    StepResult result = run_step(model, balance, state, share, execution, kRankSeed, kRankStep, &ranks);
+    StepResult result = run_step(model, balance, state, share, execution, kRankSeed, kRankStep, ranks);
     sum_gradients(model.parameters(), comm);
     if (comm.rank() > 0) return;
     for (const Parameter* parameter : model.parameters()) outcome.gradients.push_back(parameter->grad);
@@ -180,7 +180,7 @@ TEST(RankedStep, ALossThatIsNotFiniteOnOneRankEndsAllWithItsName) {
       const BalanceRanks ranks{comm};
       try {
         (void)run_step(model, ranked_balance("optimizer_batch"), state, share_of_rank(batches, comm.rank(), 2), order, kRankSeed,
-                       kRankStep, &ranks);
+                       kRankStep, ranks);
         ADD_FAILURE() << "no error on rank " << comm.rank();
       } catch (const CommError& error) {
         EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: the loss of step"));
@@ -212,7 +212,7 @@ TEST(RankedStep, ARoutingThatDoesNotReplayOnOneRankEndsAllWithItsName) {
       BalanceState state;
       const BalanceRanks ranks{comm};
       try {
-        (void)run_step(model, ranked_balance("optimizer_batch"), state, batches, order, kRankSeed, kRankStep, &ranks, disturb);
+        (void)run_step(model, ranked_balance("optimizer_batch"), state, batches, order, kRankSeed, kRankStep, ranks, disturb);
         ADD_FAILURE() << "no error on rank " << comm.rank();
       } catch (const CommError& error) {
         EXPECT_THAT(error.what(), testing::HasSubstr("rank 1: step 4, forward 0, layer"));
@@ -244,7 +244,7 @@ TEST(SumGradients, AddsOverRanksAndLeavesShardsAlone) {
     EXPECT_EQ(all[4].grad[0].item<float>(), static_cast<float>(own));
     // Once each of what is whole, the parts of all ranks of what is divided: 2 (1 + 4 + 9).
     const ParameterRefs two = {&all[1], &all[4]};
-    EXPECT_NEAR(global_gradient_norm(two, &comm), std::sqrt(5 * 3600.0 + 28.0), 1e-4);  // norms are taken in fp32
+    EXPECT_NEAR(global_gradient_norm(two, comm), std::sqrt(5 * 3600.0 + 28.0), 1e-4);  // norms are taken in fp32
   });
 }
 

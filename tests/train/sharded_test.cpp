@@ -39,7 +39,7 @@ TEST(ShardedStep, HasTheLossCountsAndGradientsOfOneProcess) {
         BalanceState state;
         const BalanceRanks ranks{comm};
         const std::vector<Batch> share = share_of_rank(batches, comm.rank(), comm.size());
-        const StepResult result = run_step(model, balance, state, share, order, kRankSeed, kRankStep, &ranks);
+        const StepResult result = run_step(model, balance, state, share, order, kRankSeed, kRankStep, ranks);
         const ParameterRefs parameters = model.parameters();
         sum_gradients(parameters, comm);
         EXPECT_NEAR(result.loss, one.result.loss, kNearShard);
@@ -55,7 +55,7 @@ TEST(ShardedStep, HasTheLossCountsAndGradientsOfOneProcess) {
           EXPECT_TRUE(parameter.grad.allclose(expected, 0.0, kNearShard)) << parameter.name;
         }
         EXPECT_EQ(divided, 4);  // two matrices in each of two layers
-        EXPECT_NEAR(global_gradient_norm(parameters, &comm), one.gradient_norm, kNearShard);
+        EXPECT_NEAR(global_gradient_norm(parameters, comm), one.gradient_norm, kNearShard);
       });
     }
   }
@@ -70,7 +70,7 @@ TEST(Shards, GoWholeAndComeBack) {
     EXPECT_TRUE(own.at("b").equal(whole));
     constexpr int64_t kOneRowEach = 4 * 3 * 8;  // as if messages could be no longer
     for (const int64_t most_bytes : {int64_t{1} << 30, kOneRowEach}) {
-      const TensorMap again = make_all(whole_tensors(to_save(own), rows, &comm, most_bytes));
+      const TensorMap again = make_all(whole_tensors(to_save(own), rows, comm, most_bytes));
       if (comm.rank() == 0) {
         EXPECT_TRUE(again.at("a").equal(whole));
       }

@@ -64,7 +64,7 @@ int64_t most_in_a_step(const ExecutionConfig& execution, int64_t num_copies) {
   const CountedMemory counted;
   Decoder model(config, ComputeType::Float64, /*num_domains=*/3, 7);
   BalanceState state;
-  static_cast<void>(run_step(model, {}, state, batches, execution, 7, 0));
+  static_cast<void>(run_step(model, {}, state, batches, execution, 7, 0, Alone().ranks));
   return counted.most();
 }
 

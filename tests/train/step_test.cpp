@@ -47,7 +47,7 @@ Outcome run(const BalanceConfig& config, const ExecutionConfig& execution, Balan
             const std::vector<Batch>& batches = make_micro_batches(1), int64_t step = 0) {
   Decoder model = make_model();
   Outcome outcome;
-  outcome.result = run_step(model, config, state, batches, execution, kSeed, step);
+  outcome.result = run_step(model, config, state, batches, execution, kSeed, step, Alone().ranks);
   for (const Parameter* parameter : model.parameters()) {
     SWITCHYARD_CHECK(parameter->grad.defined(), StateError, parameter->name, " has no gradient");
     outcome.gradients.push_back(parameter->grad.clone());
@@ -150,7 +150,7 @@ TEST(Step, GradientIsThatOfTheMeanOverAllTargets) {
     Parameter* head = model.parameters().back();
     head->master.view({-1})[3] += shift;
     BalanceState state;
-    return run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0).loss;
+    return run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, Alone().ranks).loss;
   };
   const double difference = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5;
   EXPECT_NEAR(outcome.gradients.back().view({-1})[3].item<double>(), difference, 1e-8);
@@ -161,9 +161,9 @@ TEST(Step, StartsFromNoGradient) {
   const BalanceConfig config = make_balance("micro_batch");
   const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Separate);
   BalanceState state;
-  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0);
+  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, Alone().ranks);
   const at::Tensor first = model.parameters().back()->grad.clone();
-  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 1);
+  (void)run_step(model, config, state, make_micro_batches(1), execution, kSeed, 1, Alone().ranks);
   EXPECT_TRUE(at::equal(model.parameters().back()->grad, first));
 }
 
@@ -222,8 +222,8 @@ TEST(Step, RoutingThatDoesNotReplayIsAnError) {
   Decoder model = make_model();
   const ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
   BalanceState state;
-  EXPECT_THROW((void)run_step(model, make_balance("optimizer_batch"), state, make_micro_batches(1), execution, kSeed, 0, nullptr,
-                              disturb_router(model)),
+  EXPECT_THROW((void)run_step(model, make_balance("optimizer_batch"), state, make_micro_batches(1), execution, kSeed, 0,
+                              Alone().ranks, disturb_router(model)),
                StateError);
   EXPECT_FALSE(state.previous_counts_LE.defined());
 }
@@ -234,12 +234,12 @@ TEST(Step, RecordedChoicesAreReplayedOnRequest) {
   execution.on_replay_mismatch = OnReplayMismatch::Replay;
   const BalanceConfig config = make_balance("optimizer_batch");
   BalanceState state;
-  const StepResult calm = run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0);
+  const StepResult calm = run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, Alone().ranks);
   EXPECT_EQ(calm.replay_differences, 0);
 
   state = {};
   const StepResult disturbed =
-      run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, nullptr, disturb_router(model));
+      run_step(model, config, state, make_micro_batches(1), execution, kSeed, 0, Alone().ranks, disturb_router(model));
   EXPECT_GT(disturbed.replay_differences, 0);
   EXPECT_LE(disturbed.replay_differences, disturbed.tokens);  // only one layer was moved
   EXPECT_TRUE(at::equal(disturbed.step_counts_LE, calm.step_counts_LE));
@@ -269,8 +269,8 @@ TEST(Step, RefusesStepsWithoutTargets) {
   const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Together);
   std::vector<Batch> empty = {make_micro_batches(1)[2]};
   empty[0].segment_micro_batch = {0};
-  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, empty, execution, kSeed, 0), DataError);
-  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, {}, execution, kSeed, 0), UsageError);
+  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, empty, execution, kSeed, 0, Alone().ranks), DataError);
+  EXPECT_THROW((void)run_step(model, make_balance("micro_batch"), state, {}, execution, kSeed, 0, Alone().ranks), UsageError);
 }
 
 TEST(Step, NamesALossThatIsNotFinite) {
@@ -279,7 +279,7 @@ TEST(Step, NamesALossThatIsNotFinite) {
   BalanceState state;
   const ExecutionConfig execution = execution_of(ExactOrder::Retain, ForwardPacking::Together);
   try {
-    (void)run_step(model, make_balance("micro_batch"), state, make_micro_batches(1), execution, kSeed, 4);
+    (void)run_step(model, make_balance("micro_batch"), state, make_micro_batches(1), execution, kSeed, 4, Alone().ranks);
     FAIL() << "an infinite weight was taken";
   } catch (const StateError& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("loss of step 4"));

@@ -84,14 +84,14 @@ Outcome train(int64_t num_ranks, Update update) {
     for (int64_t step = 0; step < 3; ++step) {
       model.set_gradients(step, comm);
       sum_gradients(model.refs, comm);
-      norms.push_back(global_gradient_norm(model.refs, &comm));
+      norms.push_back(global_gradient_norm(model.refs, comm));
       optimizer.step(0.01);
       gather_updates(model.refs, comm);
     }
     TensorMap masters;
     for (const Parameter& parameter : model.parameters) masters[parameter.name] = updated_rows(parameter, master_of(parameter));
-    masters = make_all(whole_tensors(to_save(masters), kept_rows(model.refs), &comm));
-    const TensorMap moments = make_all(whole_tensors(to_save(optimizer.moments()), kept_rows(model.refs), &comm));
+    masters = make_all(whole_tensors(to_save(masters), kept_rows(model.refs), comm));
+    const TensorMap moments = make_all(whole_tensors(to_save(optimizer.moments()), kept_rows(model.refs), comm));
     // The compute copies of the last rank, the whole masters and moments of the first.
     if (comm.rank() == comm.size() - 1) {
       for (const Parameter& parameter : model.parameters) outcome.computes.push_back(parameter.compute);
@@ -147,7 +147,7 @@ TEST(UpdateShares, AGradientThatIsNotFiniteEndsAllRanks) {
     model.parameters[0].grad[kRows - 1].fill_(std::numeric_limits<float>::quiet_NaN());
     sum_gradients(model.refs, comm);
     try {
-      (void)global_gradient_norm(model.refs, &comm);
+      (void)global_gradient_norm(model.refs, comm);
       ADD_FAILURE() << "no error on rank " << comm.rank();
     } catch (const Error& error) {
       EXPECT_THAT(error.what(), ::testing::HasSubstr("the gradient of 'divided' has norm"));
