@@ -1,11 +1,9 @@
 #pragma once
 // Files that are either whole or not there.
 
-#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <ostream>
-#include <span>
 #include <string>
 #include <string_view>
 

@@ -7,7 +7,6 @@
 #include <array>
 #include <cmath>
 #include <numbers>
-#include <string>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/normal_ops.hpp"

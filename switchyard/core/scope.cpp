@@ -1,7 +1,6 @@
 #include "switchyard/core/scope.hpp"
 
 #include <charconv>
-#include <cmath>
 #include <optional>
 
 #include "switchyard/core/error.hpp"

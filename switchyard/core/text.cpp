@@ -1,7 +1,8 @@
 #include "switchyard/core/text.hpp"
 
 #include <algorithm>
-#include <cstddef>
+#include <utility>
+#include <vector>
 
 #include "switchyard/core/error.hpp"
 

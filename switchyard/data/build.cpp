@@ -1,8 +1,6 @@
 #include "switchyard/data/build.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"

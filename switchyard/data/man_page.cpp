@@ -6,7 +6,6 @@
 #include <charconv>
 #include <functional>
 #include <optional>
-#include <span>
 #include <utility>
 
 #include "switchyard/core/text.hpp"

@@ -3,7 +3,6 @@
 // equal bytes.
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>

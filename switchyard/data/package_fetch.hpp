@@ -2,7 +2,6 @@
 // Where package files come from.
 
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <string>
 #include <string_view>

@@ -5,7 +5,6 @@
 #include <cctype>
 #include <cstdint>
 #include <cstring>
-#include <span>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"

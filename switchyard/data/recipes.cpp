@@ -1,8 +1,5 @@
 #include "switchyard/data/recipes.hpp"
 
-#include <algorithm>
-#include <array>
-#include <cctype>
 #include <map>
 #include <unordered_set>
 

@@ -2,7 +2,6 @@
 // The 16 domains: which packages, which files, which recipe. docs/data.md has the same table with sizes and licences.
 
 #include <functional>
-#include <string>
 #include <string_view>
 #include <vector>
 

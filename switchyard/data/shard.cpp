@@ -11,8 +11,6 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
-#include <limits>
-#include <string_view>
 #include <system_error>
 #include <vector>
 

@@ -1,7 +1,6 @@
 #pragma once
 // Internal to building: the text of all domains, with where it came from.
 
-#include <string>
 #include <vector>
 
 #include "switchyard/data/build.hpp"

@@ -1,6 +1,5 @@
 #include "switchyard/data/unicode.hpp"
 
-#include <algorithm>
 
 namespace switchyard {
 namespace {

@@ -1,7 +1,6 @@
 #pragma once
 // One colour and one marker for each arm, the same in every table and chart.
 
-#include <cstddef>
 #include <string>
 #include <vector>
 

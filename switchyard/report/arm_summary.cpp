@@ -1,7 +1,6 @@
 #include "switchyard/report/arm_summary.hpp"
 
 #include <algorithm>
-#include <cmath>
 
 #include "switchyard/core/error.hpp"
 

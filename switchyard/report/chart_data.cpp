@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/report/arm_style.hpp"
 #include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/expert_order.hpp"
 

@@ -3,10 +3,10 @@
 // more; a number that does not exist or is not finite is null.
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
-#include "switchyard/report/arm_style.hpp"
 #include "switchyard/report/study.hpp"
 
 namespace switchyard {

@@ -4,7 +4,6 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
-#include "switchyard/core/text.hpp"
 #include "switchyard/report/assets.hpp"
 #include "switchyard/report/chart_data.hpp"
 #include "switchyard/report/escape.hpp"

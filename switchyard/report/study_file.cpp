@@ -4,7 +4,6 @@
 #include <array>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <system_error>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"

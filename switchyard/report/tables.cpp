@@ -7,6 +7,7 @@
 #include <set>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/escape.hpp"
 
 namespace switchyard {

@@ -2,12 +2,11 @@
 // Tables of a group as HTML. They stand in the file itself, so they are there without scripts, in print and for a screen
 // reader. All text from data is escaped.
 
-#include <optional>
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "switchyard/report/arm_style.hpp"
-#include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/study.hpp"
 
 namespace switchyard {
