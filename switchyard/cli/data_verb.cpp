@@ -6,6 +6,7 @@
 
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
 #include "switchyard/data/build.hpp"
 #include "switchyard/data/dataset.hpp"
 #include "switchyard/data/few_documents.hpp"
@@ -82,11 +83,6 @@ std::string dataset_text(const Dataset& dataset, Screen screen) {
                    ", vocabulary ", grouped_digits(dataset.vocab_size()), ", SHA-256 ", dataset.hash().substr(0, 12), "\n",
                    styled(screen, Style::Bold, table.substr(0, header_end)), table.substr(header_end),
                    few_documents.empty() ? "" : "note: " + few_documents + "\n");
-}
-
-std::string folder_name(const fs::path& path) {
-  const fs::path whole = fs::absolute(path).lexically_normal();
-  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
 }
 
 BuildOptions build_options(const BuildArguments& arguments) {

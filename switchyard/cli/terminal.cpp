@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -72,15 +73,7 @@ std::string duration_text(double seconds) {
   return join_text(whole, "s");
 }
 
-std::string grouped_digits(int64_t number) {
-  std::string digits = std::to_string(number);
-  const size_t first = number < 0 ? 1 : 0;
-  for (size_t at = digits.size(); at > first + 3;) {
-    at -= 3;
-    digits.insert(at, ",");
-  }
-  return digits;
-}
+std::string grouped_digits(int64_t number) { return grouped_digits(number, ","); }
 
 std::string bar_text(int64_t done, int64_t total, int64_t width) {
   const int64_t inside = std::clamp<int64_t>(done, 0, std::max<int64_t>(total, 0));

@@ -42,6 +42,9 @@ class StagedFolder {
 /// Whole file as bytes. Throws DataError that names it.
 [[nodiscard]] std::string read_file(const std::filesystem::path& path);
 
+/// The last name of a path: "mix8" of "data/mix8", of "data/mix8/" and, in that folder, of "."; empty if it has none.
+[[nodiscard]] std::string folder_name(const std::filesystem::path& path);
+
 /// SHA-256 in lower-case hex.
 [[nodiscard]] std::string sha256_hex(std::string_view bytes);
 [[nodiscard]] std::string sha256_file(const std::filesystem::path& path);

@@ -55,6 +55,27 @@ std::string comma_list(std::span<const std::string> items) {
   return list;
 }
 
+std::string_view strip_characters(std::string_view text, std::string_view characters) {
+  const size_t begin = text.find_first_not_of(characters);
+  if (begin == kNotFound) return {};
+  return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
+}
+
+std::string grouped_digits(int64_t number, std::string_view separator) {
+  std::string digits = std::to_string(number);
+  const size_t first = number < 0 ? 1 : 0;
+  for (size_t at = digits.size(); at > first + 3;) {
+    at -= 3;
+    digits.insert(at, separator);
+  }
+  return digits;
+}
+
+std::string without_sign_of_zero(std::string number) {
+  if (number.starts_with('-') && number.find_first_of("123456789") == kNotFound) number.erase(0, 1);
+  return number;
+}
+
 std::string quoted_for_shell(std::string_view text) {
   constexpr std::string_view kPlain =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,@%+";

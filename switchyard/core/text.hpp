@@ -2,6 +2,7 @@
 // Small text helpers that messages need.
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,15 @@ inline constexpr size_t kNotFound = std::string_view::npos;
 
 /// "a, b, c".
 [[nodiscard]] std::string comma_list(std::span<const std::string> items);
+
+/// Without the given ASCII characters at both ends.
+[[nodiscard]] std::string_view strip_characters(std::string_view text, std::string_view characters);
+
+/// "1,234,567" with the separator ",".
+[[nodiscard]] std::string grouped_digits(int64_t number, std::string_view separator);
+
+/// Of a number in fixed point: "0.00" for "-0.00", whose sign the digits do not show.
+[[nodiscard]] std::string without_sign_of_zero(std::string number);
 
 /// As a word of a shell's command line: in single quotes unless every letter stands for itself.
 [[nodiscard]] std::string quoted_for_shell(std::string_view text);

@@ -25,7 +25,7 @@ void check_file_name(const fs::path& manifest, const std::string& file) {
 std::string missing_text(const fs::path& folder) {
   std::error_code ignored;
   const fs::path whole = fs::absolute(folder, ignored).lexically_normal();
-  const std::string name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+  const std::string name = folder_name(folder);
   const auto has_name = [&](const Preset& preset) { return preset.name == name; };
   const bool is_preset = std::any_of(preset_table().begin(), preset_table().end(), has_name);
   const std::string out = fs::exists(folder, ignored) ? "NEW_FOLDER" : quoted_for_shell(whole.string());

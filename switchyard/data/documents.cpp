@@ -5,6 +5,7 @@
 
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/rng.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/unicode.hpp"
 
 namespace switchyard {

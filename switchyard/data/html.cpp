@@ -7,13 +7,13 @@
 #include <cctype>
 #include <charconv>
 
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/unicode.hpp"
 
 namespace switchyard {
 namespace {
 
 constexpr std::string_view kNoBreakSpace = "\xC2\xA0";
-constexpr size_t kNone = std::string_view::npos;
 
 bool is_name_character(char letter) { return std::isalnum(static_cast<unsigned char>(letter)) != 0; }
 
@@ -51,11 +51,11 @@ char32_t reference(std::string_view body) {
   return entity == nullptr ? 0 : entity->value;
 }
 
-// Position behind `</name>` of an element that begins at `at`, or npos.
+// Position behind `</name>` of an element that begins at `at`, or kNotFound.
 size_t end_of_element(std::string_view folded, size_t at, std::string_view name) {
   const std::string closing = "</" + std::string(name) + ">";
   const size_t found = folded.find(closing, at);
-  return found == kNone ? kNone : found + closing.size();
+  return found == kNotFound ? kNotFound : found + closing.size();
 }
 
 // True where a tag ends a line of text.
@@ -76,8 +76,8 @@ std::string drop_elements(std::string_view html) {
     if (html[at] == '<') {
       const Tag tag = tag_at(folded, at);
       const bool dropped = !tag.closing && std::find(kDropped.begin(), kDropped.end(), tag.name) != kDropped.end();
-      const size_t end = dropped ? end_of_element(folded, at, tag.name) : kNone;
-      if (end != kNone) {
+      const size_t end = dropped ? end_of_element(folded, at, tag.name) : kNotFound;
+      if (end != kNotFound) {
         at = end;
         continue;
       }
@@ -96,7 +96,7 @@ std::string decode_entities(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     if (text[at] == '&') {
       const size_t end = text.find(';', at);
-      if (end != kNone && end - at <= kLongestName && end > at + 1) {
+      if (end != kNotFound && end - at <= kLongestName && end > at + 1) {
         const char32_t point = reference(text.substr(at + 1, end - at - 1));
         if (point != 0) {
           append_code_point(point, out);
@@ -116,7 +116,7 @@ std::string drop_tags(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     if (text[at] == '<') {
       const size_t end = text.find('>', at);
-      if (end != kNone && end > at + 1) {
+      if (end != kNotFound && end > at + 1) {
         at = end + 1;
         continue;
       }
@@ -128,7 +128,7 @@ std::string drop_tags(std::string_view text) {
 
 Tag tag_at(std::string_view text, size_t at) {
   const size_t end = text.find('>', at);
-  if (end == kNone) return {};
+  if (end == kNotFound) return {};
   const bool closing = at + 1 < text.size() && text[at + 1] == '/';
   const size_t begin = at + (closing ? 2 : 1);
   size_t behind = begin;
@@ -142,7 +142,7 @@ std::string fold_spaces(std::string_view text, std::string_view characters) {
   bool in_run = false;
   for (size_t at = 0; at < text.size();) {
     const bool no_break = text.substr(at).starts_with(kNoBreakSpace);
-    const bool folded = no_break || characters.find(text[at]) != kNone;
+    const bool folded = no_break || characters.find(text[at]) != kNotFound;
     if (!folded) {
       out += text[at];
     } else if (!in_run) {

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -91,7 +92,7 @@ std::string control_field(const std::string& control, std::string_view field) {
   const std::string key = "\n" + std::string(field) + ": ";
   const std::string text = "\n" + control;
   const size_t at = text.find(key);
-  if (at == std::string::npos) return {};
+  if (at == kNotFound) return {};
   const size_t begin = at + key.size();
   return text.substr(begin, text.find('\n', begin) - begin);
 }

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 // The number that '*' stands for, 0 without one; nothing if the name does not fit.
 std::optional<int64_t> match_name(std::string_view pattern, std::string_view name) {
   const size_t star = pattern.find('*');
-  if (star == std::string_view::npos) return pattern == name ? std::optional<int64_t>(0) : std::nullopt;
+  if (star == kNotFound) return pattern == name ? std::optional<int64_t>(0) : std::nullopt;
   const std::string_view before = pattern.substr(0, star);
   const std::string_view after = pattern.substr(star + 1);
   constexpr size_t kMostDigits = 9;
@@ -69,7 +69,7 @@ std::string tail_of(const ChildResult& result) {
 // Package names that fit a pattern with '*', the highest number last; the plain name without one.
 std::optional<std::string> resolve_pattern(const std::string& pattern, const fs::path& folder) {
   const size_t star = pattern.find('*');
-  if (star == std::string::npos) return pattern;
+  if (star == kNotFound) return pattern;
   const ChildResult result = run_child({.arguments = {"apt-cache", "pkgnames", pattern.substr(0, star)}, .folder = folder});
   std::optional<std::string> best;
   int64_t highest = -1;
@@ -119,7 +119,7 @@ fs::path find_package_file(const fs::path& folder, std::string_view pattern) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string file = entry.path().filename().string();
     const size_t name_end = file.find('_');
-    if (entry.path().extension() != ".deb" || name_end == std::string::npos) continue;
+    if (entry.path().extension() != ".deb" || name_end == kNotFound) continue;
     const std::optional<int64_t> number = match_name(pattern, std::string_view(file).substr(0, name_end));
     if (number) found.push_back({*number, entry.last_write_time(), entry.path()});
   }

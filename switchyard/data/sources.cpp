@@ -7,6 +7,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/package_archive.hpp"
 #include "switchyard/data/parallel.hpp"
 #include "switchyard/data/phase_counter.hpp"
@@ -126,12 +127,12 @@ DocumentCut cut_document(std::string_view text, size_t at) {
   const DocumentCut whole = {text.size(), text.size()};
   if (near.size() <= 2 * kDocumentBytes) return whole;
   const size_t blank = near.substr(0, 2 * kDocumentBytes + 2).find("\n\n", kDocumentBytes);
-  if (blank != std::string_view::npos) return {at + blank, at + blank + 1};
+  if (blank != kNotFound) return {at + blank, at + blank + 1};
   const size_t newline = near.find('\n', kDocumentBytes);
-  if (newline != std::string_view::npos) return {at + newline, at + newline + 1};
+  if (newline != kNotFound) return {at + newline, at + newline + 1};
   if (at + near.size() == text.size()) return whole;
   const size_t space = near.find(' ', kDocumentBytes);
-  const size_t end = space != std::string_view::npos ? at + space : character_begin(text, at + near.size());
+  const size_t end = space != kNotFound ? at + space : character_begin(text, at + near.size());
   return {end, end};
 }
 

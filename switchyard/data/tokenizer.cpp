@@ -5,18 +5,17 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/tokenizer_impl.hpp"
 #include "switchyard/data/unicode.hpp"
 
 namespace switchyard {
 namespace {
 
-constexpr size_t kNone = std::string_view::npos;
-
 std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
   std::string out;
   size_t at = 0;
-  for (size_t found = text.find(from); found != kNone; found = text.find(from, at)) {
+  for (size_t found = text.find(from); found != kNotFound; found = text.find(from, at)) {
     out.append(text.substr(at, found - at)).append(to);
     at = found + from.size();
   }
@@ -26,7 +25,7 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
 // Where the first run of spaces behind `from` begins.
 size_t find_run_of_spaces(std::string_view text, size_t from) {
   size_t at = text.find(' ', from);
-  while (at != kNone && text[at - 1] == ' ') at = text.find(' ', at + 1);
+  while (at != kNotFound && text[at - 1] == ' ') at = text.find(' ', at + 1);
   return at;
 }
 
@@ -38,10 +37,10 @@ std::string_view next_part(std::string_view rest) {
   constexpr size_t kLongestPart = kPartBytes + 65536;
   const std::string_view near = rest.substr(0, kLongestPart);
   const size_t newline = near.find('\n', std::min(kPartBytes, near.size()));
-  if (newline != kNone) return rest.substr(0, newline + 1);
+  if (newline != kNotFound) return rest.substr(0, newline + 1);
   if (near.size() == rest.size()) return rest;
   const size_t space = find_run_of_spaces(near, kPartBytes);
-  return rest.substr(0, space != kNone ? space : character_begin(rest, kLongestPart));
+  return rest.substr(0, space != kNotFound ? space : character_begin(rest, kLongestPart));
 }
 
 void check_kind(const sentencepiece::SentencePieceProcessor& processor, std::string_view name) {
@@ -57,12 +56,12 @@ void check_kind(const sentencepiece::SentencePieceProcessor& processor, std::str
 }  // namespace
 
 std::string escape_space_marks(std::string_view text) {
-  if (text.find(kSpaceMark) == kNone && text.find(kEscape) == kNone) return std::string(text);
+  if (text.find(kSpaceMark) == kNotFound && text.find(kEscape) == kNotFound) return std::string(text);
   return replace_all(replace_all(text, kEscape, kEscapedEscape), kSpaceMark, kEscapedSpaceMark);
 }
 
 std::string unescape_space_marks(std::string_view text) {
-  if (text.find(kEscape) == kNone) return std::string(text);
+  if (text.find(kEscape) == kNotFound) return std::string(text);
   return replace_all(replace_all(text, kEscapedSpaceMark, kSpaceMark), kEscapedEscape, kEscape);
 }
 

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/tokenizer.hpp"
 #include "switchyard/data/tokenizer_impl.hpp"
 #include "switchyard/data/unicode.hpp"
@@ -88,7 +89,7 @@ std::unordered_map<std::string, std::string> trainer_settings(const TokenizerOpt
 // SentencePiece says "Internal: file(line) [condition] sentence".
 std::string reason_of(const std::string& text) {
   const size_t end = text.rfind("] ");
-  return end == std::string::npos ? text : text.substr(end + 2);
+  return end == kNotFound ? text : text.substr(end + 2);
 }
 
 }  // namespace

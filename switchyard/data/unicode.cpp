@@ -126,10 +126,4 @@ std::string_view strip_space(std::string_view text) {
   return text.substr(begin, end - begin);
 }
 
-std::string_view strip_characters(std::string_view text, std::string_view characters) {
-  const size_t begin = text.find_first_not_of(characters);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(characters) - begin + 1);
-}
-
 }  // namespace switchyard

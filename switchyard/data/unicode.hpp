@@ -32,7 +32,4 @@ void append_code_point(char32_t point, std::string& out);
 /// Without white space at both ends.
 [[nodiscard]] std::string_view strip_space(std::string_view text);
 
-/// Without the given ASCII characters at both ends.
-[[nodiscard]] std::string_view strip_characters(std::string_view text, std::string_view characters);
-
 }  // namespace switchyard

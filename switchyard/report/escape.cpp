@@ -7,6 +7,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -81,9 +82,9 @@ std::string fill_template(std::string_view text, const std::map<std::string, std
   std::size_t at = 0;
   while (true) {
     const std::size_t open = text.find("{{", at);
-    if (open == std::string_view::npos) break;
+    if (open == kNotFound) break;
     const std::size_t close = text.find("}}", open);
-    SWITCHYARD_CHECK(close != std::string_view::npos, StateError, "the report template has '{{' without '}}'");
+    SWITCHYARD_CHECK(close != kNotFound, StateError, "the report template has '{{' without '}}'");
     const std::string_view name = text.substr(open + 2, close - open - 2);
     const auto value = values.find(name);
     SWITCHYARD_CHECK(value != values.end(), StateError, "the report template asks for '", name, "', which nobody gave");

@@ -6,16 +6,14 @@
 #include <set>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
 
 constexpr std::string_view kTerms = "balance.terms[";
 
-std::string_view without_blanks(std::string_view text) {
-  const size_t first = text.find_first_not_of(" \t\r");
-  return first == std::string_view::npos ? "" : text.substr(first, text.find_last_not_of(" \t\r") + 1 - first);
-}
+std::string_view without_blanks(std::string_view text) { return strip_characters(text, " \t\r"); }
 
 std::string unquoted(const std::string& value) {
   return value.size() >= 2 && value.front() == '"' && value.back() == '"' ? value.substr(1, value.size() - 2) : value;
@@ -59,7 +57,7 @@ Settings read_settings(std::string_view config_toml) {
       prefix = join_text(name, "[", tables[name]++, "].");
     } else if (line.starts_with('[') && line.ends_with(']')) {
       prefix = std::string(line.substr(1, line.size() - 2)) + ".";
-    } else if (const size_t equals = line.find('='); equals != std::string_view::npos && !line.starts_with('#')) {
+    } else if (const size_t equals = line.find('='); equals != kNotFound && !line.starts_with('#')) {
       settings[prefix + std::string(without_blanks(line.substr(0, equals)))] = without_blanks(line.substr(equals + 1));
     }
   }

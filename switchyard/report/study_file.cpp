@@ -7,6 +7,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -85,7 +86,7 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
   const StudyFile study = read_study_file(folder / kStudyFileName);
   ReportOptions& options = source.options;
   if (options.title == ReportOptions().title && !study.name.empty()) options.title = study.name;
-  if (options.question.find(study.question) == std::string::npos) {
+  if (options.question.find(study.question) == kNotFound) {
     options.question += (options.question.empty() ? "" : " ") + study.question;
   }
   add_arms(options.arms, study);
@@ -106,11 +107,6 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
                                         [&](const RunInput& run) { return run.log.start.arm == study.baseline; });
   if (has_baseline && options.baseline.empty()) options.baseline = study.baseline;
   if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + missing + ".");
-}
-
-std::string folder_name(const fs::path& folder) {
-  const fs::path plain = fs::absolute(folder).lexically_normal();
-  return plain.has_filename() ? plain.filename().string() : plain.parent_path().filename().string();
 }
 
 /// Folders of one name under different parents are named by their path. A folder given twice stays double: an error later.

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/escape.hpp"
 
@@ -125,18 +126,11 @@ std::string format_number(double value, int decimals) {
   } else {
     std::snprintf(buffer.data(), buffer.size(), "%.*f", decimals, value);
   }
-  std::string text(buffer.data());
-  // "-0.00" would suggest a sign that the digits do not show.
-  if (text.find_first_of("123456789") == std::string::npos && text.front() == '-') text.erase(0, 1);
+  const std::string text = without_sign_of_zero(buffer.data());
   return text.front() == '-' ? "&minus;" + text.substr(1) : text;
 }
 
-std::string with_thousands(int64_t value) {
-  std::string digits = std::to_string(value);
-  const std::size_t first = value < 0 ? 1 : 0;
-  for (std::size_t at = digits.size(); at > first + 3; at -= 3) digits.insert(at - 3, "&thinsp;");
-  return digits;
-}
+std::string with_thousands(int64_t value) { return grouped_digits(value, "&thinsp;"); }
 
 std::string list_seeds(std::vector<int64_t> seeds) {
   if (seeds.empty()) return "none";

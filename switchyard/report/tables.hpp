@@ -14,7 +14,7 @@ namespace switchyard {
 /// Fixed decimals with a true minus sign; exponent form from a million on; "not finite" for NaN and infinity.
 [[nodiscard]] std::string format_number(double value, int decimals);
 
-/// 5783040 with a thin space every three digits.
+/// 5783040 with a thin space every three digits, as HTML.
 [[nodiscard]] std::string with_thousands(int64_t value);
 
 /// What the evaluated runs have there, each number once, as HTML: "64 or 512"; empty where none was evaluated.

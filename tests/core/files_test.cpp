@@ -187,6 +187,14 @@ TEST_F(FilesTest, StagedFolderDoesNotReplaceATargetThatCameMeanwhile) {
   EXPECT_EQ(read_file(folder_ / "run" / "a"), "content");
 }
 
+TEST(FolderName, IsTheLastNameHoweverThePathIsWritten) {
+  EXPECT_EQ(folder_name("data/mix8"), "mix8");
+  EXPECT_EQ(folder_name("data/mix8/"), "mix8");
+  EXPECT_EQ(folder_name("data/other/../mix8/."), "mix8");
+  EXPECT_EQ(folder_name("."), fs::current_path().filename());
+  EXPECT_EQ(folder_name("/"), "");
+}
+
 TEST_F(FilesTest, ReadNamesTheFileItCannotRead) {
   EXPECT_THAT([&] { (void)read_file(folder_ / "none"); },
               ThrowsMessage<DataError>(AllOf(HasSubstr("none"), HasSubstr("No such file"))));

@@ -47,6 +47,27 @@ TEST(CommaList, JoinsWithCommas) {
   EXPECT_EQ(comma_list(std::vector<std::string>{"a", "b", "c"}), "a, b, c");
 }
 
+TEST(StripCharacters, TakesThemFromBothEndsOnly) {
+  EXPECT_EQ(strip_characters(" \ta b\t ", " \t"), "a b");
+  EXPECT_EQ(strip_characters("a", " "), "a");
+  EXPECT_EQ(strip_characters("  ", " "), "");
+  EXPECT_EQ(strip_characters("", " "), "");
+}
+
+TEST(GroupedDigits, SeparatesEachThreeFromTheRight) {
+  EXPECT_EQ(grouped_digits(0, ","), "0");
+  EXPECT_EQ(grouped_digits(-123, ","), "-123");
+  EXPECT_EQ(grouped_digits(1000, ","), "1,000");
+  EXPECT_EQ(grouped_digits(-1234567, "&thinsp;"), "-1&thinsp;234&thinsp;567");
+}
+
+TEST(WithoutSignOfZero, DropsTheSignWhereNoDigitShowsIt) {
+  EXPECT_EQ(without_sign_of_zero("-0.00"), "0.00");
+  EXPECT_EQ(without_sign_of_zero("-0"), "0");
+  EXPECT_EQ(without_sign_of_zero("-0.01"), "-0.01");
+  EXPECT_EQ(without_sign_of_zero("0.00"), "0.00");
+}
+
 TEST(UnknownName, SaysWhatWasMeantAndWhatIsKnown) {
   EXPECT_EQ(unknown_name("router", "topkk", kRouters),
             "unknown router 'topkk' (did you mean 'top_k'?); known: top_k, random, expert_choice");
