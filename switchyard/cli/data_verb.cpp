@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -7,6 +8,7 @@
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/data/build.hpp"
 #include "switchyard/data/dataset.hpp"
 #include "switchyard/data/few_documents.hpp"
@@ -132,9 +134,7 @@ int show(const std::string& folder, OutputFormat format, Session& session) {
 std::string preset_help() {
   std::string text = "Presets:\n";
   for (const Preset& preset : preset_table()) {
-    std::string domains;
-    for (const std::string_view domain : preset.domains) domains += join_text(domains.empty() ? "" : ", ", domain);
-    text += join_text("  ", preset.name, ": ", domains, "\n");
+    text += join_text("  ", preset.name, ": ", joined(preset.domains, ", ", std::identity()), "\n");
   }
   return text;
 }

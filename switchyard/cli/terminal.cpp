@@ -155,8 +155,7 @@ void StatusLine::draw(const std::string& text) {
   }
   erase();
   const size_t columns = terminal_columns() - 1;
-  std::string fitted;
-  for (const std::string& line : split_lines(text)) fitted += (fitted.empty() ? "" : "\n") + fit(line, columns);
+  const std::string fitted = joined(split_lines(text), "\n", [columns](const std::string& line) { return fit(line, columns); });
   out_ << fitted << std::flush;
   shown_ = fitted;
 }

@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/testbed/number_text.hpp"
 
 namespace switchyard {
 namespace {
-
 
 std::string summary_cell(const Summary& summary, int digits) {
   if (summary.count == 0) return "-";
@@ -95,21 +95,21 @@ std::string run_event_text(const RunProgress& run, Screen screen) {
 
 std::string progress_text(const std::vector<RunProgress>& runs, Screen screen) {
   const auto finished = std::count_if(runs.begin(), runs.end(), is_finished);
-  std::string text;
+  const std::string all = join_text(finished, " of ", runs.size(), " runs done");
+  std::vector<const RunProgress*> running;
   size_t name_width = 0;
   for (const RunProgress& run : runs) {
-    if (run.status == RunStatus::Running) name_width = std::max(name_width, run.name.size());
-  }
-  for (const RunProgress& run : runs) {
     if (run.status != RunStatus::Running) continue;
-    if (screen == Screen::Terminal) {
-      text += run_line(run, name_width) + "\n";
-    } else {
-      text += join_text(text.empty() ? "" : ", ", run.name, " ", run.step, "/", run.total_steps);
-    }
+    running.push_back(&run);
+    name_width = std::max(name_width, run.name.size());
   }
-  const std::string all = join_text(finished, " of ", runs.size(), " runs done");
-  return screen == Screen::Terminal ? text + "  " + all : join_text(all, "; ", text);
+  if (screen == Screen::Plain) {
+    const auto plain = [](const RunProgress* run) { return join_text(run->name, " ", run->step, "/", run->total_steps); };
+    return join_text(all, "; ", joined(running, ", ", plain));
+  }
+  std::string text;
+  for (const RunProgress* run : running) text += run_line(*run, name_width) + "\n";
+  return text + "  " + all;
 }
 
 std::string study_text(const Study& study, Screen screen) {

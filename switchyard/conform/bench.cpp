@@ -8,6 +8,7 @@
 
 #include "switchyard/conform/textbook.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard::conform {
 namespace {
@@ -31,11 +32,8 @@ double scale_of(std::span<const double> given, std::span<const double> expected)
 }
 
 std::string counts_text(std::span<const int64_t> counts) {
-  std::string text;
-  for (const int64_t count : counts.subspan(0, std::min<size_t>(counts.size(), 8))) {
-    text += (text.empty() ? "" : " ") + std::to_string(count);
-  }
-  return text;
+  const auto first = counts.subspan(0, std::min<size_t>(counts.size(), 8));
+  return joined(first, " ", [](int64_t count) { return std::to_string(count); });
 }
 
 std::string averaging_text(Averaging averaging) {

@@ -61,7 +61,7 @@ at::Tensor rows_of_layers(const at::Tensor& values_LE, const std::vector<int64_t
   return values_LE.narrow(0, layers.front(), static_cast<int64_t>(layers.size())).contiguous();
 }
 
-at::Tensor joined(const at::Tensor& above, const at::Tensor& below) {
+at::Tensor stacked(const at::Tensor& above, const at::Tensor& below) {
   if (!above.defined()) return below;
   return at::cat({above, below});
 }
@@ -124,9 +124,9 @@ class OwnImplementation : public Implementation {
     for (int64_t stage = 0; stage < step.devices().pipeline; ++stage) {
       BalanceState own = of_layers(state, layers_of_stage(step.devices(), stage, step.num_layers));
       add_stage(step, stage, own, outcome);
-      after.previous_counts_LE = joined(after.previous_counts_LE, own.previous_counts_LE);
-      after.ema_fractions_LE = joined(after.ema_fractions_LE, own.ema_fractions_LE);
-      after.selection_offsets_LE = joined(after.selection_offsets_LE, own.selection_offsets_LE);
+      after.previous_counts_LE = stacked(after.previous_counts_LE, own.previous_counts_LE);
+      after.ema_fractions_LE = stacked(after.ema_fractions_LE, own.ema_fractions_LE);
+      after.selection_offsets_LE = stacked(after.selection_offsets_LE, own.selection_offsets_LE);
     }
     state = after;
     outcome.state = save(state);

@@ -1,6 +1,7 @@
 #include "switchyard/core/text.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -47,12 +48,7 @@ std::string nearest_name(std::string_view given, std::span<const std::string> ca
 }
 
 std::string comma_list(std::span<const std::string> items) {
-  std::string list;
-  for (const std::string& item : items) {
-    if (!list.empty()) list += ", ";
-    list += item;
-  }
-  return list;
+  return joined(items, ", ", std::identity());
 }
 
 std::string_view strip_characters(std::string_view text, std::string_view characters) {

@@ -14,6 +14,18 @@ inline constexpr size_t kNotFound = std::string_view::npos;
 /// The candidate with the smallest edit distance to `given`; empty if there is none within a third of its length (at least 2).
 [[nodiscard]] std::string nearest_name(std::string_view given, std::span<const std::string> candidates);
 
+/// The texts of the items, `separator` between them; empty ones at the beginning leave no separator.
+/// @param to_text  what a std::string can be added to, of an item
+template <class Range, class ToText>
+[[nodiscard]] std::string joined(const Range& items, std::string_view separator, ToText to_text) {
+  std::string text;
+  for (const auto& item : items) {
+    if (!text.empty()) text += separator;
+    text += to_text(item);
+  }
+  return text;
+}
+
 /// "a, b, c".
 [[nodiscard]] std::string comma_list(std::span<const std::string> items);
 

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/report/arm_summary.hpp"
 #include "switchyard/report/escape.hpp"
 #include "switchyard/report/tables.hpp"
@@ -15,10 +16,9 @@ std::string term(std::string_view name, const std::string& html) {
   return html.empty() ? "" : join_text("<div><dt>", name, "</dt><dd>", html, "</dd></div>\n");
 }
 
-std::string escaped_list(const std::set<std::string>& items) {
-  std::string html;
-  for (const std::string& item : items) html += (html.empty() ? "" : ", ") + html_escape(item);
-  return html;
+template <class Texts>
+std::string escaped_list(const Texts& items) {
+  return joined(items, ", ", html_escape);
 }
 
 std::set<std::string> values_of(const StudyGroup& group, std::string StartRecord::* field) {
@@ -74,13 +74,7 @@ std::string group_facts(const StudyGroup& group) {
     steps.insert(run.input.log.start.total_steps);
     parameters.insert(run.input.log.start.parameters);
   }
-  const auto numbers = [](const std::set<int64_t>& values) {
-    std::string html;
-    for (const int64_t value : values) html += (html.empty() ? "" : ", ") + with_thousands(value);
-    return html;
-  };
-  std::string domains;
-  for (const std::string& domain : group.domains) domains += (domains.empty() ? "" : ", ") + html_escape(domain);
+  const auto numbers = [](const std::set<int64_t>& values) { return joined(values, ", ", with_thousands); };
   const std::string sequences = evaluated_numbers(group, &EvaluationRecord::sequences);
   std::string html = "<dl class=\"facts\">\n";
   html += term("Runs", join_text(group.runs.size(), " in ", group.arms.size(), group.arms.size() == 1 ? " arm" : " arms"));
@@ -88,7 +82,7 @@ std::string group_facts(const StudyGroup& group) {
   html += term("Experts", join_text(group.num_experts, ", ", group.num_chosen, " chosen per token, ", group.num_layers,
                                     group.num_layers == 1 ? " MoE layer" : " MoE layers"));
   html += term("Parameters", numbers(parameters));
-  html += term("Domains", domains);
+  html += term("Domains", escaped_list(group.domains));
   html += term("Steps", numbers(steps));
   if (!sequences.empty()) {
     html += term("Held-out text", join_text(sequences, " sequences, ", evaluated_numbers(group, &EvaluationRecord::tokens),
@@ -142,7 +136,7 @@ std::string notices(const StudyGroup& group) {
     if (runs.size() == group.runs.size() && runs.size() > 1) {
       html += join_text("all ", runs.size(), " runs");
     } else {
-      html += escaped_list({runs.begin(), runs.end()});
+      html += escaped_list(std::set<std::string>(runs.begin(), runs.end()));
     }
     html += "</small></li>";
   }

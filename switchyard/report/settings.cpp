@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <functional>
 #include <set>
 
 #include "switchyard/core/error.hpp"
@@ -126,9 +127,7 @@ std::string balancing_text(const StartRecord& start, const Settings& settings) {
   }
   const std::string rule = text_of(settings, "balance.selection.rule");
   if (!rule.empty() && rule != "none") parts.push_back("choice by " + rule);
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : "; ") + part;
-  return text.empty() ? "no balancing" : text;
+  return parts.empty() ? "no balancing" : joined(parts, "; ", std::identity());
 }
 
 }  // namespace switchyard

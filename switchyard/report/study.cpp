@@ -170,8 +170,7 @@ void warn_if_different(StudyGroup& group, const std::string& what, std::optional
     if (const std::optional<Value> value = value_of(run)) values.insert(*value);
   }
   if (values.size() < 2) return;
-  std::string list;
-  for (const Value& value : values) list += (list.empty() ? "" : ", ") + join_text(value);
+  const std::string list = joined(values, ", ", [](const Value& value) { return join_text(value); });
   group.warnings.push_back(join_text("The runs differ in ", what, ": ", list, "."));
 }
 

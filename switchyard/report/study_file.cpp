@@ -94,19 +94,19 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
     if (std::find(options.notes.begin(), options.notes.end(), note) == options.notes.end()) options.notes.push_back(note);
   }
   add_claims(options.claims, study, num_studies > 1);
-  std::string missing;
+  std::vector<std::string> missing;
   for (const StudyFileRun& run : study.runs) {
     if (std::optional<RunInput> found = find_run(folder / run.folder, run.name)) {
       source.runs.push_back(*std::move(found));
       folder_of_run.push_back(folder / run.folder);
     } else {
-      missing += (missing.empty() ? "" : ", ") + run.name;
+      missing.push_back(run.name);
     }
   }
   const bool has_baseline = std::any_of(source.runs.begin(), source.runs.end(),
                                         [&](const RunInput& run) { return run.log.start.arm == study.baseline; });
   if (has_baseline && options.baseline.empty()) options.baseline = study.baseline;
-  if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + missing + ".");
+  if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + comma_list(missing) + ".");
 }
 
 /// Folders of one name under different parents are named by their path. A folder given twice stays double: an error later.

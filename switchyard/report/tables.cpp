@@ -137,9 +137,7 @@ std::string list_seeds(std::vector<int64_t> seeds) {
   std::sort(seeds.begin(), seeds.end());
   const bool is_range = seeds.size() > 2 && seeds.back() - seeds.front() == static_cast<int64_t>(seeds.size()) - 1;
   if (is_range) return join_text(seeds.front(), "&ndash;", seeds.back());
-  std::string text;
-  for (const int64_t seed : seeds) text += (text.empty() ? "" : ", ") + std::to_string(seed);
-  return text;
+  return joined(seeds, ", ", [](int64_t seed) { return std::to_string(seed); });
 }
 
 std::vector<int64_t> counted_seeds(const StudyGroup& group, const StudyArm& arm) {
@@ -153,9 +151,7 @@ std::string evaluated_numbers(const StudyGroup& group, int64_t EvaluationRecord:
   for (const StudyRun& run : group.runs) {
     if (const EvaluationRecord* evaluation = run.evaluation()) numbers.insert(evaluation->*number);
   }
-  std::string text;
-  for (const int64_t value : numbers) text += (text.empty() ? "" : " or ") + with_thousands(value);
-  return text;
+  return joined(numbers, " or ", with_thousands);
 }
 
 std::string summary_table(const StudyGroup& group, const std::vector<ArmStyle>& styles) {

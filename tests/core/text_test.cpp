@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 namespace switchyard {
 namespace {
 
@@ -39,6 +42,13 @@ TEST(QuotedForShell, LeavesPlainWordsAndQuotesTheRest) {
   EXPECT_EQ(quoted_for_shell("two words"), "'two words'");
   EXPECT_EQ(quoted_for_shell("$HOME"), "'$HOME'");
   EXPECT_EQ(quoted_for_shell(""), "''");
+}
+
+TEST(Joined, PutsTheSeparatorBetween) {
+  const auto to_text = [](int number) { return std::to_string(number); };
+  EXPECT_EQ(joined(std::vector<int>{}, "; ", to_text), "");
+  EXPECT_EQ(joined(std::vector<int>{7}, "; ", to_text), "7");
+  EXPECT_EQ(joined(std::vector<int>{7, 8, 9}, "; ", to_text), "7; 8; 9");
 }
 
 TEST(CommaList, JoinsWithCommas) {
