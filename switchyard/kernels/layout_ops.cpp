@@ -16,7 +16,7 @@ namespace HWY_NAMESPACE {
 
 using c10::BFloat16;
 
-void as_right(const Matrix<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
+void as_right(const MatrixView<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
   const hn::ScalableTag<uint32_t> words;
   const hn::Rebind<uint16_t, decltype(words)> halves;
   const auto lanes = static_cast<int64_t>(hn::Lanes(words));
@@ -104,7 +104,7 @@ void transpose_words(const Word* from, int64_t rows, int64_t columns, int64_t fr
   }
 }
 
-void as_right(const Matrix<const float>& given, const RightMatrix<float>& out) {
+void as_right(const MatrixView<const float>& given, const RightMatrix<float>& out) {
   for (int64_t row = 0; row < out.rows; ++row) {
     float* const to = out.data + row * out.leading;
     if (row < given.rows) {
@@ -116,23 +116,23 @@ void as_right(const Matrix<const float>& given, const RightMatrix<float>& out) {
 }
 
 // A pair of bf16 numbers is one word.
-void transpose_as_right(const Matrix<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
+void transpose_as_right(const MatrixView<const BFloat16>& given, const RightMatrix<BFloat16>& out) {
   transpose_words(reinterpret_cast<const uint32_t*>(given.data), given.rows, given.columns / 2, given.leading / 2,
                   reinterpret_cast<uint32_t*>(out.data), out.columns, out.leading);
 }
 
-void transpose(const Matrix<const BFloat16>& given, const Matrix<BFloat16>& out) {
+void transpose(const MatrixView<const BFloat16>& given, const MatrixView<BFloat16>& out) {
   transpose_words(reinterpret_cast<const uint16_t*>(given.data), given.rows, given.columns, given.leading,
                   reinterpret_cast<uint16_t*>(out.data), out.columns, out.leading);
 }
 
-void transpose(const Matrix<const float>& given, const Matrix<float>& out) {
+void transpose(const MatrixView<const float>& given, const MatrixView<float>& out) {
   transpose_words(reinterpret_cast<const uint32_t*>(given.data), given.rows, given.columns, given.leading,
                   reinterpret_cast<uint32_t*>(out.data), out.columns, out.leading);
 }
 
-void transpose_as_right(const Matrix<const float>& given, const RightMatrix<float>& out) {
-  transpose(given, Matrix<float>{out.data, out.rows, out.columns, out.leading});
+void transpose_as_right(const MatrixView<const float>& given, const RightMatrix<float>& out) {
+  transpose(given, MatrixView<float>{out.data, out.rows, out.columns, out.leading});
 }
 
 template <typename Value>

@@ -8,11 +8,11 @@ namespace switchyard {
 template <typename Value>
 struct LayoutOps {
   /// out = given; rows that out has more are zero.
-  void (*as_right)(const Matrix<const Value>& given, const RightMatrix<Value>& out);
+  void (*as_right)(const MatrixView<const Value>& given, const RightMatrix<Value>& out);
   /// out = given^T; bf16: given has an even number of columns and an even leading dimension. Columns that out has more are zero.
-  void (*transpose_as_right)(const Matrix<const Value>& given, const RightMatrix<Value>& out);
+  void (*transpose_as_right)(const MatrixView<const Value>& given, const RightMatrix<Value>& out);
   /// out = given^T; columns that out has more are zero.
-  void (*transpose)(const Matrix<const Value>& given, const Matrix<Value>& out);
+  void (*transpose)(const MatrixView<const Value>& given, const MatrixView<Value>& out);
 };
 
 /// Value: c10::BFloat16 or float.

@@ -151,7 +151,7 @@ class BackwardTask {
     Value* const d_query = gradients.query_BJSIW.mutable_data_ptr<Value>() + head * s_.positions * s_.group * s_.width;
     for_each_block(s_, [&](const Block& block) {
       const int64_t first_row = block.begin * s_.group;
-      const Matrix<const Value> query{from.query + first_row * s_.width, block.rows, s_.width, s_.width};
+      const MatrixView<const Value> query{from.query + first_row * s_.width, block.rows, s_.width, s_.width};
       for (int64_t row = 0; row < block.rows; row += s_.group) {
         std::copy_n(d_out + s_.out_offset(head, block.begin + row / s_.group), s_.group * s_.width, d_out_ + row * s_.width);
       }
@@ -165,9 +165,9 @@ class BackwardTask {
   }
 
  private:
-  void add_block(const Block& block, const Matrix<const Value>& query, const float* log_sums) {
+  void add_block(const Block& block, const MatrixView<const Value>& query, const float* log_sums) {
     const int64_t rows = rounded_up(block.rows, 2), leading = s_.leading, columns = s_.block_rows + Sizes::kPad;
-    const Matrix<const Value> d_out{d_out_, block.rows, s_.width, s_.width};
+    const MatrixView<const Value> d_out{d_out_, block.rows, s_.width, s_.width};
     tile_product(query, key_t_, {scores_, block.rows, block.keys, leading}, TileSum::Overwrite);
     tile_product(d_out, value_t_, {d_probs_, block.rows, block.keys, leading}, TileSum::Overwrite);
     for (int64_t row = 0; row < rows; row += 2) add_rows(block, row, log_sums);

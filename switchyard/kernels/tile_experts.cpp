@@ -32,10 +32,10 @@ struct Expert {
   [[nodiscard]] int64_t size() const { return 2 * expert_width * width; }  // of gate_up; down is half of it
   /// Of the second level, which is 1 or 2 MB in what we measured.
   [[nodiscard]] bool in_cache() const { return size() * 3 / 2 * static_cast<int64_t>(sizeof(Value)) <= (1 << 20); }
-  [[nodiscard]] Matrix<const Value> gate_up_of(int64_t expert) const {
+  [[nodiscard]] MatrixView<const Value> gate_up_of(int64_t expert) const {
     return {gate_up + expert * size(), 2 * expert_width, width, width};
   }
-  [[nodiscard]] Matrix<const Value> down_of(int64_t expert) const {
+  [[nodiscard]] MatrixView<const Value> down_of(int64_t expert) const {
     return {down + expert * size() / 2, width, expert_width, expert_width};
   }
 };
@@ -54,8 +54,8 @@ class Rows {
   [[nodiscard]] static int64_t numbers(int64_t width) { return kChunk * leading(width); }
 
   [[nodiscard]] Value* row(int64_t i) const { return data_ + i * leading(width_); }
-  [[nodiscard]] Matrix<const Value> first(int64_t count) const { return {data_, count, width_, leading(width_)}; }
-  [[nodiscard]] Matrix<Value> writable(int64_t count) const { return {data_, count, width_, leading(width_)}; }
+  [[nodiscard]] MatrixView<const Value> first(int64_t count) const { return {data_, count, width_, leading(width_)}; }
+  [[nodiscard]] MatrixView<Value> writable(int64_t count) const { return {data_, count, width_, leading(width_)}; }
 
   void gather(const Value* from_TD, const int64_t* tokens, int64_t count) const {
     for (int64_t i = 0; i < count; ++i) std::copy_n(from_TD + tokens[i] * width_, width_, row(i));
@@ -101,7 +101,7 @@ void forward_few(const Expert<Value>& of, int64_t expert, int64_t begin, int64_t
   const TileProducts products;
   for_each_chunk<Value>(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
     hidden.gather(hidden_TD, of.tokens + slot, count);
-    const Matrix<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
+    const MatrixView<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
     Panels<Value> hidden_t(hidden_panels, width, filled), activated_t(activated_panels, inner, filled);
     hidden_t.take_transposed(hidden.first(filled));
     multiply_transposed(of.gate_up_of(expert), hidden_t, gate_up);
@@ -127,7 +127,7 @@ void forward_many(const Expert<Value>& of, int64_t expert, int64_t begin, int64_
   down_t.take_transposed(of.down_of(expert));
   for_each_chunk<Value>(begin, size, [&](int64_t slot, int64_t count, int64_t filled) {
     hidden.gather(hidden_TD, of.tokens + slot, count);
-    const Matrix<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
+    const MatrixView<Value> gate_up{gate_up_AF + slot * 2 * inner, count, 2 * inner, 2 * inner};
     multiply(hidden.first(filled), gate_up_t, gate_up);
     for (int64_t i = 0; i < count; ++i) ops.swiglu(gate_up.data + i * 2 * inner, activated.row(i), inner);
     activated.clear_behind(count);
@@ -146,12 +146,12 @@ class RightWeight {
     return Panels<Value>::numbers(rows, slab(columns, of));
   }
 
-  void take(const Matrix<const Value>& given) {
+  void take(const MatrixView<const Value>& given) {
     given_ = given;
     if (slab_ == panels_.columns()) panels_.take(given);
   }
   /// out = left * this
-  void meet(const Matrix<const Value>& left, const Matrix<Value>& out) const {
+  void meet(const MatrixView<const Value>& left, const MatrixView<Value>& out) const {
     if (slab_ == panels_.columns()) return multiply(left, panels_, out);
     for (int64_t column = 0; column < panels_.columns(); column += slab_) {
       const int64_t some = std::min(slab_, panels_.columns() - column);
@@ -168,7 +168,7 @@ class RightWeight {
   int64_t slab_;  // columns that are laid out at a time
   Value* memory_;
   Panels<Value> panels_;
-  Matrix<const Value> given_{};
+  MatrixView<const Value> given_{};
 };
 
 template <typename Value>
@@ -220,7 +220,7 @@ class BackwardGroup {
   }
 
   void add_weight_gradients(int64_t filled, TileSum sum) {
-    const Matrix<Value> d_gate_up_t{d_gate_up_t_, 2 * inner_, filled, kColumns}, d_out_t{d_out_t_, width_, filled, kColumns};
+    const MatrixView<Value> d_gate_up_t{d_gate_up_t_, 2 * inner_, filled, kColumns}, d_out_t{d_out_t_, width_, filled, kColumns};
     layout_ops<Value>().transpose(d_gate_up_.first(filled), d_gate_up_t);
     layout_ops<Value>().transpose(d_out_.first(filled), d_out_t);
     Panels<Value> hidden(hidden_panels_, filled, width_), weighted(weighted_panels_, filled, inner_);
@@ -231,7 +231,7 @@ class BackwardGroup {
   }
 
   void store(int64_t expert, const ExpertRowsGradients& to) const {
-    const auto round = [&](const Matrix<float>& from, const at::Tensor& all) {
+    const auto round = [&](const MatrixView<float>& from, const at::Tensor& all) {
       Value* const out = all.mutable_data_ptr<Value>() + expert * from.rows * from.columns;
       for (int64_t row = 0; row < from.rows; ++row) {
         ops_.store(from.data + row * from.leading, out + row * from.columns, from.columns);
@@ -253,7 +253,7 @@ class BackwardGroup {
   Rows<Value> d_gate_up_{numbers_, 2 * inner_};
   Value* d_gate_up_t_ = numbers_.take(2 * inner_ * kColumns);
   Value* d_out_t_ = numbers_.take(width_ * kColumns);
-  Matrix<float> gate_up_sum_{}, down_sum_{};
+  MatrixView<float> gate_up_sum_{}, down_sum_{};
 };
 
 }  // namespace

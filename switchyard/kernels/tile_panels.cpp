@@ -9,13 +9,13 @@ using c10::BFloat16;
 namespace {
 
 template <typename Value>
-void multiply_rows(const Matrix<const Value>& left, const Panels<Value>& right, const Matrix<Value>& out) {
+void multiply_rows(const MatrixView<const Value>& left, const Panels<Value>& right, const MatrixView<Value>& out) {
   alignas(64) float sums[kTileRows * kPanelLeading];
   const RowOps<Value>& ops = row_ops<Value>();
   for (int64_t begin = 0; begin < out.rows; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, left.rows - begin);
     const int64_t stored = std::min(rows, out.rows - begin);
-    const Matrix<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
+    const MatrixView<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
     right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
       if constexpr (kStaysWide<Value>) {
         if (stored == rows) {
@@ -32,17 +32,17 @@ void multiply_rows(const Matrix<const Value>& left, const Panels<Value>& right, 
 }
 
 template <typename Value>
-void multiply_left_as_it_lies(const Matrix<const Value>& left, const Panels<Value>& right, const Matrix<Value>& out) {
+void multiply_left_as_it_lies(const MatrixView<const Value>& left, const Panels<Value>& right, const MatrixView<Value>& out) {
   alignas(64) float sums[kTileRows * kPanelLeading];
   alignas(64) Value rounded[kStaysWide<Value> ? 1 : kTileRows * kPanelLeading];
   const RowOps<Value>& ops = row_ops<Value>();
   const LayoutOps<Value>& layout = layout_ops<Value>();
   for (int64_t begin = 0; begin < left.rows; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, left.rows - begin);
-    const Matrix<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
+    const MatrixView<const Value> block{left.data + begin * left.leading, rows, left.columns, left.leading};
     right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
       const int64_t stored = std::min(panel.columns, out.rows - column);
-      const Matrix<Value> to{out.data + column * out.leading + begin, stored, rows, out.leading};
+      const MatrixView<Value> to{out.data + column * out.leading + begin, stored, rows, out.leading};
       tile_product(block, panel, {sums, rows, panel.columns, kPanelLeading}, TileSum::Overwrite);
       if constexpr (kStaysWide<Value>) {
         layout.transpose({sums, rows, stored, kPanelLeading}, to);
@@ -55,7 +55,7 @@ void multiply_left_as_it_lies(const Matrix<const Value>& left, const Panels<Valu
 }
 
 template <typename Value>
-void add_product(const Matrix<const Value>& left, const Panels<Value>& right, const Matrix<float>& out, TileSum sum) {
+void add_product(const MatrixView<const Value>& left, const Panels<Value>& right, const MatrixView<float>& out, TileSum sum) {
   right.for_each([&](int64_t column, const RightMatrix<const Value>& panel) {
     for (int64_t begin = 0; begin < left.rows; begin += kTileRows) {
       const int64_t rows = std::min(kTileRows, left.rows - begin);
@@ -67,24 +67,24 @@ void add_product(const Matrix<const Value>& left, const Panels<Value>& right, co
 
 }  // namespace
 
-void multiply(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right, const Matrix<BFloat16>& out) {
+void multiply(const MatrixView<const BFloat16>& left, const Panels<BFloat16>& right, const MatrixView<BFloat16>& out) {
   multiply_rows<BFloat16>(left, right, out);
 }
-void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out) {
+void multiply(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out) {
   multiply_rows<float>(left, right, out);
 }
 
-void multiply_transposed(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right, const Matrix<BFloat16>& out) {
+void multiply_transposed(const MatrixView<const BFloat16>& left, const Panels<BFloat16>& right, const MatrixView<BFloat16>& out) {
   multiply_left_as_it_lies<BFloat16>(left, right, out);
 }
-void multiply_transposed(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out) {
+void multiply_transposed(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out) {
   multiply_left_as_it_lies<float>(left, right, out);
 }
 
-void multiply(const Matrix<const BFloat16>& left, const Panels<BFloat16>& right, const Matrix<float>& out, TileSum sum) {
+void multiply(const MatrixView<const BFloat16>& left, const Panels<BFloat16>& right, const MatrixView<float>& out, TileSum sum) {
   add_product<BFloat16>(left, right, out, sum);
 }
-void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out, TileSum sum) {
+void multiply(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out, TileSum sum) {
   add_product<float>(left, right, out, sum);
 }
 

@@ -11,7 +11,7 @@ namespace switchyard {
 
 inline constexpr int64_t kTileRows = 64;
 inline constexpr int64_t kPanelColumns = 128;
-inline constexpr int64_t kPanelLeading = kPanelColumns + 16;  // no power of two, see Matrix
+inline constexpr int64_t kPanelLeading = kPanelColumns + 16;  // no power of two, see MatrixView
 
 // A product over rows has a multiple of so many, filled up with zeros: the sizes that occur are few.
 inline constexpr int64_t kRowUnit = 32;
@@ -32,7 +32,7 @@ class Panels {
   [[nodiscard]] int64_t columns() const { return columns_; }
 
   /// Becomes `given` [up to rows, columns]; rows that are missing are zero. May refer to `given` from then on.
-  void take(const Matrix<const Value>& given) {
+  void take(const MatrixView<const Value>& given) {
     if (can_stay(given)) {
       from_ = given.data;
       step_ = kPanelColumns;
@@ -44,7 +44,7 @@ class Panels {
     });
   }
   /// Becomes the transpose of `given` [columns, rows].
-  void take_transposed(const Matrix<const Value>& given) {
+  void take_transposed(const MatrixView<const Value>& given) {
     lay_out([&](int64_t column, const RightMatrix<Value>& panel) {
       layout_ops<Value>().transpose_as_right(
           {given.data + column * given.leading, panel.columns, given.columns, given.leading}, panel);
@@ -62,7 +62,7 @@ class Panels {
 
  private:
   // fp32 is read as it lies, unless rows are whole pages apart and fall on the same lines of the cache.
-  [[nodiscard]] bool can_stay(const Matrix<const Value>& given) const {
+  [[nodiscard]] bool can_stay(const MatrixView<const Value>& given) const {
     constexpr int64_t kNumbersOfPage = 4096 / sizeof(float);
     return kStaysWide<Value> && given.rows == rows_ && given.leading % kNumbersOfPage != 0;
   }
@@ -87,17 +87,19 @@ class Panels {
 
 /// out = left * right, in fp32 rounded to bf16. left may have more rows than out, so that few sizes occur: ATen generates code for
 /// each.
-void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<c10::BFloat16>& out);
-void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out);
+void multiply(const MatrixView<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right,
+              const MatrixView<c10::BFloat16>& out);
+void multiply(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out);
 
 /// out = (left * right)^T, for a left matrix so much larger than the others that it had better stay as it lies. right may have more
 /// columns than out has rows.
-void multiply_transposed(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right,
-                         const Matrix<c10::BFloat16>& out);
-void multiply_transposed(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out);
+void multiply_transposed(const MatrixView<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right,
+                         const MatrixView<c10::BFloat16>& out);
+void multiply_transposed(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out);
 
 /// out = left * right, or out += left * right, in fp32. right may have more rows than take part: left.columns do.
-void multiply(const Matrix<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const Matrix<float>& out, TileSum sum);
-void multiply(const Matrix<const float>& left, const Panels<float>& right, const Matrix<float>& out, TileSum sum);
+void multiply(const MatrixView<const c10::BFloat16>& left, const Panels<c10::BFloat16>& right, const MatrixView<float>& out,
+              TileSum sum);
+void multiply(const MatrixView<const float>& left, const Panels<float>& right, const MatrixView<float>& out, TileSum sum);
 
 }  // namespace switchyard

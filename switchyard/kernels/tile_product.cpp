@@ -12,7 +12,8 @@ using c10::BFloat16;
 namespace {
 
 template <typename Value>
-void multiply_tile(const Matrix<const Value>& left, const RightMatrix<const Value>& right, const Matrix<float>& out, TileSum sum) {
+void multiply_tile(const MatrixView<const Value>& left, const RightMatrix<const Value>& right, const MatrixView<float>& out,
+                   TileSum sum) {
   at::native::cpublas::brgemm(out.rows, out.columns, left.columns, left.leading, right.leading, out.leading, sum == TileSum::Add,
                               left.data, right.data, out.data);
 }
@@ -42,12 +43,13 @@ bool has_tile_products(c10::ScalarType type) {
 
 TileProducts::~TileProducts() { at::native::cpublas::brgemm_release(); }
 
-void tile_product(const Matrix<const BFloat16>& left, const RightMatrix<const BFloat16>& right, const Matrix<float>& out,
+void tile_product(const MatrixView<const BFloat16>& left, const RightMatrix<const BFloat16>& right, const MatrixView<float>& out,
                   TileSum sum) {
   multiply_tile<BFloat16>(left, right, out, sum);
 }
 
-void tile_product(const Matrix<const float>& left, const RightMatrix<const float>& right, const Matrix<float>& out, TileSum sum) {
+void tile_product(const MatrixView<const float>& left, const RightMatrix<const float>& right, const MatrixView<float>& out,
+                  TileSum sum) {
   multiply_tile<float>(left, right, out, sum);
 }
 

@@ -23,15 +23,15 @@ auto for_tile_type(c10::ScalarType type, const Body& body) {
 template <typename Value>
 inline constexpr bool kStaysWide = std::is_same_v<Value, float>;
 
-/// A row-major matrix; leading: numbers from one row to the next. Leading dimensions that are large powers of two are slow: their
-/// rows fall on the same lines of the cache.
+/// A row-major matrix that lies elsewhere; leading: numbers from one row to the next. Leading dimensions that are large powers of two
+/// are slow: their rows fall on the same lines of the cache.
 template <typename Value>
-struct Matrix {
+struct MatrixView {
   Value* data;
   int64_t rows, columns, leading;
 };
 
-/// A matrix as a product reads its right-hand one: of fp32 row-major; of bf16 an even number of rows, two rows at a time: numbers
+/// The same as a product reads its right-hand one: of fp32 row-major; of bf16 an even number of rows, two rows at a time: numbers
 /// (0, 0), (1, 0), (0, 1), (1, 1) ... and after 2 * leading numbers those of rows 2 and 3. LayoutOps makes them.
 template <typename Value>
 struct RightMatrix {
@@ -44,9 +44,10 @@ struct RightMatrix {
 enum class TileSum { Overwrite, Add };
 
 /// out = left * right, or out += left * right; right may have more rows and columns than take part: left.columns and out.columns do.
-void tile_product(const Matrix<const c10::BFloat16>& left, const RightMatrix<const c10::BFloat16>& right,
-                  const Matrix<float>& out, TileSum sum);
-void tile_product(const Matrix<const float>& left, const RightMatrix<const float>& right, const Matrix<float>& out, TileSum sum);
+void tile_product(const MatrixView<const c10::BFloat16>& left, const RightMatrix<const c10::BFloat16>& right,
+                  const MatrixView<float>& out, TileSum sum);
+void tile_product(const MatrixView<const float>& left, const RightMatrix<const float>& right, const MatrixView<float>& out,
+                  TileSum sum);
 
 /// What multiplies tiles on a thread holds its matrix unit, where there is one, until this is destroyed.
 class TileProducts {

@@ -138,7 +138,7 @@ TYPED_TEST(Tiles, EqualTheSumsByHand) {
           layout_ops<Value>().as_right({right.data(), inner, columns, columns}, {laid_out.data(), inner, columns, columns + 1});
           std::vector<float> out(static_cast<size_t>(rows * columns), 1.0F);
           const TileProducts products;
-          tile_product(Matrix<const Value>{left.data(), rows, inner, inner},
+          tile_product(MatrixView<const Value>{left.data(), rows, inner, inner},
                        RightMatrix<const Value>{laid_out.data(), inner, columns, columns + 1}, {out.data(), rows, columns, columns},
                        TileSum::Add);
           for (int64_t r = 0; r < rows; ++r) {
