@@ -117,7 +117,7 @@ void Rng::fill_normal(const at::Tensor& values, double deviation) {
   float* data = values.mutable_data_ptr<float>();
   const int64_t size = values.numel();
   const int64_t pairs = (size + 1) / 2;
-  const int64_t num_blocks = (pairs + kPairsPerBlock - 1) / kPairsPerBlock;
+  const int64_t num_blocks = at::divup(pairs, kPairsPerBlock);
   at::parallel_for(0, num_blocks, kBlocksPerTask, [&](int64_t first, int64_t last) {
     std::array<uint64_t, kPairsPerBlock> radius_words, angle_words;
     for (int64_t begin = first * kPairsPerBlock; begin < std::min(last * kPairsPerBlock, pairs); begin += kPairsPerBlock) {

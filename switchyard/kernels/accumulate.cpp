@@ -44,7 +44,7 @@ void accumulate(const at::Tensor& sum, const at::Tensor& values) {
   const at::Tensor addend = values.contiguous();
   const bool flat = sum.is_contiguous();
   const int64_t width = flat ? std::min(sum.numel(), kNumbersPerTask) : sum.size(-1);
-  const int64_t rows = (sum.numel() + width - 1) / width;
+  const int64_t rows = at::divup(sum.numel(), width);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, addend.scalar_type(), "accumulate", [&] {
     using Wide = WideOf<scalar_t>;
     const RowOps<scalar_t>& ops = row_ops<scalar_t>();

@@ -24,7 +24,7 @@ constexpr int64_t kNumbersPerBlock = 4096;  // few enough that a sum in fp32 is 
 /// body(block, first number, how many)
 template <typename Body>
 void for_each_block_of_numbers(int64_t count, const Body& body) {
-  const int64_t blocks = (count + kNumbersPerBlock - 1) / kNumbersPerBlock;
+  const int64_t blocks = at::divup(count, kNumbersPerBlock);
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kNumbersPerBlock;
@@ -195,7 +195,7 @@ double sum_of_squares(const std::vector<at::Tensor>& parts) {
   std::vector<at::Tensor> here;
   for (const at::Tensor& part : parts) here.push_back(part.to(at::kCPU));
   const int64_t numbers = here.front().numel();
-  std::vector<double> sums(static_cast<size_t>((numbers + kNumbersPerBlock - 1) / kNumbersPerBlock));
+  std::vector<double> sums(static_cast<size_t>(at::divup(numbers, kNumbersPerBlock)));
   with_blocks(contiguous(here), [&](const auto& values) {
     using Number = typename std::decay_t<decltype(values)>::Number;
     for_each_block_of_numbers(numbers, [&](int64_t block, int64_t at, int64_t count) {

@@ -11,6 +11,7 @@
 
 #include "switchyard/kernels/combine.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/swiglu.hpp"
 #include "switchyard/kernels/tile_experts.hpp"
 
@@ -23,7 +24,7 @@ namespace {
 int64_t filled_size(int64_t size, at::ScalarType type) {
   const int64_t tile = type == at::kBFloat16 ? 32 : 8;
   const auto step = std::max(tile, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size)) / 4));
-  return (size + step - 1) / step * step;
+  return rounded_up(size, step);
 }
 
 // The slots with each group filled up, U in all; what was added has no token and weighs nothing.

@@ -15,6 +15,7 @@
 #include <new>
 
 #include "switchyard/kernels/free_ranges.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #endif
 
 namespace switchyard {
@@ -35,8 +36,6 @@ struct alignas(kAlignment) Header {
   size_t size;         // of header and block
 };
 
-constexpr size_t up_to_whole(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
-
 class TensorArena : public c10::Allocator {
  public:
   TensorArena(char* begin, size_t size) : begin_(begin), size_(size) {}
@@ -54,14 +53,14 @@ class TensorArena : public c10::Allocator {
 
  private:
   void* take(size_t block_size) {
-    const size_t size = up_to_whole(block_size + sizeof(Header), kPage);
+    const size_t size = rounded_up(block_size + sizeof(Header), kPage);
     if (block_size >= kSmall) {
       const std::lock_guard lock(mutex_);
       const size_t begin = ranges_.take(size);
       if (begin + size <= size_) return new (begin_ + begin) Header{this, size} + 1;
       ranges_.give(begin, size);
     }
-    void* memory = std::aligned_alloc(kAlignment, up_to_whole(block_size + sizeof(Header), kAlignment));
+    void* memory = std::aligned_alloc(kAlignment, rounded_up(block_size + sizeof(Header), kAlignment));
     if (memory == nullptr) throw std::bad_alloc();
     return new (memory) Header{nullptr, 0} + 1;
   }

@@ -11,7 +11,7 @@ namespace switchyard {
 
 inline constexpr int64_t kRowsPerBlock = 64;
 
-[[nodiscard]] inline int64_t num_row_blocks(int64_t num_rows) { return (num_rows + kRowsPerBlock - 1) / kRowsPerBlock; }
+[[nodiscard]] inline int64_t num_row_blocks(int64_t num_rows) { return at::divup(num_rows, kRowsPerBlock); }
 
 /// body(block, first row, one past the last row)
 template <typename Body>

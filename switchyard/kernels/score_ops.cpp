@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "switchyard/kernels/score_ops.cpp"
 #include <hwy/foreach_target.h>
 
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/simd-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,8 +30,7 @@ HWY_INLINE void for_each_visible(int64_t visible, const Body& body) {
 }
 
 int64_t whole_vectors(int64_t visible) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(Floats()));
-  return (visible + lanes - 1) / lanes * lanes;
+  return rounded_up(visible, static_cast<int64_t>(hn::Lanes(Floats())));
 }
 
 template <typename Value>

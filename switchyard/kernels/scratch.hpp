@@ -10,8 +10,6 @@
 
 namespace switchyard {
 
-[[nodiscard]] constexpr int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
 template <typename Value>
 class Scratch {
  public:

@@ -9,6 +9,7 @@
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/scratch.hpp"
 #include "switchyard/kernels/score_ops.hpp"
 #include "switchyard/kernels/tile_product.hpp"

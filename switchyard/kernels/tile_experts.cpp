@@ -8,6 +8,7 @@
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/grouped_gemm.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/scratch.hpp"
 #include "switchyard/kernels/tile_panels.hpp"

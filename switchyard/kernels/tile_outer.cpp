@@ -8,6 +8,7 @@
 
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/scratch.hpp"
 #include "switchyard/kernels/score_ops.hpp"
 #include "switchyard/kernels/tile_panels.hpp"
@@ -20,7 +21,7 @@ constexpr int64_t kSlab = 2 * kPanelColumns;  // columns whose values are laid o
 // body(first column, number of columns)
 template <typename Body>
 void for_each_slab(int64_t columns, const Body& body) {
-  at::parallel_for(0, (columns + kSlab - 1) / kSlab, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, at::divup(columns, kSlab), 1, [&](int64_t first, int64_t last) {
     const c10::NoGradGuard no_grad;  // of this thread
     body(first * kSlab, std::min(last * kSlab, columns));
   });

@@ -1,6 +1,8 @@
 #pragma once
 // Products of any size by tiles: the right-hand matrix is laid out once in panels of columns, the left one is met 64 rows at a time.
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cstdint>
 
@@ -24,7 +26,7 @@ class Panels {
  public:
   /// Numbers of memory that a matrix takes.
   [[nodiscard]] static int64_t numbers(int64_t rows, int64_t columns) {
-    return (columns + kPanelColumns - 1) / kPanelColumns * kPanelLeading * rows;
+    return at::divup(columns, kPanelColumns) * kPanelLeading * rows;
   }
   Panels(Value* memory, int64_t rows, int64_t columns) : memory_(memory), rows_(rows), columns_(columns) {}
 

@@ -19,6 +19,7 @@
 
 #include "kernels/instruction_sets.hpp"
 #include "switchyard/kernels/layout_ops.hpp"
+#include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/score_ops.hpp"
 #include "switchyard/kernels/tile_outer.hpp"
 
@@ -196,7 +197,7 @@ TYPED_TEST(Tiles, ExponentialsOfAnyLength) {
     using Value = TypeParam;
     constexpr double kTolerance = std::is_same_v<Value, float> ? 1e-6 : 4e-3;
     for (int64_t visible = 1; visible <= 128; ++visible) {
-      const int64_t width = (visible + kScoreLanes - 1) / kScoreLanes * kScoreLanes;
+      const int64_t width = rounded_up(visible, kScoreLanes);
       std::vector<float> scores(static_cast<size_t>(width), std::numeric_limits<float>::quiet_NaN());  // of the future: anything
       double sum = 0.0;
       for (int64_t i = 0; i < visible; ++i) {
