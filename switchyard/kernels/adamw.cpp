@@ -126,6 +126,48 @@ AdamWNumbers<Wide> numbers_of(const AdamWFactors& f) {
           as(1.0 - f.beta1), as(1.0 - f.beta2)};
 }
 
+// Where the weights from a number on lie.
+template <typename Wide>
+WholeWeights<Wide> weights_from(const WholeWeights<Wide>& weights, int64_t number) {
+  return {weights.weight + number};
+}
+HalfWeights weights_from(const HalfWeights& weights, int64_t number) { return {weights.upper + number, weights.lower + number}; }
+
+/// Weights and moments, block by block, with moments of one type.
+/// @param gradient  WholeBlocks or SummedBlocks
+template <typename Moment, typename Gradient, typename Weights>
+void update_moments(const Gradient& gradient, const Weights& weights,
+                    typename AdamWOps<typename Gradient::Number>::template Update<Weights, Moment> update_block,
+                    const AdamWTensors& tensors, const AdamWFactors& factors) {
+  using Number = typename Gradient::Number;
+  const AdamWNumbers<WideOf<Number>> numbers = numbers_of<WideOf<Number>>(factors);
+  Moment* first = tensors.first.mutable_data_ptr<Moment>();
+  Moment* second = tensors.second.mutable_data_ptr<Moment>();
+  for_each_block_of_numbers(tensors.weight.numel(), [&](int64_t, int64_t begin, int64_t count) {
+    gradient.with_block(begin, count, [&](const Number* g) {
+      update_block(weights_from(weights, begin), g, first + begin, second + begin, count, numbers);
+    });
+  });
+}
+
+/// Chooses by how weights and moments are kept.
+template <typename Gradient>
+void update_all(const Gradient& gradient, const AdamWTensors& tensors, const AdamWFactors& factors) {
+  using Number = typename Gradient::Number;
+  using Wide = WideOf<Number>;
+  using Half = c10::BFloat16;
+  const AdamWOps<Number>& ops = adamw_ops<Number>();
+  const bool half_moments = tensors.first.scalar_type() == at::kBFloat16;
+  if (tensors.lower.defined()) {
+    const HalfWeights weights{tensors.weight.mutable_data_ptr<Half>(), tensors.lower.mutable_data_ptr<int16_t>()};
+    if (half_moments) return update_moments<Half>(gradient, weights, ops.halves_half_moments, tensors, factors);
+    return update_moments<Wide>(gradient, weights, ops.halves, tensors, factors);
+  }
+  const WholeWeights<Wide> weights{tensors.weight.mutable_data_ptr<Wide>()};
+  if (half_moments) return update_moments<Half>(gradient, weights, ops.whole_half_moments, tensors, factors);
+  return update_moments<Wide>(gradient, weights, ops.whole, tensors, factors);
+}
+
 }  // namespace
 
 at::Tensor wide_sum(const std::vector<at::Tensor>& parts) {
@@ -155,35 +197,7 @@ void adamw_update(const AdamWTensors& tensors, const AdamWFactors& factors) {
   check_adamw(tensors);
   if (!tensors.weight.is_cpu()) return adamw_update_reference(tensors, factors);
   const c10::NoGradGuard no_grad;
-  with_blocks(contiguous(tensors.gradient_parts), [&](const auto& gradient) {
-    using Number = typename std::decay_t<decltype(gradient)>::Number;
-    using Wide = WideOf<Number>;
-    const AdamWOps<Number>& ops = adamw_ops<Number>();
-    const AdamWNumbers<Wide> numbers = numbers_of<Wide>(factors);
-    // weights_at(number): where the weights from there on lie
-    const auto update = [&](const auto& update_block, const auto& weights_at, auto* first, auto* second) {
-      for_each_block_of_numbers(tensors.weight.numel(), [&](int64_t, int64_t at, int64_t count) {
-        gradient.with_block(at, count, [&](const Number* g) {
-          update_block(weights_at(at), g, first + at, second + at, count, numbers);
-        });
-      });
-    };
-    const auto with_moments = [&](const auto& in_full, const auto& in_half, const auto& weights_at) {
-      if (tensors.first.scalar_type() == at::kBFloat16) {
-        update(in_half, weights_at, tensors.first.mutable_data_ptr<c10::BFloat16>(), tensors.second.mutable_data_ptr<c10::BFloat16>());
-      } else {
-        update(in_full, weights_at, tensors.first.mutable_data_ptr<Wide>(), tensors.second.mutable_data_ptr<Wide>());
-      }
-    };
-    if (tensors.lower.defined()) {
-      c10::BFloat16* upper = tensors.weight.mutable_data_ptr<c10::BFloat16>();
-      int16_t* lower = tensors.lower.mutable_data_ptr<int16_t>();
-      with_moments(ops.halves, ops.halves_half_moments, [=](int64_t at) { return HalfWeights{upper + at, lower + at}; });
-    } else {
-      Wide* weight = tensors.weight.mutable_data_ptr<Wide>();
-      with_moments(ops.whole, ops.whole_half_moments, [=](int64_t at) { return WholeWeights<Wide>{weight + at}; });
-    }
-  });
+  with_blocks(contiguous(tensors.gradient_parts), [&](const auto& gradient) { update_all(gradient, tensors, factors); });
   // Autograd must see that what an earlier forward saved has changed.
   tensors.weight.unsafeGetTensorImpl()->bump_version();
 }
