@@ -41,10 +41,10 @@ void build_dataset(const BuildOptions& options, PackageFetcher& fetcher, Progres
 /// @throws DataError naming file and byte offset for text that is not UTF-8, and links that lead nowhere or in a circle
 [[nodiscard]] DomainText read_text_folder(const std::filesystem::path& folder, int64_t cap_bytes);
 
-/// Which documents are held out: those with the smallest hash of their text, until they make `fraction` of the bytes or what
-/// 64 sequences of 512 tokens need, whichever is more (but not beyond a fifth; the last document may overshoot this, up to half of
-/// the bytes where documents are long). So the choice does not depend on order, and the
-/// documents lie evenly over the domain.
+/// Which documents are held out. Takes them by rising hash of their text until they make `fraction` of the bytes or, where that is
+/// more, 64 sequences of 512 tokens; for these at most a fifth of the bytes. Long documents can overshoot, up to half of the bytes;
+/// where all are too long for that, the shortest is taken. So the choice does not depend on order, and the documents lie evenly
+/// over the domain.
 /// @throws DataError naming the domain when it has fewer than two documents
 [[nodiscard]] std::vector<bool> choose_heldout(const std::string& domain, const DomainText& text, double fraction);
 

@@ -9,7 +9,8 @@
 namespace switchyard {
 
 struct ExpertRows {
-  at::Tensor gate_up;  // before the nonlinearity, for the backward; its rows are as the products needed them
+  // Before the nonlinearity, for the backward: [A, 2F], or more rows where the products padded each expert's; pass it on unread.
+  at::Tensor gate_up;
   at::Tensor out_AD;   // of each slot, not yet weighted
 };
 /// @param token_A  row of hidden_TD of each slot, in [0, T)
