@@ -90,8 +90,8 @@ ExpertRowsGradients expert_rows_backward(const at::Tensor& hidden_TD, const at::
   const at::Tensor d_out_UD = gather_rows(d_out_TD, token_U);
   const at::Tensor d_hidden_UF = grouped_rows_times(d_out_UD, down_EDF, slots.padded_offsets);
   const SwigluGradient inner = swiglu_backward(gate_up, d_hidden_UF, slots.filled(weight_A, 0.0));
-  return {slots.without_filling(grouped_rows_times(inner.gate_up, gate_up_EFD, slots.padded_offsets)),
-          grouped_outer(inner.gate_up, gather_rows(hidden_TD, token_U), slots.padded_offsets),
+  return {slots.without_filling(grouped_rows_times(inner.gate_up_AF, gate_up_EFD, slots.padded_offsets)),
+          grouped_outer(inner.gate_up_AF, gather_rows(hidden_TD, token_U), slots.padded_offsets),
           grouped_outer(d_out_UD, inner.weighted, slots.padded_offsets), slots.without_filling(inner.weight_A)};
 }
 

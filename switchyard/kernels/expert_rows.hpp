@@ -9,7 +9,7 @@
 namespace switchyard {
 
 struct ExpertRows {
-  // Before the nonlinearity, for the backward: [A, 2F], or more rows where the products padded each expert's; pass it on unread.
+  // Before the nonlinearity, for the backward. [A, 2F], or more rows where the products padded each expert's; pass it on unread.
   at::Tensor gate_up;
   at::Tensor out_AD;   // of each slot, not yet weighted
 };
