@@ -38,7 +38,8 @@ def measure_matmul(torch):
                     torch.mm(left, right.t(), out=out)
                 best[of_type] = max(best[of_type], flops * repeats / (time.perf_counter() - wall))
                 used = processor_seconds() - processor
-                best["processor_flops"] = max(best["processor_flops"], flops * repeats / used) if used > 0 else 0.0
+                if used > 0:
+                    best["processor_flops"] = max(best["processor_flops"], flops * repeats / used)
         best["wall_flops"] = max(best["wall_flops"], best[of_type])
     return best
 
