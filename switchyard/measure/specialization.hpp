@@ -81,12 +81,6 @@ struct Specialization {
   double purity = 0.0;
 };
 
-/// Counts of one layer, by document.
-struct DocumentCounts {
-  Matrix<int64_t> slots_XE;         // requested slots
-  Matrix<int64_t> first_choice_XE;  // first choices: at most one a token
-};
-
 struct SpecializationShape {
   int64_t num_domains = 0;  // N
   int64_t num_chosen = 0;   // K
