@@ -6,6 +6,7 @@
 // p(e | v), the share of expert e among the slots of token id v, is fitted on one half of the documents and applied to the
 // other half, and the other way round; halves by a hash of the document number. The result J_NE is what a router would do that
 // knows nothing but the token id. Definition: docs/metrics.md, "Beyond the token".
+// Offered to callers of the library: no evaluation record has these numbers yet.
 
 #include <ATen/core/Tensor.h>
 
