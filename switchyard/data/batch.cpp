@@ -3,13 +3,9 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/where.h>
 
-#include <numeric>
-
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
-
-int64_t Batch::num_valid_tokens() const { return std::accumulate(segment_tokens.begin(), segment_tokens.end(), int64_t{0}); }
 
 int64_t Batch::num_targets() const { return targets_BS.ne(kIgnoredTarget).sum().item<int64_t>(); }
 

@@ -22,7 +22,6 @@ struct Batch {
   std::vector<int64_t> segment_micro_batch;  // micro-batch of each segment within the step; never falls
 
   [[nodiscard]] int64_t num_segments() const { return static_cast<int64_t>(segment_tokens.size()); }
-  [[nodiscard]] int64_t num_valid_tokens() const;
   [[nodiscard]] int64_t num_targets() const;  // targets that are scored
 };
 

@@ -14,10 +14,4 @@ class Progress {
   virtual void report(std::string_view phase, int64_t done, int64_t total) = 0;
 };
 
-/// Listens to nothing.
-class NoProgress : public Progress {
- public:
-  void report(std::string_view, int64_t, int64_t) override {}
-};
-
 }  // namespace switchyard

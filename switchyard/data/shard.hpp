@@ -50,7 +50,7 @@ class TokenShard {
   [[nodiscard]] int64_t num_tokens() const;
   [[nodiscard]] int64_t num_documents() const;
   [[nodiscard]] int64_t vocab_size() const;
-  [[nodiscard]] int64_t bytes_per_token() const;
+  [[nodiscard]] int64_t bytes_per_token() const;  // in the file, 2 or 4: for who measures reading
 
   /// First token of document d; document_start(num_documents()) is num_tokens().
   [[nodiscard]] int64_t document_start(int64_t document) const;

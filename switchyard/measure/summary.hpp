@@ -31,7 +31,8 @@ struct Summary {
                                             double confidence = 0.95);
 
 /// P(X <= t) for Student's t (Abramowitz and Stegun 26.7.1, by the incomplete beta function 26.5.8). Relative error of the
-/// nearer tail (against 40 digits): below 1e-13 for up to 100 degrees, 1e-9 for up to 1e6.
+/// nearer tail (against 40 digits): below 1e-13 for up to 100 degrees, 1e-9 for up to 1e6. Offered to callers; here only the
+/// tests need it, to prove its inverse.
 /// @param degrees  of freedom, > 0
 [[nodiscard]] double student_t_probability(double t, double degrees);
 

@@ -89,7 +89,7 @@ TEST_F(BatcherTest, TargetsAreTheNextTokens) {
         EXPECT_EQ(targets[i], ids[i + 1]);
       }
     }
-    EXPECT_EQ(batch.num_valid_tokens(), 16);
+    EXPECT_THAT(batch.segment_tokens, ElementsAre(8, 8));
     EXPECT_EQ(batch.num_targets(), 16);
   }
 }

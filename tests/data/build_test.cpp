@@ -45,6 +45,11 @@ class Recorder : public Progress {
   std::set<std::string, std::less<>> at_zero, finished;
 };
 
+class NoProgress : public Progress {
+ public:
+  void report(std::string_view, int64_t, int64_t) override {}
+};
+
 class BuildTest : public ::testing::Test {
  protected:
   BuildTest() {
