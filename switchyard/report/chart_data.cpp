@@ -74,7 +74,8 @@ json curve_json(const ThinCurve& curve) {
           {"maxVioMicroBatch", rounded(curve.max_vio_micro_batch, kDigits)}};
 }
 
-json history_json(const StudyRun& run, bool has_domains) {
+json history_json(const StudyRun& run, const StudyGroup& group) {
+  const bool has_domains = group.domains.size() > 1;  // of one there is no specialisation
   json history = json::array();
   const std::vector<EvaluationRecord>& all = run.input.log.evaluations;
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -95,7 +96,7 @@ json run_json(const StudyRun& run, const StudyGroup& group, int64_t curve_points
                 {"done", run.state == RunState::Done},
                 {"state", to_string(run.state)},
                 {"curve", curve_json(thin_curve(run.input.log.steps, curve_points))},
-                {"history", history_json(run, group.domains.size() > 1)},
+                {"history", history_json(run, group)},
                 {"evaluation", nullptr}};
   const EvaluationRecord* evaluation = run.evaluation();
   if (evaluation == nullptr) return value;

@@ -75,9 +75,11 @@ void add_arms(std::vector<ArmInfo>& arms, const StudyFile& study) {
   }
 }
 
-void add_claims(std::vector<ClaimInfo>& claims, const StudyFile& study, bool names_study) {
+enum class ClaimText { Alone, WithStudy };
+
+void add_claims(std::vector<ClaimInfo>& claims, const StudyFile& study, ClaimText text) {
   for (ClaimInfo claim : study.claims) {
-    if (names_study && !study.name.empty()) claim.text = study.name + ": " + claim.text;
+    if (text == ClaimText::WithStudy && !study.name.empty()) claim.text = study.name + ": " + claim.text;
     claims.push_back(std::move(claim));
   }
 }
@@ -93,7 +95,7 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
   for (const std::string& note : study.notes) {
     if (std::find(options.notes.begin(), options.notes.end(), note) == options.notes.end()) options.notes.push_back(note);
   }
-  add_claims(options.claims, study, num_studies > 1);
+  add_claims(options.claims, study, num_studies > 1 ? ClaimText::WithStudy : ClaimText::Alone);
   std::vector<std::string> missing;
   for (const StudyFileRun& run : study.runs) {
     if (std::optional<RunInput> found = find_run(folder / run.folder, run.name)) {
