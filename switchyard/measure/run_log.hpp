@@ -52,6 +52,9 @@ struct DomainEvaluation {
   bool operator==(const DomainEvaluation&) const = default;
 };
 
+/// Held-out sequences below which the error of an evaluation is near the difference between seeds.
+inline constexpr int64_t kEnoughSequences = 512;
+
 /// "kind": "evaluation".
 struct EvaluationRecord {
   int64_t step = 0;          // optimizer steps done before it

@@ -16,7 +16,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kPaperCoefficient = 0.008;  // arXiv 2501.11873, section 4.1; taken as that of one layer
-constexpr int64_t kEnoughSequences = 512;    // below, the error of evaluation is near the noise between seeds
 
 ArmRow make_arm_row(const ArmConfig& arm, const std::vector<RunResultRow>& results) {
   ArmRow row;

@@ -4,12 +4,11 @@
 
 #include "switchyard/balance/method.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/measure/run_log.hpp"
 #include "switchyard/model/compute_type.hpp"
 
 namespace switchyard {
 namespace {
-
-constexpr int64_t kSequencesRule = 512;  // held-out sequences below which evaluation error is near the seed noise
 
 std::string ranks_text(int64_t ranks) { return join_text(ranks, ranks == 1 ? " rank" : " ranks"); }
 
@@ -57,8 +56,8 @@ void add_lone_domains(const RunConfig& config, const RunStart& start, std::vecto
 }
 
 void add_of_configuration(const RunConfig& config, const RunStart& start, std::vector<std::string>& notices) {
-  if (start.heldout_sequences < kSequencesRule) {
-    notices.push_back(join_text("evaluation runs over ", start.heldout_sequences, " held-out sequences; below ", kSequencesRule,
+  if (start.heldout_sequences < kEnoughSequences) {
+    notices.push_back(join_text("evaluation runs over ", start.heldout_sequences, " held-out sequences; below ", kEnoughSequences,
                                 " its error is near the difference between seeds"));
   }
   const std::string few_documents = few_documents_text(start.heldout_documents, DocumentsOf::Evaluation);
