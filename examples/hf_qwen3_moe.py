@@ -141,11 +141,14 @@ class Tally:
 
 
 def held_out_sequences(folder, domain, length, number):
-    """Pairs of tokens [1, T] and the document of each of them."""
+    """Tokens [1, T], the tokens after them [T], and the document of each: the same text that `switchyard train` measures on."""
     tokens, offsets = read_shard(folder / domain["heldout"]["file"])
-    for begin in range(0, min(number, len(tokens) // length) * length, length):
-        ids = torch.from_numpy(np.asarray(tokens[begin : begin + length], dtype=np.int64))
-        yield ids[None], np.searchsorted(offsets, np.arange(begin, begin + length), side="right")
+    available = (len(tokens) - 1) // length
+    number = min(number, available)
+    for i in range(number):
+        begin = i * available // number * length  # spread evenly, so every part of the held-out documents is heard
+        ids = torch.from_numpy(np.asarray(tokens[begin : begin + length + 1], dtype=np.int64))
+        yield ids[None, :-1], ids[1:], np.searchsorted(offsets, np.arange(begin, begin + length), side="right")
 
 
 @torch.no_grad()
@@ -157,11 +160,11 @@ def evaluate(model, folder, manifest, length, per_domain, step, permutations=200
     tallies, losses, domain_of = [Tally(model.config.num_experts) for _ in routers], [], {}
     for number, domain in enumerate(domains):
         loss_sum, scored = 0.0, 0
-        for ids, place_T in held_out_sequences(folder, domain, length, per_domain):
+        for ids, targets_T, place_T in held_out_sequences(folder, domain, length, per_domain):
             seen.clear()
-            logits = model(input_ids=ids).logits[0, :-1].float()
-            loss_sum += float(F.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-            scored += length - 1
+            logits = model(input_ids=ids).logits[0].float()
+            loss_sum += float(F.cross_entropy(logits, targets_T, reduction="sum"))
+            scored += length
             document_T = place_T * len(domains) + number  # a number of its own for each document
             domain_of.update(dict.fromkeys(np.unique(document_T), number))
             for tally, (probs_TE, _, ids_TK) in zip(tallies, seen):

@@ -60,7 +60,7 @@ class BuildSink : public Progress {
 };
 
 std::string megabytes(int64_t bytes) {
-  const int64_t tenths = bytes / (kBytesPerMegabyte / 10);
+  const int64_t tenths = (bytes + kBytesPerMegabyte / 20) / (kBytesPerMegabyte / 10);
   return join_text(tenths / 10, ".", tenths % 10);
 }
 

@@ -37,7 +37,7 @@ std::string arms_table(const Study& study, Screen screen) {
   const size_t header_end = table.find('\n');
   std::string text = styled(screen, Style::Bold, table.substr(0, header_end)) + table.substr(header_end);
   text += "Held-out text, means over the MoE layers. S: 0 is chance, 1 is attainable. Loss in nats per token, not ranked.\n";
-  if (intervals) text += "+-: half of the 95 % t-interval over seeds; rows without it have one seed.\n";
+  if (intervals) text += "+-: half of the 95 % t-interval over seeds; rows without it have one result.\n";
   return text;
 }
 
@@ -51,10 +51,10 @@ std::string claim_lines(const ClaimResult& claim, Screen screen) {
 }
 
 std::string run_line(const RunProgress& run, size_t name_width) {
-  const double per_step = run.step > 0 ? run.seconds / static_cast<double>(run.step) : 0.0;
+  const double per_step = run.seconds / static_cast<double>(run.step - run.first_step + 1);
   std::string text = join_text("  ", run.name, std::string(name_width - run.name.size(), ' '), " ",
                                bar_text(run.step, run.total_steps, kBarWidth), " ", run.step, "/", run.total_steps);
-  if (run.step > 0 && run.step < run.total_steps) {
+  if (run.first_step > 0 && run.step < run.total_steps) {
     text += join_text("  loss ", number_text(run.loss, 3), "  ",
                       grouped_digits(static_cast<int64_t>(run.tokens_per_second)), " tokens/s  about ",
                       duration_text(per_step * static_cast<double>(run.total_steps - run.step)), " left");

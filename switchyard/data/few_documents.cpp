@@ -34,8 +34,9 @@ std::string few_documents_text(const std::vector<DomainDocuments>& domains, Docu
   if (fewest->documents >= kAdvisedDocuments) return "";
   return join_text("domain '", fewest->domain, "'", has, fewest->documents,
                    fewest->documents == 1 ? " held-out document" : " held-out documents", "; ", kAdvisedDocuments,
-                   " or more of each domain are advised: S comes out too low, by up to about ",
-                   std::ceil(100.0 * specialization_shortfall(domains)), " % of itself");
+                   " or more of each domain are advised: S comes out too low, by about ",
+                   std::ceil(100.0 * specialization_shortfall(domains)),
+                   " % of itself, and by up to twice that where there are many domains or few of them specialise");
 }
 
 }  // namespace switchyard

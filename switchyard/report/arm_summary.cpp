@@ -61,9 +61,8 @@ Value training_speed(const StudyRun& run) {
   if (steps.empty()) return {};
   std::vector<double> speeds;
   for (const StepRecord& step : steps) speeds.push_back(step.tokens_per_second);
-  const auto middle = speeds.begin() + static_cast<std::ptrdiff_t>(speeds.size() / 2);
-  std::nth_element(speeds.begin(), middle, speeds.end());
-  return *middle;
+  std::sort(speeds.begin(), speeds.end());
+  return (speeds[(speeds.size() - 1) / 2] + speeds[speeds.size() / 2]) / 2.0;
 }
 
 std::vector<RunMetric> pick(const std::vector<std::string_view>& names) {

@@ -234,6 +234,9 @@ void add_warnings(StudyGroup& group) {
   warn_if_different<int64_t>(group, "held-out sequences", [](const StudyRun& run) {
     return run.evaluation() == nullptr ? std::nullopt : std::optional(run.evaluation()->sequences);
   });
+  warn_if_different<int64_t>(group, "scored held-out tokens", [](const StudyRun& run) {
+    return run.evaluation() == nullptr ? std::nullopt : std::optional(run.evaluation()->tokens);
+  });
   warn_if_different<int64_t>(group, "label permutations behind the null", [](const StudyRun& run) {
     return run.evaluation() == nullptr ? std::nullopt : std::optional(run.evaluation()->permutations);
   });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -23,6 +24,22 @@ json list_of(const json& object, const char* key) {
   return list;
 }
 
+std::optional<StudyFileResult> parse_result(const json& run) {
+  const json result = run.value("evaluated", json());
+  if (result.is_null()) return std::nullopt;
+  StudyFileResult parsed{.step = result.at("step").get<int64_t>(), .loss = {}, .specialization = result.at("specialization").get<double>()};
+  if (!result.at("loss").is_null()) parsed.loss = result.at("loss").get<double>();
+  return parsed;
+}
+
+/// Whether the claims of a testbed were decided by what the run has now.
+bool is_same_result(const StudyFileResult& then, const std::optional<RunInput>& now) {
+  if (!now || now->log.evaluations.empty()) return false;
+  const EvaluationRecord& last = now->log.evaluations.back();
+  const bool same_loss = then.loss ? *then.loss == last.loss : !std::isfinite(last.loss);
+  return last.step == then.step && same_loss && last.specialization == then.specialization;
+}
+
 StudyFile parse_study(const json& root) {
   SWITCHYARD_CHECK(root.is_object(), DataError, "the file does not hold an object");
   const auto schema = root.value("schema", kStudyFileSchema);
@@ -39,7 +56,7 @@ StudyFile parse_study(const json& root) {
     study.arms.push_back(arm);
   }
   for (const json& item : root.at("runs")) {
-    study.runs.push_back({item.at("name").get<std::string>(), item.at("folder").get<std::string>()});
+    study.runs.push_back({item.at("name").get<std::string>(), item.at("folder").get<std::string>(), parse_result(item)});
   }
   for (const json& item : list_of(root, "claims")) {
     ClaimInfo claim = {item.at("text").get<std::string>(), item.at("verdict").get<std::string>(), text_of(item, "detail")};
@@ -96,9 +113,11 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
     if (std::find(options.notes.begin(), options.notes.end(), note) == options.notes.end()) options.notes.push_back(note);
   }
   add_claims(options.claims, study, num_studies > 1 ? ClaimText::WithStudy : ClaimText::Alone);
-  std::vector<std::string> missing;
+  std::vector<std::string> missing, changed;
   for (const StudyFileRun& run : study.runs) {
-    if (std::optional<RunInput> found = find_run(folder / run.folder, run.name)) {
+    std::optional<RunInput> found = find_run(folder / run.folder, run.name);
+    if (run.evaluated && !is_same_result(*run.evaluated, found)) changed.push_back(run.name);
+    if (found) {
       source.runs.push_back(*std::move(found));
       folder_of_run.push_back(folder / run.folder);
     } else {
@@ -108,6 +127,10 @@ void add_study(ReportSource& source, std::vector<fs::path>& folder_of_run, const
   const bool has_baseline = std::any_of(source.runs.begin(), source.runs.end(),
                                         [&](const RunInput& run) { return run.log.start.arm == study.baseline; });
   if (has_baseline && options.baseline.empty()) options.baseline = study.baseline;
+  if (!changed.empty() && !study.claims.empty()) {
+    options.notes.push_back(join_text("The claims were decided by earlier results of ", comma_list(changed),
+                                      ", which have changed or gone since; `switchyard testbed` decides them anew."));
+  }
   if (!missing.empty()) options.notes.push_back("Planned runs without a log, left out: " + comma_list(missing) + ".");
 }
 

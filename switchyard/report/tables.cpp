@@ -27,7 +27,9 @@ constexpr std::array<KindHeading, 3> kKindHeadings = {{
 }};
 
 std::string with_sign(double value, int decimals) {
-  return (value > 0.0 ? "+" : "") + format_number(value, decimals);
+  const std::string text = format_number(value, decimals);
+  const bool is_zero = text.find_first_of("123456789") == std::string::npos;
+  return value > 0.0 && !is_zero ? "+" + text : text;
 }
 
 std::string cell(const Summary& summary, int decimals) {
@@ -45,7 +47,13 @@ std::string signs(const PairedDifference& difference) {
   if (count == 1) return "one seed";
   if (difference.num_positive == count) return join_text("higher on all ", count);
   if (difference.num_negative == count) return join_text("lower on all ", count);
-  return join_text("higher on ", difference.num_positive, " of ", count);
+  const int64_t num_equal = count - difference.num_positive - difference.num_negative;
+  if (num_equal == count) return join_text("equal on all ", count);
+  std::vector<std::string> parts;
+  if (difference.num_positive > 0) parts.push_back(join_text("higher on ", difference.num_positive));
+  if (difference.num_negative > 0) parts.push_back(join_text("lower on ", difference.num_negative));
+  if (num_equal > 0) parts.push_back(join_text("equal on ", num_equal));
+  return comma_list(parts);
 }
 
 std::string cell(const PairedDifference& difference, int decimals) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 
 #include "switchyard/core/error.hpp"
@@ -37,11 +38,30 @@ const RunResultRow* find_row(const std::vector<RunResultRow>& rows, const std::s
   return found == rows.end() ? nullptr : &*found;
 }
 
+bool is_inside(const ClaimConfig& claim, double value) { return value >= claim.at_least && value <= claim.at_most; }
+
+// As it was written.
+std::string bound_text(double bound) {
+  std::array<char, 32> buffer{};
+  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), bound);
+  return {buffer.data(), end.ptr};
+}
+
 std::string bounds_text(const ClaimConfig& claim) {
   std::vector<std::string> bounds;
-  if (std::isfinite(claim.at_least)) bounds.push_back("at least " + number_text(claim.at_least, 3));
-  if (std::isfinite(claim.at_most)) bounds.push_back("at most " + number_text(claim.at_most, 3));
+  if (std::isfinite(claim.at_least)) bounds.push_back("at least " + bound_text(claim.at_least));
+  if (std::isfinite(claim.at_most)) bounds.push_back("at most " + bound_text(claim.at_most));
   return bounds.size() == 2 ? bounds[0] + " and " + bounds[1] : bounds.at(0);
+}
+
+// Three decimals, or as many more as it takes for the text to lie on the same side of the bounds as the value.
+std::string value_text(const ClaimConfig& claim, double value) {
+  constexpr int kMostDecimals = 17;
+  for (int decimals = 3; decimals < kMostDecimals; ++decimals) {
+    const std::string text = number_text(value, decimals);
+    if (!std::isfinite(value) || is_inside(claim, std::stod(text)) == is_inside(claim, value)) return text;
+  }
+  return number_text(value, kMostDecimals);
 }
 
 std::string claim_text(const ClaimConfig& claim) {
@@ -62,7 +82,7 @@ Verdict overall(const std::vector<ClaimSeed>& seeds) {
 std::string detail_text(const ClaimConfig& claim, const std::vector<ClaimSeed>& seeds) {
   std::vector<std::string> values;
   for (const ClaimSeed& seed : seeds) {
-    values.push_back(join_text(seed.value ? number_text(*seed.value, 3) : "no result", " (seed ", seed.seed, ")"));
+    values.push_back(join_text(seed.value ? value_text(claim, *seed.value) : "no result", " (seed ", seed.seed, ")"));
   }
   const std::string what = claim.against.empty() ? claim.metric : claim.metric + " difference";
   return join_text(what, " ", comma_list(values), "; asked: ", bounds_text(claim));
@@ -104,8 +124,7 @@ ClaimResult check_claim(const ClaimConfig& claim, const std::vector<RunResultRow
     if (row.evaluation && (claim.against.empty() || other->evaluation)) {
       seed.value = claim_metric(*row.evaluation, claim.metric);
       if (!claim.against.empty()) *seed.value -= claim_metric(*other->evaluation, claim.metric);
-      const bool inside = *seed.value >= claim.at_least && *seed.value <= claim.at_most;
-      seed.verdict = inside && std::isfinite(*seed.value) ? Verdict::Holds : Verdict::Fails;
+      seed.verdict = is_inside(claim, *seed.value) && std::isfinite(*seed.value) ? Verdict::Holds : Verdict::Fails;
     }
     result.seeds.push_back(seed);
   }

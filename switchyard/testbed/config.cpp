@@ -8,6 +8,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
+#include "switchyard/testbed/alike.hpp"
 #include "switchyard/testbed/claims.hpp"
 
 namespace switchyard {
@@ -157,6 +158,7 @@ std::vector<PlannedRun> expand(const TestbedConfig& config) {
       runs.push_back(std::move(run));
     }
   }
+  check_claims_compare(config, runs);
   return runs;
 }
 

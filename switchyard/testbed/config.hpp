@@ -96,7 +96,7 @@ struct PlannedRun {
 };
 
 /// Seed by seed, within a seed in the order of the arms, so that an interrupted testbed has whole comparisons.
-/// @throws ConfigError naming the arm whose overrides are wrong
+/// @throws ConfigError naming the arm whose overrides are wrong, or a claim whose arms do not measure the same (alike.hpp)
 [[nodiscard]] std::vector<PlannedRun> expand(const TestbedConfig& config);
 
 }  // namespace switchyard

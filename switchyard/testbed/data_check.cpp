@@ -6,6 +6,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/data/few_documents.hpp"
+#include "switchyard/testbed/alike.hpp"
 #include "switchyard/testbed/run_folder.hpp"
 #include "switchyard/train/data_fit.hpp"
 #include "switchyard/train/evaluate.hpp"
@@ -50,17 +51,23 @@ void check_data(const fs::path& folder, const std::vector<PlannedRun>& runs) {
 
 std::vector<std::string> document_notes(const std::vector<PlannedRun>& runs) {
   std::map<std::string, Dataset> open;
-  std::set<std::string> seen;
-  std::vector<std::string> notes;
+  std::map<std::string, std::string> text_of;                // by data_key
+  std::map<std::string, std::vector<std::string>> arms_of;  // by text
   for (const PlannedRun& run : runs) {
-    if (!seen.insert(data_key(run.config)).second) continue;
+    const auto [known, is_new] = text_of.try_emplace(data_key(run.config));
     try {
-      const HeldoutSet heldout = load_heldout(open_once(open, run.config.data.path), run.config);
-      std::string text = few_documents_text(count_documents(heldout), DocumentsOf::Evaluation);
-      if (!text.empty()) text = "Held-out text: " + text + ".";
-      if (!text.empty() && std::find(notes.begin(), notes.end(), text) == notes.end()) notes.push_back(text);
+      if (is_new) {
+        const HeldoutSet heldout = load_heldout(open_once(open, run.config.data.path), run.config);
+        known->second = few_documents_text(count_documents(heldout), DocumentsOf::Evaluation);
+      }
     } catch (const Error&) {  // NOLINT(bugprone-empty-catch): finished runs, whose results stand without their data
     }
+    arms_of[known->second].push_back(run.arm);
+  }
+  std::vector<std::string> notes;
+  for (const auto& [text, arms] : arms_of) {
+    if (text.empty()) continue;
+    notes.push_back(join_text("Held-out text", arms_of.size() == 1 ? "" : " of " + arms_text(arms), ": ", text, "."));
   }
   return notes;
 }

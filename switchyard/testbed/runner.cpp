@@ -38,6 +38,7 @@ void read_progress(const std::string& line, RunProgress& progress) {
   const bool is_step = record["kind"] == "step";
   if (is_step || record["kind"] == "end") progress.step = static_cast<int64_t>(number("step"));  // the last step may have no line
   if (!is_step) return;
+  if (progress.first_step == 0) progress.first_step = progress.step;
   progress.loss = number("loss");
   progress.tokens_per_second = number("tokens_per_second");
 }

@@ -27,6 +27,7 @@ struct RunProgress {
   std::string name;
   RunStatus status = RunStatus::Waiting;
   int64_t step = 0;
+  int64_t first_step = 0;          // the first that its process told of: not 1 in a resumed run; 0 before
   int64_t total_steps = 0;
   double loss = 0.0;               // training, of the newest step; 0 before the first
   double tokens_per_second = 0.0;

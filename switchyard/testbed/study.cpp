@@ -1,13 +1,13 @@
 #include "switchyard/testbed/study.hpp"
 
-#include <algorithm>
+#include <map>
 #include <set>
 
 #include <nlohmann/json.hpp>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
-#include "switchyard/testbed/number_text.hpp"
+#include "switchyard/testbed/alike.hpp"
 #include "switchyard/testbed/run_folder.hpp"
 
 namespace switchyard {
@@ -70,6 +70,12 @@ Json arm_json(const ArmConfig& arm, const ArmRow& row) {
           {"loss", summary_json(row.loss)}};
 }
 
+// Enough for the report to notice that the run has been evaluated anew since.
+Json evaluated_json(const std::optional<EvaluationRecord>& evaluation) {
+  if (!evaluation) return nullptr;
+  return {{"step", evaluation->step}, {"loss", evaluation->loss}, {"specialization", evaluation->specialization}};
+}
+
 std::string coefficient_note(const std::vector<PlannedRun>& runs) {
   std::set<double> above;
   for (const PlannedRun& run : runs) {
@@ -79,29 +85,36 @@ std::string coefficient_note(const std::vector<PlannedRun>& runs) {
     }
   }
   if (above.empty()) return "";
-  std::vector<std::string> values;
-  for (const double value : above) values.push_back(number_text(value, 3));
-  return join_text("The balancing coefficient (lambda of a layer ", comma_list(values), ") is above the ", kPaperCoefficient,
+  const std::string values = joined(above, ", ", [](double value) { return join_text(value); });
+  return join_text("The balancing coefficient (lambda of a layer ", values, ") is above the ", kPaperCoefficient,
                    " of the paper (arXiv 2501.11873), whose models train for longer: in a short run a small one does not reach "
                    "balance, and arms are only comparable at similar MaxVio.");
 }
 
 std::string composition_note(const std::vector<PlannedRun>& runs) {
-  const bool pure = std::any_of(runs.begin(), runs.end(), [](const PlannedRun& run) {
-    return run.config.data.batcher.composition == Composition::OneDomain;
-  });
-  return pure ? "Each training micro-batch holds one domain only: the worst case for a narrow balancing scope. Mixed "
-                "micro-batches make the difference between scopes smaller."
-              : "";
+  std::vector<std::string> pure, mixed;
+  for (const PlannedRun& run : runs) {
+    (run.config.data.batcher.composition == Composition::OneDomain ? pure : mixed).push_back(run.arm);
+  }
+  if (pure.empty()) return "";
+  const std::string which = mixed.empty() ? "Each training micro-batch holds" : "Training micro-batches of " + arms_text(pure) + " hold";
+  return which + " one domain only: the worst case for a narrow balancing scope. Mixed micro-batches make the difference between "
+                 "scopes smaller.";
 }
 
 std::string evaluation_note(const std::vector<RunResultRow>& results) {
+  std::map<int64_t, std::vector<std::string>> arms;  // by the number of sequences
   for (const RunResultRow& result : results) {
-    if (!result.evaluation || result.evaluation->sequences >= kEnoughSequences) continue;
-    return join_text("Evaluated on ", result.evaluation->sequences, " held-out sequences; with fewer than ", kEnoughSequences,
-                     " the error of evaluation is near the noise between seeds.");
+    if (result.evaluation) arms[result.evaluation->sequences].push_back(result.arm);
   }
-  return "";
+  const bool alike = arms.size() == 1;
+  std::erase_if(arms, [](const auto& entry) { return entry.first >= kEnoughSequences; });
+  if (arms.empty()) return "";
+  const std::string sequences = joined(arms, ", ", [alike](const auto& entry) {
+    return alike ? join_text(entry.first) : join_text(entry.first, " (", arms_text(entry.second), ")");
+  });
+  return join_text("Evaluated on ", sequences, " held-out sequences; with fewer than ", kEnoughSequences,
+                   " the error of evaluation is near the noise between seeds.");
 }
 
 }  // namespace
@@ -121,6 +134,7 @@ std::vector<std::string> study_notes(const std::vector<PlannedRun>& runs) {
   for (const std::string& note : {coefficient_note(runs), composition_note(runs)}) {
     if (!note.empty()) notes.push_back(note);
   }
+  for (const std::string& note : unlike_notes(runs)) notes.push_back(note);
   notes.push_back(
       "Loss is listed, not ranked: a difference of .01 nats needs from 7 to 80 paired seeds, by setting, and its sign differed "
       "between settings (docs/testbed.md).");
@@ -134,10 +148,11 @@ Study make_study(const TestbedConfig& config, const std::vector<PlannedRun>& run
   study.notes = study_notes(runs);
   const std::string few = evaluation_note(results);
   if (!few.empty()) study.notes.push_back(few);
+  study.results = results;
   return study;
 }
 
-std::string study_json(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const Study& study) {
+std::string study_json(const TestbedConfig& config, const Study& study) {
   Json json = {{"schema", 1}, {"name", config.name}, {"question", config.question}, {"baseline", config.baseline},
                {"notes", study.notes}};
   json["arms"] = Json::array();
@@ -145,8 +160,9 @@ std::string study_json(const TestbedConfig& config, const std::vector<PlannedRun
     json["arms"].push_back(arm_json(config.arms[index], study.arms[index]));
   }
   json["runs"] = Json::array();
-  for (const PlannedRun& run : runs) {
-    json["runs"].push_back({{"name", run.name}, {"folder", run.name}, {"arm", run.arm}, {"seed", run.seed}});
+  for (const RunResultRow& run : study.results) {
+    json["runs"].push_back({{"name", run.name}, {"folder", run.name}, {"arm", run.arm}, {"seed", run.seed},
+                            {"evaluated", evaluated_json(run.evaluation)}});
   }
   json["claims"] = Json::array();
   for (const ClaimResult& claim : study.claims) json["claims"].push_back(claim_json(claim));

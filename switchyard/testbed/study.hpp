@@ -28,6 +28,7 @@ struct Study {
   std::vector<ArmRow> arms;         // in the order of the configuration
   std::vector<ClaimResult> claims;
   std::vector<std::string> notes;
+  std::vector<RunResultRow> results;  // what all of it rests on, one for each planned run
 };
 
 /// Reads the finished runs below `folder`.
@@ -41,6 +42,6 @@ struct Study {
 [[nodiscard]] std::vector<std::string> study_notes(const std::vector<PlannedRun>& runs);
 
 /// testbed.json: what the report reads (report/study_file.hpp) and more for scripts. docs/testbed.md has every key.
-[[nodiscard]] std::string study_json(const TestbedConfig& config, const std::vector<PlannedRun>& runs, const Study& study);
+[[nodiscard]] std::string study_json(const TestbedConfig& config, const Study& study);
 
 }  // namespace switchyard

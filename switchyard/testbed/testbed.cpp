@@ -18,7 +18,7 @@ Study write_study(const TestbedConfig& config, const std::vector<PlannedRun>& ru
                   const std::vector<std::string>& notes) {
   Study study = make_study(config, runs, read_results(folder, runs));
   study.notes.insert(study.notes.end(), notes.begin(), notes.end());
-  write_file_atomically(folder / "testbed.json", study_json(config, runs, study));
+  write_file_atomically(folder / "testbed.json", study_json(config, study));
   return study;
 }
 

@@ -58,6 +58,7 @@ TEST(ProgressText, ShowsWhatRuns) {
   RunProgress running;
   running.name = "wide-seed0";
   running.status = RunStatus::Running;
+  running.first_step = 1;
   running.step = 30;
   running.total_steps = 300;
   running.loss = 5.5;
@@ -70,6 +71,8 @@ TEST(ProgressText, ShowsWhatRuns) {
   // 270 steps at a third of a second each.
   EXPECT_THAT(progress_text({running, done}, Screen::Terminal),
               AllOf(HasSubstr("30/300  loss 5.500  9,000 tokens/s  about 1m 30s left"), HasSubstr("1 of 2 runs done")));
+  running.first_step = 21;  // resumed: 10 steps in these 10 s
+  EXPECT_THAT(progress_text({running}, Screen::Terminal), HasSubstr("about 4m 30s left"));
 }
 
 TEST(RunEventText, NamesTheFirstLineOfAFailure) {

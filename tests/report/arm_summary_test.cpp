@@ -4,16 +4,21 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/report/arm_style.hpp"
 #include "switchyard/report/chart_data.hpp"
+#include "switchyard/report/tables.hpp"
 #include "synthetic_study.hpp"
 
 namespace switchyard {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr double kTight = 1e-12;
 
@@ -85,6 +90,14 @@ TEST(SummarizeArm, TrainingLblIsTheLastTenthOfTheSteps) {
   EXPECT_NEAR(summary_of(group, 0, "lbl").mean, 1.5, kTight);
 }
 
+TEST(SummarizeArm, SpeedIsTheMedianOfAnEvenNumberToo) {
+  RunInput run = plain_run("x", 0, 0.2, 5.0);
+  for (const double speed : {400.0, 100.0, 300.0, 200.0}) run.log.steps.emplace_back().tokens_per_second = speed;
+  EXPECT_EQ(summary_of(make_groups({run}, {})[0], 0, "speed").mean, 250.0);
+  run.log.steps.pop_back();
+  EXPECT_EQ(summary_of(make_groups({run}, {})[0], 0, "speed").mean, 300.0);
+}
+
 TEST(SummarizeArm, TrainingLblSkipsStepsWithoutOne) {
   RunInput run = plain_run("x", 0, 0.2, 5.0);
   for (int64_t step = 1; step <= 20; ++step) run.log.steps.emplace_back().step = step;
@@ -126,6 +139,24 @@ TEST(PairedDifference, CountsATieForNeitherArm) {
   EXPECT_THAT(loss.seeds, ElementsAre(0));
   EXPECT_EQ(loss.num_positive, 0);
   EXPECT_EQ(loss.num_negative, 0);
+}
+
+TEST(PairedTable, CountsHigherLowerAndEqualSeeds) {
+  const auto losses = [](std::initializer_list<double> of_arm) {  // against 5 on each seed
+    std::vector<RunInput> runs;
+    int64_t seed = 0;
+    for (const double loss : of_arm) {
+      runs.push_back(plain_run("base", seed, 0.5, 5.0));
+      runs.push_back(plain_run("x", seed++, 0.5, loss));
+    }
+    const StudyGroup group = make_groups(runs, {})[0];
+    return paired_table(group, arm_styles(group.arms));
+  };
+  EXPECT_THAT(losses({4.0, 5.0}), HasSubstr("lower on 1, equal on 1"));
+  EXPECT_THAT(losses({4.0, 6.0, 7.0}), HasSubstr("higher on 2, lower on 1"));
+  EXPECT_THAT(losses({5.0, 5.0}), HasSubstr("equal on all 2"));
+  EXPECT_THAT(losses({6.0, 7.0}), HasSubstr("higher on all 2"));
+  EXPECT_THAT(losses({5.0 + 1e-9}), Not(HasSubstr("+0.000")));
 }
 
 TEST(FindMetric, RefusesUnknownNames) { EXPECT_THROW(static_cast<void>(find_metric("specialisation")), StateError); }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/measure/run_log.hpp"
@@ -201,6 +202,29 @@ TEST(WriteReport, KeepsWhatEachOfTwoTestbedsSaysOfItsArms) {
   write_study("b", R"({"name": "first", "kind": "floor"})", "two");
   EXPECT_THAT(message_of<UsageError>([&] { static_cast<void>(read_report_source({folder.path() / "a", folder.path() / "b"})); }),
               HasSubstr("arm 'first' is of kind trained in one testbed and floor in 'b'"));
+}
+
+TEST(WriteReport, SaysWhichClaimsRestOnEarlierResults) {
+  const test::ScratchFolder folder;
+  const RunInput run = synthetic_demo()[0];
+  testing::write_run_folder(folder.path() / "one", run);
+  const auto notes = [&](int64_t step, double specialization) {
+    write_file_atomically(folder.path() / "testbed.json",
+                          join_text(R"({"runs": [{"name": "one", "folder": "one", "evaluated": {"step": )", step, R"(, "loss": )",
+                                    toml_value(run.log.evaluations.back().loss), R"(, "specialization": )", toml_value(specialization),
+                                    R"(}}], "claims": [{"text": "x is y", "verdict": "holds"}]})"));
+    return read_report_source({folder.path()}).options.notes;
+  };
+  const EvaluationRecord& last = run.log.evaluations.back();
+  EXPECT_THAT(notes(last.step, last.specialization), ::testing::IsEmpty());
+  EXPECT_THAT(notes(last.step, 0.25), ::testing::ElementsAre(HasSubstr("decided by earlier results of one, which have changed")));
+  fs::remove_all(folder.path() / "one");
+  testing::write_run_folder(folder.path() / "two", run);
+  write_file_atomically(folder.path() / "testbed.json",
+                        R"({"runs": [{"name": "two", "folder": "two"}, {"name": "one", "folder": "one",
+                            "evaluated": {"step": 1, "loss": null, "specialization": 0.5}}],
+                            "claims": [{"text": "x is y", "verdict": "holds"}]})");
+  EXPECT_THAT(read_report_source({folder.path()}).options.notes, ::testing::Contains(HasSubstr("earlier results of one, ")));
 }
 
 TEST(WriteReport, ListsARunWhoseLogIsTornAsMissing) {

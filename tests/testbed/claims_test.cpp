@@ -60,7 +60,15 @@ TEST(CheckClaim, TakesTheMetricItselfWithoutAnotherArm) {
   claim.at_most = 0.6;
   EXPECT_EQ(check_claim(claim, {row("wide", 0, 0.5)}).verdict, Verdict::Holds);
   EXPECT_EQ(check_claim(claim, {row("wide", 0, 0.7)}).verdict, Verdict::Fails);
-  EXPECT_THAT(check_claim(claim, {row("wide", 0, 0.5)}).text, HasSubstr("specialization of wide is at least 0.400 and at most 0.600"));
+  EXPECT_THAT(check_claim(claim, {row("wide", 0, 0.5)}).text, HasSubstr("specialization of wide is at least 0.4 and at most 0.6"));
+}
+
+TEST(CheckClaim, SaysValueAndBoundsSoThatTheVerdictFollows) {
+  const auto detail = [](double value, double bound) { return check_claim(at_least(bound, ""), {row("wide", 0, value)}).detail; };
+  EXPECT_EQ(detail(0.0002334, -0.00045), "specialization 0.000 (seed 0); asked: at least -0.00045");
+  EXPECT_EQ(detail(0.0996, 0.1), "specialization 0.0996 (seed 0); asked: at least 0.1");  // three decimals would read .100
+  EXPECT_EQ(detail(-0.0004501, -0.00045), "specialization -0.0004501 (seed 0); asked: at least -0.00045");
+  EXPECT_EQ(detail(0.5, 0.1), "specialization 0.500 (seed 0); asked: at least 0.1");
 }
 
 TEST(CheckClaim, FailsOnAValueThatIsNotFinite) {

@@ -54,6 +54,11 @@ TEST(DocumentNotes, SayOnceWhatFewHeldOutDocumentsDo) {
   EXPECT_THAT(notes(1), ElementsAre(HasSubstr("Held-out text: each domain is evaluated on 1 held-out document: S is 0")));
   EXPECT_THAT(notes(6), ElementsAre(HasSubstr("domain 'ada' is evaluated on 6 held-out documents")));
   EXPECT_THAT(notes(20), IsEmpty());
+  std::vector<PlannedRun> runs = two_runs(scratch.path() / "6");
+  runs[0].arm = "few";
+  runs[1].arm = "many";
+  runs[1].config.data.path = (scratch.path() / "20").string();
+  EXPECT_THAT(document_notes(runs), ElementsAre(HasSubstr("Held-out text of arm few: domain 'ada' is evaluated on 6 ")));
   EXPECT_THAT(document_notes(two_runs(scratch.path() / "none")), IsEmpty());
 }
 

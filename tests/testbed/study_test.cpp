@@ -101,15 +101,27 @@ TEST(StudyNotes, WarnOfAFewHeldOutSequences) {
   std::vector<RunResultRow> results = make_results(runs);
   EXPECT_THAT(make_study(config, runs, results).notes, Each(Not(HasSubstr("held-out sequences"))));
   results[0].evaluation->sequences = 511;
-  EXPECT_THAT(make_study(config, runs, results).notes, Contains(HasSubstr("511 held-out sequences")));
+  EXPECT_THAT(make_study(config, runs, results).notes,
+              Contains(HasSubstr("Evaluated on 511 (arm wide) held-out sequences; with fewer than 512")));
+  for (RunResultRow& result : results) result.evaluation->sequences = 40;
+  EXPECT_THAT(make_study(config, runs, results).notes, Contains(HasSubstr("Evaluated on 40 held-out sequences; ")));
+}
+
+TEST(StudyNotes, NameTheArmsWhereTheyDiffer) {
+  TestbedConfig config = make_config();
+  config.arms[1].overrides.emplace_back("data.composition=mixed");
+  EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("Training micro-batches of arm wide hold one domain only")));
+  config.arms[0].overrides.emplace_back("balance.coefficient=0.0336");
+  EXPECT_THAT(study_notes(expand(config)), Contains(HasSubstr("lambda of a layer 0.0084) is above the 0.008")));
 }
 
 TEST(StudyJson, HoldsWhatTheReportReads) {
   const TestbedConfig config = make_config();
   const std::vector<PlannedRun> runs = expand(config);
-  const nlohmann::json json = nlohmann::json::parse(study_json(config, runs, make_study(config, runs, make_results(runs))));
+  const nlohmann::json json = nlohmann::json::parse(study_json(config, make_study(config, runs, make_results(runs))));
   EXPECT_EQ(json["schema"], 1);
   EXPECT_EQ(json["runs"][1]["folder"], "null-seed0");
+  EXPECT_EQ(json["runs"][1]["evaluated"], (nlohmann::json{{"step", 0}, {"loss", 4.5}, {"specialization", 0.125}}));
   EXPECT_EQ(json["arms"][1]["kind"], "floor");
   EXPECT_EQ(json["arms"][1]["description"], "does not learn");
   EXPECT_EQ(json["claims"][0]["verdict"], "holds");
@@ -122,8 +134,9 @@ TEST(StudyJson, HasNoNumbersBeforeTheFirstResult) {
   const std::vector<PlannedRun> runs = expand(config);
   std::vector<RunResultRow> results = make_results(runs);
   for (RunResultRow& result : results) result.evaluation.reset();
-  const nlohmann::json json = nlohmann::json::parse(study_json(config, runs, make_study(config, runs, results)));
+  const nlohmann::json json = nlohmann::json::parse(study_json(config, make_study(config, runs, results)));
   EXPECT_TRUE(json["arms"][0]["specialization"].is_null());
+  EXPECT_TRUE(json["runs"][0]["evaluated"].is_null());
   EXPECT_EQ(json["claims"][0]["verdict"], "undecided");
 }
 
