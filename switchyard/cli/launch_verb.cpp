@@ -37,9 +37,9 @@ std::unique_ptr<ChildProcess> start_mpirun(const std::vector<std::string>& comma
   }
 }
 
-/// Exit code of mpirun, 128 + signal when one ended it. A wish to stop is handed to the ranks, which save and end; of Ctrl-C itself
-/// mpirun, in a process group of its own, learns nothing, for it would kill them. While they are being started mpirun may lose the
-/// wish, so then it is told again and again; later once, for at its own end mpirun would be ended by it.
+/// Exit code of mpirun, 128 + signal when one ended it. Ctrl-C does not reach mpirun, which would kill the ranks before they have
+/// saved: a wish to stop is handed to them, and they save and end. While they are being started mpirun may lose it, so then it is
+/// told again and again; later once, for at its own end mpirun would be ended by it.
 int wait_for_ranks(ChildProcess& mpirun, const Session& session) {
   const Clock::time_point begin = Clock::now();
   Clock::time_point told{};
