@@ -17,6 +17,16 @@ std::string where(const Communicator& comm) {
   return comm.step() == kNoStep ? comm.describe() : join_text(comm.describe(), ", step ", comm.step());
 }
 
+// Throws unless all values are those of the first rank.
+template <typename Value>
+void require_equal_values(const Communicator& comm, std::string_view what, const std::vector<Value>& values_R) {
+  if (std::ranges::count(values_R, values_R.front()) == std::ssize(values_R)) return;
+  std::string text = join_text(where(comm), ": the ranks differ in ", what, ":");
+  for (size_t rank = 0; rank < values_R.size(); ++rank)
+    text += join_text(rank > 0 ? "," : "", " rank ", rank, " has ", values_R[rank]);
+  throw SharedError(text);
+}
+
 }  // namespace
 
 std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text) {
@@ -35,12 +45,11 @@ void throw_if_any(Communicator& comm, std::string_view problem) {
 }
 
 void require_equal(Communicator& comm, std::string_view what, int64_t value) {
-  const std::vector<int64_t> values_R = all_values(comm, value);
-  if (std::ranges::count(values_R, value) == std::ssize(values_R)) return;
-  std::string text = join_text(where(comm), ": the ranks differ in ", what, ":");
-  for (size_t rank = 0; rank < values_R.size(); ++rank)
-    text += join_text(rank > 0 ? "," : "", " rank ", rank, " has ", values_R[rank]);
-  throw SharedError(text);
+  require_equal_values(comm, what, all_values(comm, value));
+}
+
+void require_equal(Communicator& comm, std::string_view what, std::string_view text) {
+  require_equal_values(comm, what, all_gather_text(comm, text));
 }
 
 }  // namespace switchyard

@@ -60,5 +60,7 @@ void throw_if_any(Communicator& comm, std::string_view problem);
 /// @param what  names it in the message: "number of experts"
 /// @throws SharedError with every rank's value
 void require_equal(Communicator& comm, std::string_view what, int64_t value);
+/// The same for texts, which are best short: the message has them all.
+void require_equal(Communicator& comm, std::string_view what, std::string_view text);
 
 }  // namespace switchyard

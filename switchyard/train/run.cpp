@@ -70,8 +70,8 @@ class TrainingRun {
 
   /// What cannot be started or resumed leaves no folder: it and the store are written only at the end of this.
   void prepare(ProgressSink& progress) {
-    ranks_.require_same("configuration", to_toml(config_));
-    ranks_.require_same("data set", dataset_.hash());
+    ranks_.require_same_config(config_);
+    ranks_.require_same("data set (SHA-256 of its manifest)", dataset_.hash());
     ranks_.require_same("compute type", to_string(compute_));
     if (options_.resume == Resume::Yes) resume();
     ranks_.together([&] { check_profile(); });

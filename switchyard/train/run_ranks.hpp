@@ -8,6 +8,7 @@
 
 #include "switchyard/balance/step_balance.hpp"
 #include "switchyard/comm/communicator.hpp"
+#include "switchyard/train/run_config.hpp"
 
 namespace switchyard {
 
@@ -31,8 +32,11 @@ class RunRanks {
   [[nodiscard]] int64_t sum(int64_t value);
   /// What the first rank gives. Collective.
   [[nodiscard]] std::string from_first(const std::string& text);
-  /// @throws SharedError unless all ranks give the same text; `what` names it. Collective
+  /// @throws SharedError with every rank's text unless all are the same; `what` names it. Collective
   void require_same(const std::string& what, const std::string& text);
+  /// @throws SharedError unless all ranks have the same configuration, naming the first key that differs and both values.
+  /// Collective
+  void require_same_config(const RunConfig& config);
 
  private:
   std::unique_ptr<Communicator> solo_;
