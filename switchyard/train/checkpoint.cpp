@@ -301,6 +301,8 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
   }
 }
 
+std::string checkpoint_hash(const fs::path& checkpoint) { return sha256_file(checkpoint / kManifest); }
+
 void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state) {
   TrainingState loaded;
   const json object = parse_json(checkpoint / kState);

@@ -56,6 +56,10 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, c
 /// @throws DataError naming the file that is missing, damaged or of a format this version does not know
 [[nodiscard]] CheckpointInfo verify_checkpoint(const std::filesystem::path& checkpoint);
 
+/// SHA-256 of its manifest, and so of all that was verified.
+/// @throws DataError where it cannot be read
+[[nodiscard]] std::string checkpoint_hash(const std::filesystem::path& checkpoint);
+
 /// Fills model, optimizer and state from a checkpoint that was verified; of divided parameters with this rank's part. Every rank
 /// reads the files; no messages.
 /// @throws DataError naming the tensor or key that is missing or does not fit

@@ -138,7 +138,7 @@ class TrainingRun {
     if (recorder_) recorder_->notice(state_.step, text);
   }
 
-  /// The first rank chooses the checkpoint and verifies it; all read it.
+  /// The first rank chooses the checkpoint; all read it, each from what it sees at that path, which may be a disk of its own.
   void resume() {
     std::string checkpoint;
     ranks_.together([&] {
@@ -146,6 +146,12 @@ class TrainingRun {
     });
     checkpoint = ranks_.from_first(checkpoint);
     if (checkpoint.empty()) return;
+    std::string hash;
+    ranks_.together([&] {
+      if (!ranks_.is_first()) (void)verify_checkpoint(checkpoint);
+      hash = checkpoint_hash(checkpoint);
+    });
+    ranks_.require_same("what they read at " + checkpoint + " (SHA-256 of its manifest; give all of them the same run folder)", hash);
     ranks_.together([&] {
       load_checkpoint(checkpoint, model_, optimizer_, state_);
       SWITCHYARD_CHECK(config_.steps >= state_.step, ConfigError, "steps is ", config_.steps, ", but this run has done ",

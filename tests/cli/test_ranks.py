@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from switchyard_program import has_checkpoint, make_corpus, run, start, stop, wait_until, write_config
+from switchyard_program import PROGRAM, has_checkpoint, make_corpus, run, start, stop, wait_until, write_config
 
 LIMIT_SECONDS = 30
 
@@ -143,6 +145,48 @@ def wait_until_ended(handles, deadline):
         for ended, _ in poller.poll(max(1, 1000 * (deadline - time.monotonic()))):
             poller.unregister(ended)
             living.discard(ended)
+
+
+def run_by_hand(*programs):
+    """mpirun with a rank of its own for each program, given as (folder to run in, arguments of the program)."""
+    words = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-x", "OMP_NUM_THREADS=1"]
+    for number, (folder, arguments) in enumerate(programs):
+        words += [":"] * (number > 0) + ["-n", "1", "--wdir", str(folder), PROGRAM, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def two_disks(work, config):
+    """Folders of which each has a run of the same name and steps, trained from other weights."""
+    disks = [work / "disk0", work / "disk1"]
+    for seed, disk in enumerate(disks):
+        run("train", config, "--set", f"seed={seed}", "--set", "steps=4", "--out", disk / "run")
+    shutil.copy(disks[0] / "run/config.toml", disks[1] / "run/config.toml")  # else that alone would tell
+    return disks
+
+
+# /proc/self/cwd is one path to every rank and leads to the folder it runs in, as a path does on machines with disks of their own.
+RESUME_OWN = ["train", "--resume", "/proc/self/cwd/run", "--set", "steps=6"]
+
+
+def test_ranks_that_would_resume_from_other_checkpoints_refuse(two_disks):
+    done = run_by_hand(*((disk, RESUME_OWN) for disk in two_disks))
+    assert done.returncode != 0
+    assert "the ranks differ in what they read at /proc/self/cwd/run/checkpoints/step-00000004" in done.stderr
+    assert [len(losses(disk / "run")) for disk in two_disks] == [4, 4]
+
+
+def test_a_checkpoint_that_is_damaged_on_one_rank_is_refused(two_disks, work):
+    disks = [work / "whole", work / "damaged"]
+    for disk in disks:
+        shutil.copytree(two_disks[0], disk)
+    weights = disks[1] / "run/checkpoints/step-00000004/model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    done = run_by_hand(*((disk, RESUME_OWN) for disk in disks))
+    assert done.returncode != 0
+    assert "rank 1: /proc/self/cwd/run/checkpoints/step-00000004/model.safetensors is damaged" in done.stderr
 
 
 def test_a_signal_saves_once_and_another_number_of_ranks_goes_on(work, config):
