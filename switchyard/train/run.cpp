@@ -375,6 +375,7 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
   const RunConfig resolved = resolve(config);
   RunRanks ranks(options.comm);
   ranks.comm().set_time_limit(std::chrono::seconds(resolved.execution.time_limit));
+  ranks.require_same("what they were asked for", options.resume == Resume::Yes ? "--resume" : "a new run");  // other messages follow
   std::unique_ptr<RunFolder> folder;  // opened by the first rank
   std::unique_ptr<TrainingRun> run;
   ranks.together([&] {

@@ -189,6 +189,15 @@ def test_a_checkpoint_that_is_damaged_on_one_rank_is_refused(two_disks, work):
     assert "rank 1: /proc/self/cwd/run/checkpoints/step-00000004/model.safetensors is damaged" in done.stderr
 
 
+def test_a_rank_that_resumes_and_one_that_begins_are_told(two_disks, config, work):
+    new_run = ["train", config, "--set", "seed=0", "--out", work / "begun_by_one"]  # of the configuration that was saved
+    alike = ["--set", "steps=6", "--set", "execution.time_limit=3"]
+    done = run_by_hand((two_disks[0], [*RESUME_OWN, *alike]), (work, [*new_run, *alike]))
+    assert done.returncode != 0
+    assert "rank 0 has --resume, rank 1 has a new run" in done.stderr
+    assert not (work / "begun_by_one").exists()
+
+
 def test_a_signal_saves_once_and_another_number_of_ranks_goes_on(work, config):
     folder = work / "signalled"
     process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder, "--set", "steps=100000")

@@ -47,6 +47,23 @@ void expect_near_tensors(const std::filesystem::path& a, const std::filesystem::
   }
 }
 
+/// What each rank threw.
+std::vector<std::string> errors_of(int64_t num_ranks, const std::function<void(Communicator&)>& body) {
+  std::vector<std::string> texts;
+  std::mutex mutex;
+  run_ranks(num_ranks, [&](Communicator& comm) {
+    std::string text = "no error";
+    try {
+      body(comm);
+    } catch (const Error& error) {
+      text = error.what();
+    }
+    const std::lock_guard lock(mutex);
+    texts.push_back(text);
+  });
+  return texts;
+}
+
 }  // namespace
 
 void expect_near_evaluation(const EvaluationRecord& a, const EvaluationRecord& b) {
@@ -122,20 +139,20 @@ void RankedRunTest::start_and_fail(int64_t num_ranks, const RunConfig& run, cons
 }
 
 std::vector<std::string> RankedRunTest::errors(int64_t num_ranks, const RunConfig& first, const RunConfig& others) const {
-  std::vector<std::string> texts;
-  std::mutex mutex;
-  run_ranks(num_ranks, [&](Communicator& comm) {
+  return errors_of(num_ranks, [&](Communicator& comm) {
     ProgressSink progress;
-    std::string text = "no error";
-    try {
-      (void)run_training(comm.rank() == 0 ? first : others, options_of(folder("errors"), Resume::No, comm), progress);
-    } catch (const Error& error) {
-      text = error.what();
-    }
-    const std::lock_guard lock(mutex);
-    texts.push_back(text);
+    (void)run_training(comm.rank() == 0 ? first : others, options_of(folder("errors"), Resume::No, comm), progress);
   });
-  return texts;
+}
+
+std::vector<std::string> RankedRunTest::errors_where_one_resumes(int64_t num_ranks, const RunConfig& run,
+                                                                 const std::string& name) const {
+  return errors_of(num_ranks, [&](Communicator& comm) {
+    ProgressSink progress;
+    const bool is_first = comm.rank() == 0;
+    const std::filesystem::path where = folder(is_first ? name : "errors");
+    (void)run_training(run, options_of(where, is_first ? Resume::Yes : Resume::No, comm), progress);
+  });
 }
 
 void RankedRunTest::expect_near_run(const std::string& a, const std::string& b) const {

@@ -36,6 +36,9 @@ class RankedRunTest : public testing::Test {
   void start_and_fail(int64_t num_ranks, const RunConfig& run, const std::string& name, int64_t step) const;
   /// What each rank threw, the first being given `first`, the others `others`.
   [[nodiscard]] std::vector<std::string> errors(int64_t num_ranks, const RunConfig& first, const RunConfig& others) const;
+  /// The same where the first is to go on with the run `name` and the others are to start one.
+  [[nodiscard]] std::vector<std::string> errors_where_one_resumes(int64_t num_ranks, const RunConfig& run,
+                                                                  const std::string& name) const;
 
   /// Same curve, weights, moments and evaluation up to rounding in double; tokens and counts exactly.
   void expect_near_run(const std::string& a, const std::string& b) const;

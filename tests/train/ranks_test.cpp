@@ -354,6 +354,16 @@ TEST_F(RankedRun, TellsEveryRankWhatOneCannotDo) {
   EXPECT_FALSE(fs::exists(folder("errors")));
 }
 
+// They would send different messages, and wait for each other until the time limit.
+TEST_F(RankedRun, TellsEveryRankWhereOnlyOneWasAskedToResume) {
+  RunConfig run = config();
+  start_and_stop(2, run, "stopped", 3, 0);
+  run.execution.time_limit = 5;
+  EXPECT_THAT(errors_where_one_resumes(2, run, "stopped"),
+              testing::Each(testing::HasSubstr("the ranks differ in what they were asked for: rank 0 has --resume, rank 1 has a new run")));
+  EXPECT_FALSE(fs::exists(folder("errors")));
+}
+
 TEST_F(RankedRun, EndsOnEveryRankWhereNothingIsLearned) {
   RunConfig run = config();
   run.model.init_deviation = 0.0;
