@@ -5,9 +5,7 @@
 #include <tuple>
 
 #include "switchyard/comm/agreement.hpp"
-#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
-#include "switchyard/core/rng.hpp"
 
 namespace switchyard {
 namespace {
@@ -189,28 +187,6 @@ std::string find_problem(const BalanceConfig& config, const BalanceShape& shape,
   return {};
 }
 
-// Equal on two ranks that are asked for the same losses.
-int64_t fingerprint(const BalanceConfig& config) { return static_cast<int64_t>(hash_text(to_toml(config))); }
-
-// 0 for one that is not there.
-int64_t fingerprint(const at::Tensor& kept) {
-  if (!kept.defined()) return 0;
-  const at::Tensor host = kept.to(at::kCPU).contiguous();
-  return static_cast<int64_t>(hash_text({static_cast<const char*>(host.const_data_ptr()), host.nbytes()}));
-}
-
-// Ranks of which one lost its history would train towards different losses, without a word. What no loss reads may differ. As
-// many facts whatever the settings, for they travel before anybody knows whether those agree.
-std::vector<AgreedFact> facts_of(const BalanceConfig& config, const BalanceState& state) {
-  constexpr size_t kMostTensors = 3;
-  std::vector<AgreedFact> facts;
-  for (const NamedState& read : state_read_by(config, state)) {
-    facts.push_back({join_text("(hash, 0 is none) as ", read.name, " of the balance state"), fingerprint(read.kept_LE)});
-  }
-  facts.resize(kMostTensors);
-  return facts;
-}
-
 }  // namespace
 
 GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const std::vector<AgreedFact>& facts,
@@ -218,12 +194,7 @@ GatheredPlan gather_plan(const StepPlan& local, const RankShare& share, const st
   if (comm.size() == 1) return alone(local);
   RankNote mine{share.data_rank < 0 ? comm.rank() : share.data_rank, share.replica, local.num_segments()};
   std::vector<AgreedFact> agreed = facts;
-  agreed.push_back({"steps done", local.step});
-  agreed.push_back({"forwards", local.num_forwards()});
-  agreed.push_back({"micro-batches", local.num_micro_batches});
-  agreed.push_back({"(0 sum, 1 mean, 2 by tokens) as contract over micro-batches",
-                    static_cast<int64_t>(local.contract.micro_batches)});
-  agreed.push_back({"(0 sum, 1 mean, 2 by tokens) as contract over ranks", static_cast<int64_t>(local.contract.ranks)});
+  for (const AgreedFact& fact : facts_of(local)) agreed.push_back(fact);
   const std::vector<RankNote> ranks = gather_facts(mine, agreed, comm);
   const std::vector<std::vector<SegmentNote>> notes_R = gather_notes(notes_of(local), ranks, comm);
   const std::string conflict = find_conflict(ranks, notes_R);
@@ -247,13 +218,7 @@ GatheredPlan gather_plan(const BalanceConfig& config, const BalanceShape& shape,
     return alone(local);
   }
   throw_if_any(comm, find_problem(config, shape, local, state));
-  std::vector<AgreedFact> facts = {{"experts", shape.num_experts},
-                                   {"MoE layers", shape.num_layers},
-                                   {"experts chosen per token", shape.num_chosen},
-                                   {"(hash) as balance settings", fingerprint(config)}};
-  const std::vector<AgreedFact> history = facts_of(config, state);
-  facts.insert(facts.end(), history.begin(), history.end());
-  return gather_plan(local, share, facts, comm);
+  return gather_plan(local, share, facts_of(config, shape, state), comm);
 }
 
 }  // namespace switchyard

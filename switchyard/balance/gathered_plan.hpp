@@ -3,12 +3,12 @@
 // S segments, M micro-batches, R ranks.
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "switchyard/balance/config.hpp"
 #include "switchyard/balance/shape.hpp"
 #include "switchyard/balance/state.hpp"
+#include "switchyard/balance/step_facts.hpp"
 #include "switchyard/balance/step_plan.hpp"
 #include "switchyard/comm/communicator.hpp"
 
@@ -32,12 +32,6 @@ struct GatheredPlan {
   int64_t num_ranks = 1;                    // that hold tokens of their own
   int64_t data_rank = 0;                    // of this rank
   int64_t replica = 0;                      // of this rank
-};
-
-/// Something that all ranks must have in common: {"experts", 16}.
-struct AgreedFact {
-  std::string name;
-  int64_t value = 0;
 };
 
 /// Two small all-gathers. Collective.

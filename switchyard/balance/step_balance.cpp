@@ -4,6 +4,7 @@
 
 #include "switchyard/balance/selection.hpp"
 #include "switchyard/balance/step_cells.hpp"
+#include "switchyard/balance/step_facts.hpp"
 #include "switchyard/balance/term_balance.hpp"
 #include "switchyard/balance/totals.hpp"
 #include "switchyard/comm/agreement.hpp"
@@ -43,6 +44,7 @@ struct StepBalance::Impl {
         ranks(given_ranks),
         totals(gathered, plan, shape, ranks.comm),
         selection(config.selection, shape, state),
+        begun_with(facts_of(config, shape, local, state, {ranks.comm.size(), gathered.data_rank, gathered.replica})),
         cells(plan, shape, contract_factors(plan, {step_tokens(), totals.plan().num_ranks}), token_weights()),
         closed(static_cast<size_t>(plan.num_forwards()), false),
         awaited(closed),
@@ -103,6 +105,7 @@ struct StepBalance::Impl {
   BalanceRanks ranks;
   StepTotals totals;
   SelectionStep selection;
+  std::vector<AgreedFact> begun_with;
   StepCells cells;
   std::vector<std::unique_ptr<TermBalance>> terms;  // the active ones
   WantedStatistics wanted;
@@ -165,6 +168,7 @@ void StepBalance::Impl::restore(const StepProgress& progress) {
                        plan.place(forward, layer), ": resume() after this step has begun; resume first, then run what is left");
     }
   }
+  check_facts(progress, begun_with);
   totals.ledger().restore(progress);
   selection.restore(progress);
   take(progress, "output_losses_FL", output_losses);
@@ -268,6 +272,7 @@ bool StepBalance::needs_whole_step() const {
 
 StepProgress StepBalance::progress() const {
   StepProgress progress;
+  put_facts(progress, impl_->begun_with);
   impl_->totals.ledger().save(progress);
   impl_->selection.save(progress);
   put(progress, "output_losses_FL", impl_->output_losses);

@@ -113,7 +113,7 @@ class StepBalance {
   [[nodiscard]] StepProgress progress() const;
   /// On a step that has recorded nothing. Counts of closed forwards go to the other ranks again; recorded forwards may run again
   /// (their second half, or the whole), and are then checked against what was saved.
-  /// @throws ShapeError when it was saved with other arguments; StateError when this step has begun, or ranks saved at
+  /// @throws ShapeError when it was saved with other arguments, or on another rank; StateError when this step has begun, or ranks saved at
   /// different forwards; with several ranks CommError on all of them
   void resume(const StepProgress& progress);
 

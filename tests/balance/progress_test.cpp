@@ -78,26 +78,80 @@ TEST(BadInput, ProgressThatDoesNotFitIsRefusedBeforeItIsTaken) {
   run_and_close(saved_at, 0, 0);
   const StepProgress saved = saved_at.progress();
   StepBalance other_plan(config_of(ScopeKind::Prefix), kShape, explicit_plan({{2}, {3}}), {});
-  expect_message<ShapeError>([&] { other_plan.resume(saved); }, "expected Long [2]");
+  expect_message<ShapeError>([&] { other_plan.resume(saved); }, "of one with 3 forwards, this one has 2");
   StepBalance other_lengths(config_of(ScopeKind::Prefix), kShape, explicit_plan({{2}, {2}, {2}}), {});
   expect_message<ShapeError>([&] { other_lengths.resume(saved); }, "segments of other lengths");
   StepBalance empty(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {});
-  expect_message<ShapeError>([&] { empty.resume({}); }, "has no 'segment_tokens_S'");
+  expect_message<ShapeError>([&] { empty.resume({}); }, "has no 'begun_with'");
   StepBalance begun(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {});
   run_forward(begun, 0, 0);
   expect_message<StateError>([&] { begun.resume(saved); }, "after this step has begun");
 }
 
-TEST(BadInput, RanksThatSavedAtDifferentForwardsAllSaySo) {
-  run_ranks(2, [](Communicator& comm) {
-    StepProgress saved;
-    {
-      StepBalance alone(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {});
-      for (int64_t forward = 0; forward <= comm.rank(); ++forward) run_and_close(alone, forward, 0);
-      saved = alone.progress();
-    }
+// The shapes are the same, so nothing but what was saved beside the counts can tell.
+TEST(BadInput, ProgressOfAStepThatWasBegunOtherwiseIsRefused) {
+  const BalanceConfig config = config_of(ScopeKind::PreviousStep);
+  const StepPlan plan = plan_of_three();
+  StepBalance saved_at(config, kShape, plan, {});
+  run_and_close(saved_at, 0, 0);
+  const StepProgress saved = saved_at.progress();
+  const auto expect_refused = [&](const BalanceConfig& with, const BalanceShape& shape, const StepPlan& planned,
+                                  const BalanceState& state, const std::string& text) {
+    StepBalance balance(with, shape, planned, state);
+    expect_message<ShapeError>([&] { balance.resume(saved); }, text);
+    EXPECT_FALSE(balance.progress().tensors.at("recorded_FL").any().item<bool>());
+  };
+  BalanceConfig other_method = config, no_z_loss = config;
+  other_method.method = "gshard";
+  no_z_loss.z_coefficient = 0.0;
+  expect_refused(other_method, kShape, plan, {}, "as balance settings");
+  expect_refused(no_z_loss, kShape, plan, {}, "as balance settings");
+  BalanceShape two_chosen = kShape, in_stages = kShape;
+  two_chosen.num_chosen = 2;
+  in_stages.total_layers = 4;
+  expect_refused(config, two_chosen, plan, {}, "1 experts chosen per token, this one has 2");
+  expect_refused(config, in_stages, plan, {}, "2 MoE layers in all stages, this one has 4");
+  StepPlan later = plan, averaged = plan, labelled = plan;
+  later.step = 9;
+  averaged.contract.micro_batches = Averaging::Mean;
+  labelled.segment_domain = {0, 1, 0};
+  expect_refused(config, kShape, later, {}, "0 steps done, this one has 9");
+  expect_refused(config, kShape, averaged, {}, "as contract over micro-batches");
+  expect_refused(config, kShape, labelled, {}, "as domains of the segments");
+  const BalanceState history{.previous_counts_LE = saved.tensors.at("counts_LSE").sum(1)};
+  expect_refused(config, kShape, plan, history, "previous_counts_LE of the balance state");
+}
+
+TEST(BadInput, ProgressOfAnotherRankEndsEveryRank) {
+  std::vector<StepProgress> saved_R(2);
+  run_ranks(2, [&](Communicator& comm) {
     StepBalance balance(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {}, {comm});
-    expect_message<CommError>([&] { balance.resume(saved); }, "forwards that were closed when progress was saved");
+    run_and_close(balance, 0, comm.rank());
+    saved_R[static_cast<size_t>(comm.rank())] = balance.progress();
+  });
+  run_ranks(2, [&](Communicator& comm) {
+    StepBalance swapped(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {}, {comm});
+    expect_message<CommError>([&] { swapped.resume(saved_R[static_cast<size_t>(1 - comm.rank())]); }, "1 as data rank, this one has 0");
+    StepBalance right(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {}, {comm});
+    right.resume(saved_R[static_cast<size_t>(comm.rank())]);
+  });
+  StepBalance alone(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {});
+  expect_message<ShapeError>([&] { alone.resume(saved_R[0]); }, "2 ranks, this one has 1");
+}
+
+TEST(BadInput, RanksThatSavedAtDifferentForwardsAllSaySo) {
+  std::vector<StepProgress> saved_R(2);
+  run_ranks(2, [&](Communicator& comm) {  // rank 1 saves a forward later
+    StepBalance balance(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {}, {comm});
+    for (int64_t forward = 0; forward < 2; ++forward) {
+      run_and_close(balance, forward, 0);
+      if (forward == comm.rank()) saved_R[static_cast<size_t>(forward)] = balance.progress();
+    }
+  });
+  run_ranks(2, [&](Communicator& comm) {
+    StepBalance balance(config_of(ScopeKind::Prefix), kShape, plan_of_three(), {}, {comm});
+    expect_message<CommError>([&] { balance.resume(saved_R[static_cast<size_t>(comm.rank())]); },
+                              "forwards that were closed when progress was saved");
   });
 }
 

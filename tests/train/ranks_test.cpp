@@ -349,7 +349,7 @@ TEST_F(RankedRun, TellsEveryRankWhatOneCannotDo) {
   EXPECT_THAT(errors(2, config(), lost), testing::Each(testing::HasSubstr("nowhere")));
   RunConfig other = config();
   other.balance.coefficient = 0.2;
-  EXPECT_THAT(errors(2, config(), other), 
+  EXPECT_THAT(errors(2, config(), other),
               testing::Each(testing::HasSubstr("differ in configuration: rank 0 has balance.coefficient = 0.1, rank 1 has balance.coefficient = 0.2;")));
   EXPECT_FALSE(fs::exists(folder("errors")));
 }
