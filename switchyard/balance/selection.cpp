@@ -82,7 +82,7 @@ SelectionStep::SelectionStep(const SelectionConfig& config, const BalanceShape& 
                    "balance.selection.rule = \"", to_string(config.rule), "\" with ", shape.num_chosen, " chosen of ",
                    shape.num_experts, " experts; expected fewer chosen than experts");
   offsets_LE_ = state.selection_offsets_LE.defined()
-                    ? state.selection_offsets_LE
+                    ? state.selection_offsets_LE.contiguous()
                     : at::zeros({shape.num_layers, shape.num_experts}, at::kFloat);
   const auto rows = static_cast<size_t>(shape.num_layers * shape.num_experts);
   if (config.rule == SelectionRule::Quantile) histogram_.assign(rows * static_cast<size_t>(kAllBins), 0);

@@ -60,8 +60,9 @@ uint64_t stream_key(std::string_view stream, const RouteContext& context) {
 }
 
 Rng token_stream(uint64_t key, const RouteContext& context, int64_t token) {
+  const at::Tensor& position_T = context.position_T;  // of any stride: it may be a column of a table
   const int64_t position =
-      context.position_T.defined() ? context.position_T.const_data_ptr<int64_t>()[token] : context.first_token + token;
+      position_T.defined() ? position_T.const_data_ptr<int64_t>()[token * position_T.stride(0)] : context.first_token + token;
   return Rng::from_state({.key = hash_words({key, static_cast<uint64_t>(position)}), .counter = 0});
 }
 

@@ -1,7 +1,10 @@
 // Balancing by offsets: the rules by hand, the whole step against single micro-batches, ranks against one process.
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
@@ -180,6 +183,34 @@ TEST(Selection, MeanQuantileByHand) {
   BalanceState state;
   balance.finish(state);
   EXPECT_THAT(floats(state.selection_offsets_LE), testing::ElementsAre(-3.375F, 1.125F, 1.125F, 1.125F));
+}
+
+at::Tensor as_column(const at::Tensor& values_T) { return at::stack({values_T, values_T.flip(0)}, 1).select(1, 0); }
+
+// Segment numbers may be a column of a table, a history the transpose of another one.
+TEST(Selection, TakesTensorsOfAnyStride) {
+  for (const SelectionRule rule : {SelectionRule::Bias, SelectionRule::Quantile, SelectionRule::MeanQuantile}) {
+    StepPlan plan = plan_of_micro_batches(0, 2);
+    plan.forward_begin = {0, 2};
+    const at::Tensor segment_T = at::arange(2 * kTokens, at::kLong).remainder(2);
+    const at::Tensor logits_TE = at::cat({fixed_scores()[0], fixed_scores()[1]});
+    const at::Tensor offsets_LE = Rng(3, "offsets").normal_tensor({2, kExperts}, 0.1);
+    const auto updated = [&](const at::Tensor& segments, const at::Tensor& offsets) {
+      BalanceState state{.selection_offsets_LE = offsets};
+      StepBalance balance({.method = "none", .selection = {.rule = rule, .decay = 0.5}},
+                          {.num_layers = 2, .num_experts = kExperts, .num_chosen = kChosen}, plan, state);
+      for (int64_t layer = 0; layer < 2; ++layer) {
+        balance.record(0, layer, route(logits_TE, balance.selection_offsets_E(layer), rule), segments);
+      }
+      balance.close_forward(0);
+      balance.close_counting();
+      balance.finish(state);
+      return state.selection_offsets_LE;
+    };
+    const at::Tensor expected_LE = updated(segment_T, offsets_LE);
+    EXPECT_TRUE(updated(as_column(segment_T), offsets_LE).equal(expected_LE)) << to_string(rule);
+    EXPECT_TRUE(updated(segment_T, offsets_LE.t().contiguous().t()).equal(expected_LE)) << to_string(rule);
+  }
 }
 
 TEST(Selection, QuantileNeedsLogits) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -199,6 +200,19 @@ TEST_P(RouterContract, AForwardInTwoHalvesChoosesAsOne) {
   }
   const Routing second_half = router->route(hidden_TD.narrow(0, begin, length), half);
   EXPECT_TRUE(chosen(second_half).equal(chosen_TE.narrow(0, begin, length)));
+}
+
+// Labels may be columns of a table.
+TEST_P(RouterContract, LabelsOfAnyStrideChooseAlike) {
+  const auto router = make_router(entry(), shape_of(7, 3));
+  RouteContext context = context_of(kNumTokens);
+  context.position_T = context.token_T.mul(3).add(11);
+  const at::Tensor hidden_TD = hidden_of(kNumTokens, type());
+  const at::Tensor chosen_TE = chosen(router->route(hidden_TD, context));
+  for (at::Tensor* labels : {&context.token_T, &context.domain_T, &context.document_T, &context.valid_T, &context.position_T}) {
+    *labels = at::stack({*labels, labels->flip(0)}, 1).select(1, 0);
+  }
+  EXPECT_TRUE(chosen(router->route(hidden_TD, context)).equal(chosen_TE));
 }
 
 TEST_P(RouterContract, ReplayUsesTheRecordedChoices) {
