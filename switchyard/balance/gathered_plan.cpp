@@ -1,6 +1,7 @@
 #include "switchyard/balance/gathered_plan.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <numeric>
 #include <tuple>
 
@@ -181,8 +182,8 @@ std::string find_problem(const BalanceConfig& config, const BalanceShape& shape,
                          const BalanceState& state) {
   try {
     check_arguments(config, shape, plan, state);
-  } catch (const Error& error) {
-    return error.what();
+  } catch (const std::exception& error) {
+    return text_of(error);
   }
   return {};
 }

@@ -57,6 +57,7 @@ void check_scores(const at::Tensor& scores_TE, const Routing& routing, std::stri
   SWITCHYARD_CHECK(scores_TE.dim() == 2 && scores_TE.size(0) == routing.num_tokens && scores_TE.size(1) == routing.num_experts,
                    ShapeError, what, " have shape ", scores_TE.sizes(), "; expected [", routing.num_tokens, ", ",
                    routing.num_experts, "], tokens and experts of the routing");
+  SWITCHYARD_CHECK(scores_TE.is_floating_point(), ShapeError, what, " are ", scores_TE.scalar_type(), "; expected floating point");
 }
 
 // Each row of probabilities sums to 1, so those of a segment sum to its number of tokens (fp32 rows: to about 1e-6 each).

@@ -1,6 +1,7 @@
 #include "switchyard/balance/step_balance.hpp"
 
 #include <algorithm>
+#include <exception>
 
 #include "switchyard/balance/selection.hpp"
 #include "switchyard/balance/step_cells.hpp"
@@ -90,6 +91,14 @@ struct StepBalance::Impl {
   // With several ranks a problem waits for the next collective call, so that all of them throw together.
   template <typename Part>
   void keep_problem(const Part& part);
+  // What `part` makes of the argument of an identity; where it cannot and there are others, the argument, so that the forward goes
+  // on to where all are told.
+  template <typename Part>
+  [[nodiscard]] at::Tensor through(const at::Tensor& argument, const Part& part) {
+    at::Tensor result = argument;
+    keep_problem([&] { result = part(); });
+    return result;
+  }
   void restore(const StepProgress& progress);
   [[nodiscard]] int64_t closed_hash() const {
     std::string text;
@@ -142,9 +151,9 @@ template <typename Part>
 void StepBalance::Impl::keep_problem(const Part& part) {
   try {
     part();
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     if (!many_ranks()) throw;
-    if (problem.empty()) problem = error.what();
+    if (problem.empty()) problem = text_of(error);
   }
 }
 
@@ -234,25 +243,30 @@ StepBalance& StepBalance::operator=(StepBalance&&) noexcept = default;
 
 at::Tensor StepBalance::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                        const at::Tensor& segment_T) {
-  impl_->check_place(forward, layer);
-  return impl_->cells.through_logits(forward, layer, logits_TE, segment_T);
+  return impl_->through(logits_TE, [&] {
+    impl_->check_place(forward, layer);
+    return impl_->cells.through_logits(forward, layer, logits_TE, segment_T);
+  });
 }
 
 at::Tensor StepBalance::through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE, const at::Tensor& segment_T) {
-  impl_->check_place(forward, layer);
-  return impl_->cells.through_probs(forward, layer, probs_TE, segment_T);
+  return impl_->through(probs_TE, [&] {
+    impl_->check_place(forward, layer);
+    return impl_->cells.through_probs(forward, layer, probs_TE, segment_T);
+  });
 }
 
 bool StepBalance::wants_outputs() const { return impl_->config.orthogonality_coefficient != 0.0; }
 
 at::Tensor StepBalance::through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                         const at::Tensor& segment_T) {
-  impl_->check_place(forward, layer);
-  SWITCHYARD_CHECK(loss_T.dim() == 1 && loss_T.sizes() == segment_T.sizes(), ShapeError, impl_->plan.place(forward, layer),
-                   ": orthogonality losses have shape ", loss_T.sizes(), "; expected one per token, ", segment_T.sizes());
-  double& sum = impl_->output_losses[impl_->shape.index(forward, layer)];
-  if (sum == kNotSeen) sum = loss_T.detach().masked_fill(segment_T.lt(0), 0.0).sum(at::kDouble).item<double>();
-  return impl_->cells.through_outputs(forward, layer, out_TD, loss_T, segment_T);
+  return impl_->through(out_TD, [&] {
+    impl_->check_place(forward, layer);
+    impl_->cells.check_token_losses(forward, layer, loss_T, segment_T);
+    double& sum = impl_->output_losses[impl_->shape.index(forward, layer)];
+    if (sum == kNotSeen) sum = loss_T.detach().masked_fill(segment_T.lt(0), 0.0).sum(at::kDouble).item<double>();
+    return impl_->cells.through_outputs(forward, layer, out_TD, loss_T, segment_T);
+  });
 }
 
 at::Tensor StepBalance::selection_offsets_E(int64_t layer) const {
@@ -298,8 +312,10 @@ int64_t StepBalance::step_tokens() const { return impl_->step_tokens(); }
 
 void StepBalance::record(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) {
   const PartScope part(kPart);
-  impl_->check_place(forward, layer);
-  impl_->keep_problem([&] { impl_->record(forward, layer, routing, segment_T); });
+  impl_->keep_problem([&] {
+    impl_->check_place(forward, layer);
+    impl_->record(forward, layer, routing, segment_T);
+  });
 }
 
 void StepBalance::close_forward(int64_t forward) {

@@ -79,7 +79,7 @@ class StepBalance {
   StepBalance& operator=(StepBalance&&) noexcept;
 
   /// Identities; their backward adds the loss's gradient, so go on with what they return. Without balancing they return their
-  /// argument unchanged.
+  /// argument unchanged; so they do on ranks where it cannot be used, until the next collective call tells all.
   /// @param segment_T  the same that record() is given; int64, -1 for padding
   [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                           const at::Tensor& segment_T);

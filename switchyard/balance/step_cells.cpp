@@ -11,7 +11,8 @@ namespace switchyard {
 namespace {
 
 bool same_segments(const at::Tensor& one_T, const at::Tensor& other_T) {
-  return one_T.is_same(other_T) || at::equal(one_T.to(other_T.device()), other_T);
+  if (one_T.is_same(other_T)) return true;
+  return other_T.defined() && other_T.scalar_type() == at::kLong && at::equal(one_T.to(other_T.device()), other_T);
 }
 
 }  // namespace
@@ -19,7 +20,8 @@ bool same_segments(const at::Tensor& one_T, const at::Tensor& other_T) {
 StepCells::StepCells(const StepPlan& plan, const BalanceShape& shape, std::vector<double> factor_of_segment,
                      const TokenLossWeights& weights)
     : plan_(plan), shape_(shape), factor_of_segment_(std::move(factor_of_segment)), weights_(weights),
-      logits_passed_(static_cast<size_t>(plan.num_forwards() * shape.num_layers)), probs_passed_(logits_passed_) {
+      logits_passed_(static_cast<size_t>(plan.num_forwards() * shape.num_layers)), probs_passed_(logits_passed_),
+      checked_segments_F_(static_cast<size_t>(plan.num_forwards())) {
   for (int64_t forward = 0; forward < plan_.num_forwards(); ++forward) {
     for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
       cells_.push_back(c10::make_intrusive<CoefficientCell>(plan_.place(forward, layer)));
@@ -95,10 +97,28 @@ void StepCells::fill_with_zeros(int64_t forward) {
   if (!cells_[shape_.index(forward, 0)]->filled()) fill_forward(forward, {});
 }
 
-void StepCells::check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const {
-  SWITCHYARD_CHECK(segment_T.dim() == 1 && scores_TE.dim() == 2 && segment_T.size(0) == scores_TE.size(0), ShapeError,
-                   plan_.place(forward, layer), ": scores of shape ", scores_TE.sizes(), " with segment numbers of shape ",
-                   segment_T.sizes(), "; expected [T, E] and [T]");
+void StepCells::check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) {
+  SWITCHYARD_CHECK(scores_TE.defined() && segment_T.defined(), ShapeError, plan_.place(forward, layer),
+                   ": scores or segment numbers are an undefined tensor; expected [T, E] and [T]");
+  SWITCHYARD_CHECK(segment_T.dim() == 1 && scores_TE.dim() == 2 && segment_T.size(0) == scores_TE.size(0) &&
+                       scores_TE.size(1) == shape_.num_experts,
+                   ShapeError, plan_.place(forward, layer), ": scores of shape ", scores_TE.sizes(), " with segment numbers of shape ",
+                   segment_T.sizes(), "; expected [T, ", shape_.num_experts, "] and [T]");
+  SWITCHYARD_CHECK(scores_TE.is_floating_point() && segment_T.scalar_type() == at::kLong, ShapeError, plan_.place(forward, layer),
+                   ": scores of type ", scores_TE.scalar_type(), " with segment numbers of type ", segment_T.scalar_type(),
+                   "; expected floating point and Long (int64)");
+  check_range(forward, layer, segment_T);
+}
+
+// Here, and not only where the tokens are counted: in backward this rank would fail alone. A forward has one tensor of them as a rule.
+void StepCells::check_range(int64_t forward, int64_t layer, const at::Tensor& segment_T) {
+  at::Tensor& checked_T = checked_segments_F_[static_cast<size_t>(forward)];
+  if (segment_T.numel() == 0 || (checked_T.defined() && checked_T.is_same(segment_T))) return;
+  const int64_t lowest = segment_T.min().item<int64_t>(), highest = segment_T.max().item<int64_t>();
+  const int64_t num_segments = plan_.segments(forward).size();
+  SWITCHYARD_CHECK(lowest >= -1 && highest < num_segments, ShapeError, plan_.place(forward, layer), ": segment numbers are ", lowest,
+                   " to ", highest, "; expected -1 (padding) to ", num_segments - 1, ", segments of the forward");
+  checked_T = segment_T;
 }
 
 at::Tensor StepCells::through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
@@ -124,6 +144,17 @@ at::Tensor StepCells::through_outputs(int64_t forward, int64_t layer, const at::
                                       const at::Tensor& segment_T) const {
   if (weights_.orthogonality == 0.0) return out_TD;
   return inject_token_loss(out_TD, loss_T, segment_T, output_cells_[shape_.index(forward, layer)]);
+}
+
+void StepCells::check_token_losses(int64_t forward, int64_t layer, const at::Tensor& loss_T, const at::Tensor& segment_T) {
+  SWITCHYARD_CHECK(loss_T.defined() && segment_T.defined(), ShapeError, plan_.place(forward, layer),
+                   ": orthogonality losses or segment numbers are an undefined tensor; expected one of each per token");
+  SWITCHYARD_CHECK(loss_T.dim() == 1 && loss_T.sizes() == segment_T.sizes(), ShapeError, plan_.place(forward, layer),
+                   ": orthogonality losses have shape ", loss_T.sizes(), "; expected one per token, ", segment_T.sizes());
+  SWITCHYARD_CHECK(loss_T.is_floating_point() && segment_T.scalar_type() == at::kLong, ShapeError, plan_.place(forward, layer),
+                   ": orthogonality losses of type ", loss_T.scalar_type(), " with segment numbers of type ", segment_T.scalar_type(),
+                   "; expected floating point and Long (int64)");
+  check_range(forward, layer, segment_T);
 }
 
 void StepCells::check_passed(int64_t forward, int64_t layer, const Routing& routing, const at::Tensor& segment_T) const {

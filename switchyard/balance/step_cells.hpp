@@ -37,13 +37,16 @@ class StepCells {
   /// Fills the cells of a forward with zeros, so that a step that is about to fail reaches the place where all ranks say so.
   void fill_with_zeros(int64_t forward);
 
-  /// The identities of StepBalance. @throws ShapeError where segment_T is not one number per token
+  /// The identities of StepBalance. @throws ShapeError where scores are no floating-point [T, E] or segment_T is not an int64 a token
   [[nodiscard]] at::Tensor through_logits(int64_t forward, int64_t layer, const at::Tensor& logits_TE,
                                           const at::Tensor& segment_T);
   [[nodiscard]] at::Tensor through_probs(int64_t forward, int64_t layer, const at::Tensor& probs_TE,
                                          const at::Tensor& segment_T);
   [[nodiscard]] at::Tensor through_outputs(int64_t forward, int64_t layer, const at::Tensor& out_TD, const at::Tensor& loss_T,
                                            const at::Tensor& segment_T) const;
+
+  /// @throws ShapeError where loss_T is not a floating-point number, and segment_T not an int64, for each token
+  void check_token_losses(int64_t forward, int64_t layer, const at::Tensor& loss_T, const at::Tensor& segment_T);
 
   /// Before a layer's counts are taken. A loss that is asked for and cannot act is an error, never silence.
   /// @throws StateError where its router did not use the identities; ShapeError where it gave them another segment_T
@@ -55,7 +58,8 @@ class StepCells {
 
  private:
   void add_cells_of_tokens(int64_t forward, double weight, std::vector<CellPtr>& cells) const;
-  void check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T) const;
+  void check_segments(int64_t forward, int64_t layer, const at::Tensor& scores_TE, const at::Tensor& segment_T);
+  void check_range(int64_t forward, int64_t layer, const at::Tensor& segment_T);
   void fill_forward(int64_t forward, const std::vector<std::unique_ptr<TermBalance>>& terms);
 
   StepPlan plan_;
@@ -72,6 +76,7 @@ class StepCells {
   std::vector<CellPtr> output_cells_;     // the same
   std::vector<at::Tensor> logits_passed_;  // [F * L], the segment_T that came with them; undefined: not passed
   std::vector<at::Tensor> probs_passed_;   // [F * L], the same
+  std::vector<at::Tensor> checked_segments_F_;  // segment_T whose range was found right
 };
 
 }  // namespace switchyard

@@ -1,5 +1,7 @@
 #include "switchyard/comm/agreement.hpp"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
@@ -28,6 +30,11 @@ void require_equal_values(const Communicator& comm, std::string_view what, const
 }
 
 }  // namespace
+
+std::string text_of(const std::exception& error) {
+  const auto* const from_c10 = dynamic_cast<const c10::Error*>(&error);
+  return from_c10 != nullptr ? from_c10->what_without_backtrace() : error.what();
+}
 
 std::vector<std::string> all_gather_text(Communicator& comm, std::string_view text) {
   std::vector<std::string> texts_R;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,9 @@ class SharedError : public CommError {
  public:
   using CommError::CommError;
 };
+
+/// What an error says, without the backtrace that ATen's and c10d's bring with them, which helps no other rank.
+[[nodiscard]] std::string text_of(const std::exception& error);
 
 /// The lists of all ranks, by rank: one all-gather of the longest length, none where all are empty. Collective.
 /// @param lengths_R  of every rank's list, which all ranks know

@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
 
+#include "switchyard/comm/agreement.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -34,12 +35,6 @@ at::Tensor view_of(std::span<const std::byte> bytes, ElementType type) {
   const int64_t length = std::ssize(bytes) / bytes_of(type);
   if (length == 0) return at::empty({0}, scalar_type_of(type));
   return at::from_blob(const_cast<std::byte*>(bytes.data()), {length}, scalar_type_of(type));
-}
-
-// c10's messages carry a backtrace, which helps nobody here.
-std::string text_of(const std::exception& exception) {
-  const auto* error = dynamic_cast<const c10::Error*>(&exception);
-  return error != nullptr ? error->what_without_backtrace() : exception.what();
 }
 
 // One collective on the backend. Finished once; later calls must not finish before it.

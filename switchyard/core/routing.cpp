@@ -86,6 +86,11 @@ ExpertCounts count_experts(const Routing& routing, const at::Tensor& group_T, in
                    ShapeError, "count_experts: group_T must be an int64 tensor of the routing's ", routing.num_tokens,
                    " tokens");
   SWITCHYARD_CHECK(num_groups >= 1, ShapeError, "count_experts: ", num_groups, " groups; expected at least 1");
+  for (const at::Tensor& slots_A : {routing.token_A, routing.expert_A}) {
+    SWITCHYARD_CHECK(slots_A.defined() && slots_A.dim() == 1 && slots_A.scalar_type() == at::kLong &&
+                         slots_A.size(0) == routing.token_A.size(0),
+                     ShapeError, "count_experts: token_A and expert_A of the routing must be int64 tensors [A] of one length");
+  }
   const at::Tensor host_group_T = group_T.to(at::kCPU).contiguous();
   const at::Tensor host_token_A = routing.token_A.to(at::kCPU).contiguous();
   const at::Tensor host_expert_A = routing.expert_A.to(at::kCPU).contiguous();

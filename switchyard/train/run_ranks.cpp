@@ -32,7 +32,7 @@ void RunRanks::together(const std::function<void()>& part) {
     part();
   } catch (const std::exception& caught) {
     error = std::current_exception();
-    problem = caught.what();
+    problem = text_of(caught);
   }
   try {
     throw_if_any(comm_, problem);
