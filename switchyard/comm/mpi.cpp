@@ -129,10 +129,11 @@ class MpiWork final : public Work {
       throw CommError(where() + reason);
     }
     if (Clock::now() - begin < limit_) return false;
-    const std::vector<int64_t> missing = machine_->missing();
-    const std::string late = join_text(
-        "the time limit of ", limit_.count(), " ms passed; ",
-        missing.empty() ? std::string("all ranks arrived, but not all of their data") : "not arrived: " + rank_list(missing));
+    // Of calls that are done but held back the first under way is late.
+    const Machine& slow = machine_->done() ? *channel_->in_flight.front() : *machine_;
+    const std::string late = join_text("the time limit of ", limit_.count(), " ms passed; ",
+                                       &slow == machine_.get() ? "" : "it waits for its earlier " + to_string(slow.header()) + ": ",
+                                       slow.what_is_missing());
     give_up(join_text("an earlier ", to_string(machine_->header()), " failed: ", late));
     throw CommError(where() + late);
   }

@@ -45,6 +45,7 @@ std::span<std::byte> Machine::chunk(int64_t owner) const {
 void Machine::post_send(std::span<const std::byte> data, int64_t peer, Stage stage) {
   SWITCHYARD_CHECK(data.size() <= std::numeric_limits<int>::max(), CommError, "a message of ", data.size(),
                    " bytes is too long for MPI; split the call");
+  transfers_.push_back({peer, Direction::Send});
   MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
   check(MPI_Isend(data.data(), static_cast<int>(data.size()), MPI_BYTE, static_cast<int>(peer),
                   tag_of(call_.header.sequence, static_cast<int>(stage)), comm_, &request),
@@ -54,7 +55,7 @@ void Machine::post_send(std::span<const std::byte> data, int64_t peer, Stage sta
 void Machine::post_receive(std::span<std::byte> data, int64_t peer, Stage stage) {
   SWITCHYARD_CHECK(data.size() <= std::numeric_limits<int>::max(), CommError, "a message of ", data.size(),
                    " bytes is too long for MPI; split the call");
-  receives_.push_back(requests_.size());
+  transfers_.push_back({peer, Direction::Receive});
   MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
   check(MPI_Irecv(data.data(), static_cast<int>(data.size()), MPI_BYTE, static_cast<int>(peer),
                   tag_of(call_.header.sequence, static_cast<int>(stage)), comm_, &request),
@@ -86,7 +87,7 @@ void Machine::advance() {
     check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &complete, MPI_STATUSES_IGNORE), "MPI_Testall");
     if (complete == 0) return;
     requests_.clear();
-    receives_.clear();
+    transfers_.clear();
     switch (stage_) {
       case Stage::Announce:
         read_headers();
@@ -183,23 +184,29 @@ void Machine::share() {
   }
 }
 
-std::vector<int64_t> Machine::missing() const {
-  std::vector<int64_t> ranks;
-  if (stage_ != Stage::Announce) return ranks;
-  for (size_t i = 0; i < receives_.size(); ++i) {
-    int arrived = 0;
-    check(MPI_Request_get_status(requests_[receives_[i]], &arrived, MPI_STATUS_IGNORE), "MPI_Request_get_status");
-    const auto peer = static_cast<int64_t>(i);
-    if (arrived == 0) ranks.push_back(peer < rank_ ? peer : peer + 1);
+std::vector<int64_t> Machine::open_peers(Direction direction) const {
+  std::vector<int64_t> peers;
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    int is_done = 0;
+    check(MPI_Request_get_status(requests_[i], &is_done, MPI_STATUS_IGNORE), "MPI_Request_get_status");
+    if (is_done == 0 && transfers_[i].direction == direction) peers.push_back(transfers_[i].peer);
   }
-  return ranks;
+  return peers;
+}
+
+std::string Machine::what_is_missing() const {
+  const std::vector<int64_t> senders = open_peers(Direction::Receive);
+  if (!senders.empty() && stage_ == Stage::Announce) return "not arrived: " + rank_list(senders);
+  if (!senders.empty()) return "all ranks arrived, but data of " + rank_list(senders) + " is missing";
+  const std::vector<int64_t> takers = open_peers(Direction::Send);
+  if (!takers.empty()) return "all ranks arrived, but data was not taken by " + rank_list(takers);
+  return "all data came now, too late";
 }
 
 void Machine::cancel() {
-  for (const size_t index : receives_) {
-    if (requests_[index] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[index]);
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    if (transfers_[i].direction == Direction::Receive && requests_[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[i]);
   }
-  receives_.clear();
 }
 
 }  // namespace switchyard::mpi

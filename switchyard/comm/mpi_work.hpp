@@ -39,14 +39,19 @@ class Machine {
   [[nodiscard]] const CallHeader& header() const { return call_.header; }
   [[nodiscard]] CallMode mode() const { return call_.mode; }
 
-  /// Ranks whose header has not come.
-  [[nodiscard]] std::vector<int64_t> missing() const;
+  /// What has not come, or not been taken, and of which ranks: "not arrived: rank 3", "data of rank 3 is missing".
+  [[nodiscard]] std::string what_is_missing() const;
   /// Withdraws what can be withdrawn. What was matched already may still arrive: after an error that breaks the group the memory
   /// given to it must stay until the program ends, as it should (comm/communicator.hpp).
   void cancel();
 
  private:
   enum class Stage { Announce, Exchange, Share, Done };
+  enum class Direction { Send, Receive };
+  struct Transfer {
+    int64_t peer;
+    Direction direction;
+  };
 
   [[nodiscard]] bool rides_along(size_t bytes) const { return bytes <= kInlineBytes; }
   [[nodiscard]] size_t header_bytes() const;
@@ -59,6 +64,8 @@ class Machine {
   void share();
   void post_send(std::span<const std::byte> data, int64_t peer, Stage stage);
   void post_receive(std::span<std::byte> data, int64_t peer, Stage stage);
+  /// Ranks of the stage's open requests.
+  [[nodiscard]] std::vector<int64_t> open_peers(Direction direction) const;
 
   MPI_Comm comm_;
   int64_t rank_;
@@ -69,8 +76,8 @@ class Machine {
   std::vector<std::vector<std::byte>> sent_R_;      // header, then inline data
   std::vector<std::vector<std::byte>> received_R_;  // the same from each peer
   std::vector<std::vector<std::byte>> staging_R_;   // all-reduce: this rank's chunk of each peer
-  std::vector<MPI_Request> requests_;
-  std::vector<size_t> receives_;  // indices into requests_
+  std::vector<MPI_Request> requests_;  // of the stage
+  std::vector<Transfer> transfers_;    // what each of them is
 };
 
 }  // namespace switchyard::mpi

@@ -1,7 +1,10 @@
 // The contract over processes. Started by ctest: mpirun -n N mpi_contract N [contract | progress_thread | time_limit | loop].
 // A world of another size fails.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -9,6 +12,7 @@
 
 #include "contract.hpp"
 #include "switchyard/comm/mpi.hpp"
+#include "switchyard/core/error.hpp"
 
 namespace {
 
@@ -19,6 +23,24 @@ void run_contract(Communicator& world) {
     each.run(world);
     world.barrier();
   }
+}
+
+// Rank 0 arrives and goes no further, as one that is stopped in a large transfer: its data is what the others lack.
+void check_late_data(Communicator& world) {
+  const std::unique_ptr<Communicator> part = world.split(0, 0);
+  part->set_time_limit(std::chrono::milliseconds(300));
+  std::vector<double> values(100000);
+  Pending begun = part->start_all_reduce_sum(std::span(values));  // without a progress thread it moves in wait() only
+  world.barrier();
+  std::string text;
+  try {
+    if (world.rank() != 0) begun.wait();
+  } catch (const CommError& error) {
+    text = error.what();
+  }
+  test::require(world.rank() == 0 || text.find("all ranks arrived, but data of rank") != std::string::npos,
+                "no word of the rank whose data is missing: " + text);
+  world.barrier();
 }
 
 // Sums until somebody dies; tells its process id so that a test can see to that.
@@ -39,6 +61,7 @@ void run(Communicator& world, int64_t expected_size, const std::string& mode) {
     run_contract(world);
   } else if (mode == "time_limit") {
     test::check_time_limit(world);
+    check_late_data(world);
   } else if (mode == "loop") {
     sum_for_ever(world);
   } else {
