@@ -70,7 +70,8 @@ class Communicator {
   void set_step(int64_t step) { step_ = step; }
   [[nodiscard]] int64_t step() const { return step_; }
 
-  /// How long a wait blocks before it gives up, counted from the call of wait() or of the blocking operation. Local.
+  /// How long a wait blocks before it gives up, counted from the call of wait() or of the blocking operation; time in which the
+  /// whole process stood still (for more than a second at once) is not counted. Local.
   /// @throws UsageError unless positive and at most kLongestTimeLimit
   void set_time_limit(std::chrono::milliseconds limit);
   [[nodiscard]] std::chrono::milliseconds time_limit() const { return time_limit_; }

@@ -10,12 +10,13 @@
 #include <thread>
 
 #include "switchyard/comm/mpi_work.hpp"
+#include "switchyard/comm/wait_time.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using Clock = WaitTime::Clock;
 using mpi::Machine;
 
 // How long a wait polls without sleeping, and how long it sleeps between polls afterwards.
@@ -97,7 +98,8 @@ class MpiWork final : public Work {
 
   void wait() override {
     const auto begin = Clock::now();
-    while (!step(begin)) {
+    WaitTime waited(limit_, begin);
+    while (!step(waited)) {
       // A short wait is answered fast; a long one leaves the core to whoever computes.
       if (Clock::now() - begin < kEagerPolling) {
         std::this_thread::yield();
@@ -118,7 +120,7 @@ class MpiWork final : public Work {
   }
 
   // True when complete.
-  bool step(Clock::time_point begin) {
+  bool step(WaitTime& waited) {
     const std::lock_guard lock(session_->mutex);
     SWITCHYARD_CHECK(!session_->is_over, CommError, where(), "the MPI session has ended");
     session_->advance(*channel_);
@@ -128,7 +130,7 @@ class MpiWork final : public Work {
       give_up(reason);
       throw CommError(where() + reason);
     }
-    if (Clock::now() - begin < limit_) return false;
+    if (!waited.is_over(Clock::now())) return false;
     // Of calls that are done but held back the first under way is late.
     const Machine& slow = machine_->done() ? *channel_->in_flight.front() : *machine_;
     const std::string late = join_text("the time limit of ", limit_.count(), " ms passed; ",

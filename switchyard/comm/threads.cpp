@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "switchyard/comm/ordered_sum.hpp"
+#include "switchyard/comm/wait_time.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -59,6 +60,7 @@ struct Group {
   size_t num_fetched = 0;
 };
 
+constexpr std::chrono::milliseconds kLookAgain{100};
 constexpr size_t kSumItemBytes = size_t{256} * 1024;
 
 int64_t count_items(const Meeting& meeting) {
@@ -124,19 +126,19 @@ class ThreadWork final : public Work {
 
   void wait() override {
     std::unique_lock lock(group_->world->mutex);
-    const auto deadline = std::chrono::steady_clock::now() + limit_;
+    WaitTime waited(limit_, WaitTime::Clock::now());
     while (!meeting_->all_arrived()) {
       const std::string reason = obstacle();
       if (!reason.empty()) {
         give_up(reason);
         throw PeerError(where() + reason);
       }
-      if (group_->world->changed.wait_until(lock, deadline) == std::cv_status::timeout && !meeting_->all_arrived()) {
-        const std::string late =
-            join_text("the time limit of ", limit_.count(), " ms passed; not arrived: ", rank_list(missing()));
-        give_up(join_text(who_, " gave up its ", to_string(header_), ": ", late));
-        throw CommError(where() + late);
-      }
+      // In short waits: in a long one a pause of the process would look like lateness.
+      group_->world->changed.wait_for(lock, std::min<std::chrono::milliseconds>(limit_, kLookAgain));
+      if (meeting_->all_arrived() || !obstacle().empty() || !waited.is_over(WaitTime::Clock::now())) continue;
+      const std::string late = join_text("the time limit of ", limit_.count(), " ms passed; not arrived: ", rank_list(missing()));
+      give_up(join_text(who_, " gave up its ", to_string(header_), ": ", late));
+      throw CommError(where() + late);
     }
     finished_ = true;
     if (!meeting_->mismatch.empty()) throw CommError(where() + meeting_->mismatch);

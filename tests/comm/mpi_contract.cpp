@@ -1,4 +1,5 @@
-// The contract over processes. Started by ctest: mpirun -n N mpi_contract N [contract | progress_thread | time_limit | loop].
+// The contract over processes. Started by ctest: mpirun -n N mpi_contract N MODE, one of contract, progress_thread, time_limit, loop
+// and loop_with_limit.
 // A world of another size fails.
 #include <chrono>
 #include <cstdio>
@@ -43,7 +44,7 @@ void check_late_data(Communicator& world) {
   world.barrier();
 }
 
-// Sums until somebody dies; tells its process id so that a test can see to that.
+// Sums until somebody dies; tells its process id so that a test can see to that, and now and then that it goes on.
 void sum_for_ever(Communicator& world) {
   std::printf("rank %ld has process %ld\n", static_cast<long>(world.rank()), static_cast<long>(getpid()));
   std::fflush(stdout);
@@ -51,6 +52,9 @@ void sum_for_ever(Communicator& world) {
     world.set_step(step);
     std::vector<double> values(20000, 1.0);
     world.all_reduce_sum(values);
+    if (world.rank() > 0 || step % 500 != 0) continue;
+    std::printf("step %ld\n", static_cast<long>(step));
+    std::fflush(stdout);
   }
 }
 
@@ -63,6 +67,9 @@ void run(Communicator& world, int64_t expected_size, const std::string& mode) {
     test::check_time_limit(world);
     check_late_data(world);
   } else if (mode == "loop") {
+    sum_for_ever(world);
+  } else if (mode == "loop_with_limit") {
+    world.set_time_limit(std::chrono::seconds(2));
     sum_for_ever(world);
   } else {
     test::require(false, "unknown mode " + mode);

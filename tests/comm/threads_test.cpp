@@ -4,8 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <poll.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -104,6 +111,38 @@ TEST(RunRanks, NamesARankThatReturnedEarly) {
     comm.barrier();
   });
   EXPECT_THAT(text, HasSubstr("rank 1 has returned without joining in"));
+}
+
+// A container that is frozen, a machine that is suspended: here for longer than the limit, by which nobody was late.
+TEST(RunRanks, APauseOfTheWholeProcessIsNotCounted) {
+  constexpr std::chrono::milliseconds kLimit{2000}, kPause{2600}, kMoment{100};
+  std::array<int, 2> ready{}, go{};
+  ASSERT_TRUE(pipe(ready.data()) == 0 && pipe(go.data()) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    const std::string text = error_of(2, [&](Communicator& comm) {
+      comm.set_time_limit(kLimit);
+      char sign = 'r';
+      const bool waits = comm.rank() == 1;  // until the pause is over
+      if (waits && (write(ready[1], &sign, 1) != 1 || read(go[0], &sign, 1) != 1)) throw std::runtime_error("no pipe");
+      comm.barrier();
+    });
+    _exit(text == "no error" ? 0 : 1);
+  }
+  char sign = 0;
+  ASSERT_EQ(read(ready[0], &sign, 1), 1);
+  pollfd handle{static_cast<int>(syscall(SYS_pidfd_open, child, 0)), POLLIN, 0};
+  const auto lives_for = [&handle](std::chrono::milliseconds time) { return poll(&handle, 1, static_cast<int>(time.count())) == 0; };
+  EXPECT_TRUE(lives_for(kMoment));  // in which the other rank has begun to wait
+  kill(child, SIGSTOP);
+  EXPECT_TRUE(lives_for(kPause));
+  kill(child, SIGCONT);
+  EXPECT_TRUE(lives_for(kMoment));  // in which it could give up
+  EXPECT_EQ(write(go[1], &sign, 1), 1);
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  for (const int descriptor : {ready[0], ready[1], go[0], go[1], handle.fd}) close(descriptor);
 }
 
 TEST(RunRanks, DroppingACallEndsTheGroup) {
