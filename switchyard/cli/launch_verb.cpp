@@ -3,6 +3,7 @@
 #include <chrono>
 #include <csignal>
 #include <memory>
+#include <optional>
 
 #include "switchyard/cli/terminal.hpp"
 #include "switchyard/cli/verbs.hpp"
@@ -55,6 +56,17 @@ int wait_for_ranks(ChildProcess& mpirun, const Session& session) {
   return mpirun.exit_code().value();
 }
 
+/// mpirun's own exit code is 128 + signal too where a rank was ended by one.
+std::string what_ended(const ChildProcess& mpirun) {
+  if (const std::optional<int> signal = mpirun.ending_signal()) {
+    return join_text("mpirun was killed by signal ", *signal, "; its ranks end by themselves, and files /dev/shm/vader_segment.* of "
+                     "theirs may be left");
+  }
+  const int code = mpirun.exit_code().value();
+  return join_text("a rank was ended", code > 128 ? join_text(" by signal ", code - 128) : "", " (mpirun's exit code is ", code,
+                   "), and mpirun ended the others");
+}
+
 int launch(const LaunchArguments& arguments, Session& session) {
   SWITCHYARD_CHECK(!started_by_mpi(), UsageError, "launch was itself started by mpirun or srun; give those the command: mpirun -n ",
                    arguments.num_ranks, " switchyard train ...");
@@ -66,13 +78,13 @@ int launch(const LaunchArguments& arguments, Session& session) {
   // Else a number in the configuration would win over the one that was asked for here.
   if (arguments.num_threads > 0) program.insert(program.end(), {"--set", join_text("execution.threads=", arguments.num_threads)});
   const std::vector<std::string> command = mpirun_command(arguments.num_ranks, arguments.num_threads, program);
-  const int code = wait_for_ranks(*start_mpirun(command), session);
+  const std::unique_ptr<ChildProcess> mpirun = start_mpirun(command);
+  const int code = wait_for_ranks(*mpirun, session);
   if (code == kExitDone || code == kExitFailed || code == kExitWrongUse) return code;
   // Ranks that are asked to stop before they listen are ended by the asking.
-  throw DataError(join_text(session.stop->load() ? "stopped, perhaps before all could save: " : "", "a rank was ended",
-                            code > 128 ? join_text(" by signal ", code - 128) : "",
-                            " (mpirun's exit code is ", code, "), and mpirun ended the others; what was saved can be resumed: ",
-                            "switchyard launch -n ", arguments.num_ranks, " -- train --resume RUN"));
+  throw DataError(join_text(session.stop->load() ? "stopped, perhaps before all could save: " : "", what_ended(*mpirun),
+                            "; what was saved can be resumed: switchyard launch -n ", arguments.num_ranks,
+                            " -- train --resume RUN"));
 }
 
 }  // namespace

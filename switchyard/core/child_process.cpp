@@ -170,6 +170,7 @@ void ChildProcess::read_available() {
 int ChildProcess::note_end(int status) {
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   exit_code_ = code;
+  if (WIFSIGNALED(status)) ending_signal_ = WTERMSIG(status);
   read_available();
   return code;
 }

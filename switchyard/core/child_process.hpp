@@ -47,6 +47,9 @@ class ChildProcess {
   int wait();
   /// Exit code; 128 + signal when a signal ended it. None while running.
   [[nodiscard]] std::optional<int> exit_code() const { return exit_code_; }
+  /// The signal that ended it itself, of which exit_code() cannot tell a child that exits so because its own child was ended. None
+  /// while running, and where it exited.
+  [[nodiscard]] std::optional<int> ending_signal() const { return ending_signal_; }
   /// Sends the signal if the child still runs.
   void signal(int number);
 
@@ -62,6 +65,7 @@ class ChildProcess {
   std::string unread_;  // of standard output
   std::string error_tail_;
   std::optional<int> exit_code_;
+  std::optional<int> ending_signal_;
 };
 
 struct ChildResult {

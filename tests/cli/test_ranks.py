@@ -134,6 +134,21 @@ def test_a_rank_that_hangs_is_named_by_the_one_that_waits(work, config):
     assert re.search("not arrived: rank 1|data of rank 1 is missing|data was not taken by rank 1", err)
 
 
+def test_a_killed_mpirun_is_not_taken_for_a_rank(work, config):
+    folder = work / "without_mpirun"
+    process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder, "--set", "steps=100000")
+    wait_until(lambda: (folder / "log.jsonl").exists() and losses(folder), process)
+    handles = [os.pidfd_open(number) for number in ranks_below(process.pid).values()]
+    (mpirun,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    begin = time.monotonic()
+    os.kill(int(mpirun), signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 1
+    assert "mpirun was killed by signal 9" in err and "a rank was ended" not in err
+    assert "what was saved can be resumed" in err
+    wait_until_ended(handles, begin + LIMIT_SECONDS)
+
+
 def wait_until_ended(handles, deadline):
     import select
 

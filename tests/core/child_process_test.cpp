@@ -66,8 +66,13 @@ TEST(ChildProcess, ReportsTheSignalThatEndedIt) {
   ChildProcess child(shell("echo ready; while true; do read x < /dev/zero; done"));
   while (child.read_lines().empty()) wait_for_any({&child}, kWait);
   child.signal(SIGTERM);
+  EXPECT_EQ(child.ending_signal(), std::nullopt);
   (void)run_to_end(child);
   EXPECT_EQ(child.exit_code(), 128 + SIGTERM);
+  EXPECT_EQ(child.ending_signal(), SIGTERM);
+  ChildProcess exits(shell("exit 143"));  // as one does whose own child was ended by a signal
+  EXPECT_EQ(exits.wait(), 128 + SIGTERM);
+  EXPECT_EQ(exits.ending_signal(), std::nullopt);
 }
 
 TEST(RunChild, GivesOutputErrorsAndExitCode) {
