@@ -7,12 +7,14 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <streambuf>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "switchyard/core/descriptor.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -21,31 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kBufferBytes = size_t{1} << 18;
-
-[[noreturn]] void throw_failed(std::string_view action, const fs::path& path, int reason) {
-  throw DataError(join_text("cannot ", action, " ", path.string(), ": ", std::generic_category().message(reason)));
-}
-
-// An open file. The destructor closes without checking; a file that was written is closed by finish().
-class Descriptor {
- public:
-  explicit Descriptor(int handle) : handle_(handle) {}
-  ~Descriptor() {
-    if (handle_ >= 0) ::close(handle_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  [[nodiscard]] int get() const { return handle_; }
-  // Some file systems report a full disk only here.
-  [[nodiscard]] int finish() {
-    if (::fsync(handle_) != 0) return errno;
-    return ::close(std::exchange(handle_, -1)) == 0 ? 0 : errno;
-  }
-
- private:
-  int handle_;
-};
 
 // Keeps the reason of the first failed write, which std::ofstream loses.
 class DescriptorBuffer : public std::streambuf {
@@ -61,7 +38,7 @@ class DescriptorBuffer : public std::streambuf {
   }
   std::streamsize xsputn(const char* data, std::streamsize size) override {
     if (size < epptr() - pptr()) return std::streambuf::xsputn(data, size);
-    return drain() && write_all(data, static_cast<size_t>(size)) ? size : 0;
+    return drain() && put(data, static_cast<size_t>(size)) ? size : 0;
   }
   int sync() override { return drain() ? 0 : -1; }
   // Only tellp() is supported: the file is written front to back.
@@ -73,22 +50,12 @@ class DescriptorBuffer : public std::streambuf {
  private:
   void reset() { setp(buffer_.data(), buffer_.data() + buffer_.size()); }
   bool drain() {
-    const bool done = write_all(pbase(), static_cast<size_t>(pptr() - pbase()));
+    const bool done = put(pbase(), static_cast<size_t>(pptr() - pbase()));
     reset();
     return done;
   }
-  bool write_all(const char* data, size_t size) {
-    while (size > 0 && reason_ == 0) {
-      const ssize_t count = ::write(handle_, data, size);
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0) {
-        reason_ = count < 0 ? errno : EIO;
-        break;
-      }
-      data += count;
-      size -= static_cast<size_t>(count);
-      written_ += count;
-    }
+  bool put(const char* data, size_t size) {
+    if (reason_ == 0) reason_ = write_all(handle_, {data, size}, written_);
     return reason_ == 0;
   }
 
@@ -98,19 +65,10 @@ class DescriptorBuffer : public std::streambuf {
   std::vector<char> buffer_;
 };
 
-fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
-
 constexpr const char* kPart = ".part-";
 
 fs::path part_path(const fs::path& path) {
   return parent_of(path) / join_text(".", path.filename().string(), kPart, ::getpid());
-}
-
-void sync_path(const fs::path& path) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) throw_failed("open", path, errno);
-  // Some network file systems cannot sync a folder and say so with EINVAL; there is nothing better to do there.
-  if (::fsync(file.get()) != 0 && errno != EINVAL) throw_failed("sync", path, errno);
 }
 
 // Removes the file unless keep() was called.

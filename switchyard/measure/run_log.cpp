@@ -10,11 +10,14 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/measure/run_log_lines.hpp"
 
 namespace switchyard {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr size_t kShownLetters = 80;  // of a line that is refused
 
 // The fields of each record, once for writing and reading: const when writing.
 template <typename Given, typename Record>
@@ -236,18 +239,11 @@ Record read_record(const Json& object, const std::string& where) {
   return record;
 }
 
-struct Line {
-  std::string text;
-  std::string where;
-  std::string kind;
-  int64_t step = 0;
-  Json object;
-};
-
 // Kind and step, which every record has.
-Line parse_line(std::string_view text, std::string where, Json object) {
-  SWITCHYARD_CHECK(object.is_object(), DataError, where, ": not a JSON object: ", text.substr(0, 80));
-  Line line{std::string(text), std::move(where), {}, 0, std::move(object)};
+LogLine parse_line(std::string_view text, std::string where, Json object) {
+  LogLine line{std::string(text), std::move(where), {}, 0, std::move(object)};
+  if (line.is_broken()) return line;
+  SWITCHYARD_CHECK(line.object.is_object(), DataError, line.where, ": not a JSON object: ", text.substr(0, kShownLetters));
   Reader reader{line.object, line.where};
   reader("kind", line.kind);
   if (line.kind == "start") {
@@ -260,35 +256,12 @@ Line parse_line(std::string_view text, std::string where, Json object) {
   return line;
 }
 
-std::vector<Line> read_lines(const std::filesystem::path& path) {
-  const std::string content = read_file(path);
-  std::vector<Line> lines;
-  int64_t number = 0;
-  for (size_t begin = 0; begin < content.size();) {
-    const size_t newline = content.find('\n', begin);
-    const bool whole = newline != std::string::npos;
-    const std::string_view text = std::string_view(content).substr(begin, (whole ? newline : content.size()) - begin);
-    begin = whole ? newline + 1 : content.size();
-    const std::string where = join_text(path.string(), ":", ++number);
-    Json object = Json::parse(text, nullptr, false);
-    // The newline is written last: without it the process died in the middle of this line.
-    if (object.is_discarded() && !whole) break;
-    SWITCHYARD_CHECK(!object.is_discarded(), DataError, where, ": not JSON: ", text.substr(0, 80));
-    lines.push_back(parse_line(text, where, std::move(object)));
-  }
-  return lines;
-}
-
-bool is_kept(const Line& line, int64_t keep_until_step) {
-  // A start names the first step it is going to do, every other record the steps that are done.
-  return line.kind == "start" ? line.step - 1 <= keep_until_step : line.step <= keep_until_step;
-}
-
 // None without a start record.
 std::optional<RunLog> read_records(const std::filesystem::path& path) {
   RunLog log;
   bool started = false;
-  for (const Line& line : read_lines(path)) {
+  for (const LogLine& line : read_log_lines(path)) {
+    refuse_broken(line);
     if (line.kind == "start") {
       log.start = read_record<StartRecord>(line.object, line.where);
       log.end.reset();
@@ -308,33 +281,25 @@ std::optional<RunLog> read_records(const std::filesystem::path& path) {
 
 }  // namespace
 
-RunLogWriter::RunLogWriter(const std::filesystem::path& path, int64_t keep_until_step) : path_(path) {
-  std::error_code error;
-  if (std::filesystem::exists(path_, error)) {
-    SWITCHYARD_CHECK(std::filesystem::is_regular_file(path_, error), DataError, "cannot write the run log ",
-                     path_.string(), ": not a regular file");
-    std::string kept;
-    for (const Line& line : read_lines(path_)) {
-      if (is_kept(line, keep_until_step)) kept += line.text + "\n";
-    }
-    write_file_atomically(path_, kept);
+std::vector<LogLine> read_log_lines(const std::filesystem::path& path) {
+  const std::string content = read_file(path);
+  std::vector<LogLine> lines;
+  int64_t number = 0;
+  for (size_t begin = 0; begin < content.size();) {
+    const size_t newline = content.find('\n', begin);
+    const bool whole = newline != std::string::npos;
+    const std::string_view text = std::string_view(content).substr(begin, (whole ? newline : content.size()) - begin);
+    begin = whole ? newline + 1 : content.size();
+    LogLine line = parse_line(text, join_text(path.string(), ":", ++number), Json::parse(text, nullptr, false));
+    // The newline is written last: without it the process died in the middle of this line.
+    if (whole || !line.is_broken()) lines.push_back(std::move(line));
   }
-  out_.open(path_, std::ios::binary | std::ios::app);
-  SWITCHYARD_CHECK(out_.is_open(), DataError, "cannot write the run log ", path_.string(),
-                   ": check that its folder exists and may be written");
+  return lines;
 }
 
-void RunLogWriter::add(const StartRecord& record) { add_line(record_line("start", record)); }
-void RunLogWriter::add(const StepRecord& record) { add_line(record_line("step", record)); }
-void RunLogWriter::add(const EvaluationRecord& record) { add_line(to_json_line(record)); }
-void RunLogWriter::add(const NoticeRecord& record) { add_line(record_line("notice", record)); }
-void RunLogWriter::add(const EndRecord& record) { add_line(record_line("end", record)); }
-
-void RunLogWriter::add_line(const std::string& line) {
-  out_ << line << '\n';
-  out_.flush();
-  SWITCHYARD_CHECK(out_.good(), DataError, "cannot write the run log ", path_.string(),
-                   ": the disk may be full; free space and resume the run");
+void refuse_broken(const LogLine& line) {
+  SWITCHYARD_CHECK(!line.is_broken(), DataError, line.where, ": not JSON: ", line.text.substr(0, kShownLetters),
+                   "; the log is damaged there. Resume the run, which cuts off what is broken behind its checkpoint, or delete that line");
 }
 
 std::optional<RunLog> find_run_log(const std::filesystem::path& path) {
@@ -348,6 +313,20 @@ RunLog read_run_log(const std::filesystem::path& path) {
   return *std::move(log);
 }
 
+std::optional<StartRecord> find_start(const std::filesystem::path& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return std::nullopt;
+  std::optional<StartRecord> start;
+  for (const LogLine& line : read_log_lines(path)) {
+    if (line.kind == "start") start = read_record<StartRecord>(line.object, line.where);
+  }
+  return start;
+}
+
+std::string to_json_line(const StartRecord& record) { return record_line("start", record); }
+std::string to_json_line(const StepRecord& record) { return record_line("step", record); }
 std::string to_json_line(const EvaluationRecord& record) { return record_line("evaluation", record); }
+std::string to_json_line(const NoticeRecord& record) { return record_line("notice", record); }
+std::string to_json_line(const EndRecord& record) { return record_line("end", record); }
 
 }  // namespace switchyard

@@ -6,11 +6,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "switchyard/core/append_file.hpp"
 #include "switchyard/measure/load.hpp"
 
 namespace switchyard {
@@ -148,26 +148,34 @@ struct NoticeRecord {
   bool operator==(const NoticeRecord&) const = default;
 };
 
-/// Appends records, flushed line by line. On opening an existing log, what lies after `keep_until_step` is cut off, so that a
-/// resumed run has each step once: steps, evaluations, notices and ends of later steps, and starts whose first step is later
-/// than the next one. A torn last line (without its newline and not whole) is dropped. Strings that are not UTF-8 get
-/// replacement characters.
+/// Appends records, a line at a time: a line that could not be written whole is not there. On opening an existing log, what lies
+/// after `keep_until_step` is cut off, so that a resumed run has each step once: steps, evaluations, notices and ends of later steps,
+/// and starts whose first step is later than the next one. So are lines that cannot be read, where nothing that is kept comes after
+/// them. Of a step that is there more than once the last line stays. Strings that are not UTF-8 get replacement characters.
 class RunLogWriter {
  public:
   /// The folder must exist.
-  /// @throws DataError when the file cannot be written, or holds what read_run_log() would refuse
+  /// @throws DataError when the file cannot be written, or holds what read_run_log() would refuse, save at its end
   RunLogWriter(const std::filesystem::path& path, int64_t keep_until_step);
+  /// What the log that was there lacked or had too much, in plain words: lines that could not be read, steps up to
+  /// `keep_until_step` that are missing, steps that were there more than once. Not a torn last line.
+  [[nodiscard]] const std::vector<std::string>& mended() const { return mended_; }
   /// @throws DataError when the line cannot be written (disk full)
   void add(const StartRecord& record);
   void add(const StepRecord& record);
   void add(const EvaluationRecord& record);
   void add(const NoticeRecord& record);
   void add(const EndRecord& record);
+  /// Returns when all lines are on the disk. @throws DataError
+  void sync() { file_.sync(); }
+  /// @throws DataError where the log was moved or removed: nobody would find its lines
+  void check_in_place() const;
 
  private:
   void add_line(const std::string& line);
   std::filesystem::path path_;
-  std::ofstream out_;
+  std::vector<std::string> mended_;
+  AppendFile file_;
 };
 
 struct RunLog {
@@ -186,7 +194,14 @@ struct RunLog {
 /// The same; none where there is no file, or no start record yet in it: the process was killed before.
 [[nodiscard]] std::optional<RunLog> find_run_log(const std::filesystem::path& path);
 
+/// The last start record; none where there is no file, or no start in it. Lines that are not JSON are passed over.
+[[nodiscard]] std::optional<StartRecord> find_start(const std::filesystem::path& path);
+
 /// One record as its line of the log, without the newline.
+[[nodiscard]] std::string to_json_line(const StartRecord& record);
+[[nodiscard]] std::string to_json_line(const StepRecord& record);
 [[nodiscard]] std::string to_json_line(const EvaluationRecord& record);
+[[nodiscard]] std::string to_json_line(const NoticeRecord& record);
+[[nodiscard]] std::string to_json_line(const EndRecord& record);
 
 }  // namespace switchyard

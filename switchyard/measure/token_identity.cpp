@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-constexpr double kNoRoom = 1e-9;
+constexpr double kNoTokenRoom = 1e-9;
 
 at::Tensor host_labels(const at::Tensor& labels_T, const char* name, int64_t num_tokens) {
   SWITCHYARD_CHECK(labels_T.defined() && labels_T.dim() == 1 && labels_T.scalar_type() == at::kLong &&
@@ -137,7 +137,7 @@ Matrix<double> token_identity_shares(const std::array<TokenTable, 2>& halves, co
 double beyond_token_score(double information, double token_information, double reference_information,
                           double reference_token_information) {
   const double room = reference_information - reference_token_information;
-  return room > kNoRoom ? (information - token_information) / room : 0.0;
+  return room > kNoTokenRoom ? (information - token_information) / room : 0.0;
 }
 
 }  // namespace switchyard

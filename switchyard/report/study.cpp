@@ -222,8 +222,28 @@ void compare_beginnings(StudyGroup& group) {
   doubt_beginning(group, settings);
 }
 
+/// Steps rise from the first by one, or in the log of another program by whatever it logs at.
+void warn_of_gap(StudyGroup& group, const StudyRun& run) {
+  const std::vector<StepRecord>& steps = run.input.log.steps;
+  int64_t pace = 1;
+  for (std::size_t i = 1; i < steps.size(); ++i) {
+    const int64_t rise = steps[i].step - steps[i - 1].step;
+    pace = i == 1 ? rise : std::min(pace, rise);
+  }
+  int64_t before = 0;
+  for (const StepRecord& record : steps) {
+    const int64_t expected = before + std::max<int64_t>(pace, 1);
+    before = record.step;
+    if (record.step == expected) continue;
+    group.warnings.push_back(join_text("The log of run ", run.input.name, " has step ", record.step, " where step ", expected,
+                                       " is expected: steps are missing or there twice, so its curves and times are not whole."));
+    return;
+  }
+}
+
 void add_warnings(StudyGroup& group) {
   for (const StudyRun& run : group.runs) {
+    warn_of_gap(group, run);
     if (run.state == RunState::Done) continue;
     group.warnings.push_back(join_text(
         "Run ", run.input.name, " is not finished (", to_string(run.state), " after step ", run.steps_done(), " of ",

@@ -4,9 +4,8 @@
 
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <system_error>
 
 #include "switchyard/core/error.hpp"
 
@@ -81,6 +80,13 @@ uint32_t masked_crc(std::string_view bytes) {
   return std::rotr(crc, 15) + 0xa282ead8U;
 }
 
+/// TensorBoard reads the files of a folder in the order of their names, so the time comes first.
+std::string new_name() {
+  const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::system_clock::now().time_since_epoch()).count();
+  return join_text("events.out.tfevents.", milliseconds, ".", getpid());
+}
+
 }  // namespace
 
 uint32_t crc32c(std::string_view bytes) {
@@ -89,13 +95,8 @@ uint32_t crc32c(std::string_view bytes) {
   return ~crc;
 }
 
-EventFileWriter::EventFileWriter(const std::filesystem::path& folder, int64_t first_step) {
-  const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(
-      std::chrono::system_clock::now().time_since_epoch()).count();
-  // TensorBoard reads the files of a folder in the order of their names, so the time comes first.
-  path_ = folder / join_text("events.out.tfevents.", milliseconds, ".", getpid());
-  out_.open(path_, std::ios::binary | std::ios::trunc);
-  SWITCHYARD_CHECK(out_, DataError, "cannot create ", path_.string(), ": ", std::strerror(errno));
+EventFileWriter::EventFileWriter(const std::filesystem::path& folder, int64_t first_step)
+    : path_(folder / new_name()), file_(path_) {
   std::string version = event_head(0);
   append_bytes(version, kEventFileVersion, "brain.Event:2");
   write_record(version);
@@ -128,10 +129,9 @@ void EventFileWriter::write_record(std::string_view event) {
   append_little_endian(record, masked_crc(length));
   record.append(event);
   append_little_endian(record, masked_crc(event));
-  out_.write(record.data(), static_cast<std::streamsize>(record.size()));
-  out_.flush();
-  SWITCHYARD_CHECK(out_, DataError, "cannot write to ", path_.string(), ": ", std::strerror(errno),
-                   "; is the disk full?");
+  const int reason = file_.append(record);
+  SWITCHYARD_CHECK(reason == 0, DataError, "cannot write ", path_.string(), ": ", std::generic_category().message(reason),
+                   "; the disk may be full: free space and resume the run");
 }
 
 }  // namespace switchyard

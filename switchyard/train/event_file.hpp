@@ -4,11 +4,12 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include "switchyard/core/append_file.hpp"
 
 namespace switchyard {
 
@@ -17,7 +18,7 @@ namespace switchyard {
 
 using NamedScalar = std::pair<std::string, double>;
 
-/// Appends to its own new file; flushed after each event.
+/// Appends to its own new file; an event that could not be written whole is not there.
 class EventFileWriter {
  public:
   /// Creates `events.out.tfevents.<milliseconds>.<process>` in `folder`. TensorBoard forgets what other files of the folder hold
@@ -29,7 +30,7 @@ class EventFileWriter {
  private:
   void write_record(std::string_view event);
   std::filesystem::path path_;
-  std::ofstream out_;
+  AppendFile file_;
 };
 
 }  // namespace switchyard

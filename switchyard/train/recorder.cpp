@@ -56,6 +56,7 @@ void RunRecorder::start(const StartRecord& record, int64_t steps_done) {
   for (EvaluationRecord& evaluation : read_run_log(folder_.log_path()).evaluations) last_evaluation_ = std::move(evaluation);
   row_.step = steps_done;
   progress_.on_start(record);
+  for (const std::string& text : log_->mended()) notice(steps_done, text);
   put_row("running");
 }
 
@@ -88,6 +89,7 @@ void RunRecorder::checkpoint(const std::filesystem::path& path, int64_t step) {
 
 void RunRecorder::end(const EndRecord& record) {
   log_->add(record);
+  log_->sync();
   row_.step = record.step;
   put_row(record.reason);
 }

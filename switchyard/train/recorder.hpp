@@ -21,11 +21,13 @@ class RunRecorder {
   /// log before start().
   RunRecorder(const RunFolder& folder, const RunConfig& config, Resume resume, ProgressSink& progress);
 
-  /// Opens log and events; lines of steps after `steps_done` are cut off the log.
+  /// Opens log and events; lines of steps after `steps_done` are cut off the log, and what had to be mended in it is told.
   void start(const StartRecord& record, int64_t steps_done);
   void step(const StepRecord& record);
   void evaluation(const EvaluationRecord& record);
   void notice(int64_t step, const std::string& text);
+  /// Returns when the log is on the disk: a checkpoint must not outlive the lines of its steps.
+  void before_checkpoint() { log_->sync(); }
   void checkpoint(const std::filesystem::path& path, int64_t step);
   void profile(const ProfileReport& report, const std::filesystem::path& folder) { progress_.on_profile(report, folder); }
   void end(const EndRecord& record);

@@ -290,6 +290,9 @@ class TrainingRun {
     if (last_saved_ == state_.step) return;
     last_saved_ = state_.step;
     const std::filesystem::path run_folder = folder_ == nullptr ? std::filesystem::path() : folder_->path();
+    ranks_.together([&] {
+      if (recorder_) recorder_->before_checkpoint();
+    });
     const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_, passed_over_);
     std::erase(passed_over_, path);  // replaced by a whole one
     if (recorder_) recorder_->checkpoint(path, state_.step);
@@ -360,8 +363,8 @@ ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, Ru
   std::string before;
   ranks.together([&] {
     if (folder == nullptr || config.execution.dtype != ComputeType::Auto) return;
-    const std::optional<RunLog> log = find_run_log(folder->log_path());
-    before = log ? log->start.compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
+    const std::optional<StartRecord> start = find_start(folder->log_path());
+    before = start ? start->compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
   });
   before = ranks.from_first(before);
   ComputeType type = config.execution.dtype;

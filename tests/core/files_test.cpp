@@ -2,10 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <fstream>
 #include <memory>
 #include <thread>
@@ -13,6 +11,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/folder_lock.hpp"
+#include "tests/file_size_limit.hpp"
 #include "tests/scratch_folder.hpp"
 
 namespace switchyard {
@@ -31,26 +30,6 @@ class FilesTest : public testing::Test {
 
   test::ScratchFolder scratch_;
   fs::path folder_ = scratch_.path();
-};
-
-// Makes writes beyond `bytes` fail as on a full disk.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    const rlimit limit{bytes, before_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-
- private:
-  rlimit before_{};
-  void (*handler_)(int);
 };
 
 TEST_F(FilesTest, WriteReplacesTheWholeFile) {
@@ -97,13 +76,13 @@ TEST_F(FilesTest, FullDiskLeavesTheOldFileAndSaysWhy) {
   const fs::path path = folder_ / "a.bin";
   write_file_atomically(path, "old");
   const auto overfill = [&] {
-    const FileSizeLimit limit(4096);
+    const test::FileSizeLimit limit(4096);
     write_file_atomically(path, std::string(1'000'000, 'x'));
   };
   EXPECT_THAT(overfill, ThrowsMessage<DataError>(AllOf(HasSubstr(path.string()), HasSubstr("File too large"))));
   // A small file fails only when the buffer is flushed at the end.
   const auto overfill_late = [&] {
-    const FileSizeLimit limit(4096);
+    const test::FileSizeLimit limit(4096);
     write_file_atomically(path, std::string(5000, 'x'));
   };
   EXPECT_THAT(overfill_late, ThrowsMessage<DataError>(HasSubstr("File too large")));

@@ -2,17 +2,17 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <memory>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "tests/file_size_limit.hpp"
 #include "tests/scratch_folder.hpp"
 
 namespace switchyard {
@@ -200,6 +200,67 @@ TEST_F(RunLogFile, GivesAResumedRunEachStepOnce) {
   EXPECT_EQ(log.end, std::nullopt);
 }
 
+class LoggedSteps : public RunLogFile {
+ protected:
+  void write_steps(const std::vector<int64_t>& steps) const {
+    fs::remove(path_);
+    RunLogWriter writer(path_, 0);
+    writer.add(start_at(1));
+    for (const int64_t step : steps) writer.add(step_at(step));
+  }
+  [[nodiscard]] std::vector<int64_t> steps() const {
+    std::vector<int64_t> found;
+    for (const StepRecord& record : read_run_log(path_).steps) found.push_back(record.step);
+    return found;
+  }
+  /// What opening it for a resumed run tells.
+  [[nodiscard]] std::vector<std::string> mended(int64_t keep_until_step) const { return RunLogWriter(path_, keep_until_step).mended(); }
+};
+
+TEST_F(LoggedSteps, TellsWhichOnesAreMissing) {
+  write_steps({1, 2, 3, 4, 5});
+  EXPECT_THAT(mended(5), ::testing::IsEmpty());
+  EXPECT_THAT(mended(3), ::testing::IsEmpty());
+  write_steps({2, 3, 6, 7, 9, 11});
+  EXPECT_THAT(mended(10), ::testing::ElementsAre(HasSubstr("lacks steps 1, 4-5, 8, 10 of the 10 that were done")));
+  EXPECT_EQ(steps(), (std::vector<int64_t>{2, 3, 6, 7, 9}));
+  fs::remove(path_);
+  EXPECT_THAT(mended(0), ::testing::IsEmpty());
+  EXPECT_THAT(mended(1), ::testing::ElementsAre(HasSubstr("lacks step 1 of the 1")));
+}
+
+TEST_F(LoggedSteps, AreKeptOnceAsTheyWereDoneLast) {
+  write_steps({1, 2, 3, 4});
+  RunLogWriter(path_, 4).add(EvaluationRecord{evaluation_at(4)});
+  StepRecord again = step_at(3);
+  again.loss = 7.0;
+  append(to_json_line(again) + "\n" + to_json_line(step_at(4)) + "\n");
+  EXPECT_THAT(mended(4), ::testing::ElementsAre(HasSubstr("had steps 3-4 more than once")));
+  EXPECT_EQ(steps(), (std::vector<int64_t>{1, 2, 3, 4}));
+  EXPECT_EQ(read_run_log(path_).steps[2].loss, 7.0);
+  EXPECT_EQ(read_run_log(path_).evaluations.size(), 1u);
+}
+
+TEST_F(LoggedSteps, AreCutBeforeABrokenLineThatNothingKeptFollows) {
+  write_steps({1, 2, 3});
+  append("{\"kind\":\"step\",\"st{\"kind\":\n" + std::string(20, '\0') + "\n");
+  append(to_json_line(step_at(4)) + "\n");
+  const std::string damaged = read_file(path_);
+  EXPECT_THAT([&] { (void)mended(4); }, ::testing::ThrowsMessage<DataError>(AllOf(HasSubstr("log.jsonl:5"), HasSubstr("not JSON"))));
+  EXPECT_EQ(read_file(path_), damaged);
+  EXPECT_EQ(find_start(path_), start_at(1));
+  EXPECT_THAT(mended(3), ::testing::ElementsAre(HasSubstr("log.jsonl:5 could not be read")));
+  EXPECT_EQ(steps(), (std::vector<int64_t>{1, 2, 3}));
+  EXPECT_THAT(mended(3), ::testing::IsEmpty());
+}
+
+TEST_F(RunLogFile, IsNoLongerThatWhichTheRunWritesOnceItIsMoved) {
+  const RunLogWriter writer(path_, 0);
+  EXPECT_NO_THROW(writer.check_in_place());
+  fs::rename(path_, folder_ / "moved");
+  EXPECT_THAT([&] { writer.check_in_place(); }, ::testing::ThrowsMessage<DataError>(HasSubstr("moved or removed")));
+}
+
 // A process that was killed before its first step still worked on the run: its start stays, a later one goes.
 TEST_F(RunLogFile, KeepsStartsUpToTheNextStep) {
   {
@@ -268,23 +329,24 @@ TEST_F(RunLogFile, ReportsAFileThatCannotBeWritten) {
   EXPECT_THROW(RunLogWriter(folder_, 0), DataError);
 }
 
-// A limit on the size of files stands for a full disk.
-TEST_F(RunLogFile, ReportsAFullDisk) {
-  RunLogWriter writer(path_, 0);
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit old_limit{};
-  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
-  const rlimit limit{100, old_limit.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+// Space is free again when the writer ends: it must not write then what it could not write before.
+TEST_F(RunLogFile, AFullDiskLeavesWholeLines) {
+  auto writer = std::make_unique<RunLogWriter>(path_, 0);
+  writer->add(start_at(1));
+  const std::string whole = read_file(path_);
   std::string message = "no error";
-  try {
-    writer.add(start_at(1));
-  } catch (const DataError& error) {
-    message = error.what();
+  {
+    const test::FileSizeLimit disk(whole.size() + 100);
+    try {
+      writer->add(step_at(1));
+    } catch (const DataError& error) {
+      message = error.what();
+    }
   }
-  ::setrlimit(RLIMIT_FSIZE, &old_limit);
-  std::signal(SIGXFSZ, old_handler);
   EXPECT_THAT(message, AllOf(HasSubstr("log.jsonl"), HasSubstr("disk may be full")));
+  EXPECT_EQ(read_file(path_), whole);
+  writer.reset();
+  EXPECT_EQ(read_file(path_), whole);
 }
 
 }  // namespace

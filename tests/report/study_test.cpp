@@ -70,6 +70,25 @@ TEST(MakeGroups, FollowsTheOrderKindsAndBaselineOfTheOptions) {
   EXPECT_EQ(group.baseline, 0U);
 }
 
+TEST(MakeGroups, WarnsOfStepsThatAreMissingOrThereTwice) {
+  const auto warnings = [](const std::vector<int64_t>& steps) {
+    RunInput run = small_run("x", 0);
+    const StepRecord record = run.log.steps.front();
+    run.log.steps.clear();
+    for (const int64_t step : steps) {
+      run.log.steps.push_back(record);
+      run.log.steps.back().step = step;
+    }
+    return make_groups({run}, {})[0].warnings;
+  };
+  EXPECT_THAT(warnings({1, 2, 6, 7}), ElementsAre(HasSubstr("has step 6 where step 3 is expected")));
+  EXPECT_THAT(warnings({6, 7, 8}), ElementsAre(HasSubstr("has step 6 where step 1 is expected")));
+  EXPECT_THAT(warnings({1, 2, 2, 3}), ElementsAre(HasSubstr("has step 2 where step 3 is expected")));
+  EXPECT_THAT(warnings({1, 2, 3}), IsEmpty());
+  EXPECT_THAT(warnings({}), IsEmpty());
+  EXPECT_THAT(warnings({10, 20, 30}), IsEmpty()) << "another program that logs each tenth step";
+}
+
 TEST(MakeGroups, KeepsApartWhatDoesNotCompare) {
   SyntheticShape other = small_shape();
   other.num_experts = 8;

@@ -6,10 +6,12 @@
 
 #include <array>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "tests/file_size_limit.hpp"
 #include "tests/scratch_folder.hpp"
 
 namespace switchyard {
@@ -70,6 +72,21 @@ TEST(EventFile, HoldsVersionSessionAndScalars) {
       std::string("\x10\xac\x02\x2a\x19") + std::string("\x0a\x0b\x0a\x04loss\x15\x00\x00\xc0\x3f", 13) +
       std::string("\x0a\x0a\x0a\x03lbl\x15\x00\x00\x80\x3e", 12);
   EXPECT_EQ(frames[2].substr(9), expected);
+}
+
+// Space is free again when the writer ends: it must not write then what it could not write before.
+TEST(EventFile, AFullDiskLeavesWholeFrames) {
+  const test::ScratchFolder folder;
+  std::optional<EventFileWriter> writer(std::in_place, folder.path(), 1);
+  const std::filesystem::path path = only_file(folder.path());
+  const std::string whole = read_file(path);
+  {
+    const test::FileSizeLimit disk(whole.size() + 10);
+    EXPECT_THROW(writer->add(1, std::array<NamedScalar, 1>{NamedScalar{"loss", 1.5}}), DataError);
+  }
+  EXPECT_EQ(read_file(path), whole);
+  writer.reset();
+  EXPECT_EQ(read_file(path), whole);
 }
 
 TEST(EventFile, NamesAFolderThatIsMissing) {

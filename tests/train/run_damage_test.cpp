@@ -1,0 +1,165 @@
+// Runs whose log, folder or checkpoints were damaged or taken away, while they ran or before they were resumed.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <sstream>
+#include <utility>
+
+#include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
+#include "switchyard/train/checkpoint.hpp"
+#include "tests/train/run_fixture.hpp"
+
+namespace {
+
+// What was synced of each log since the process began: its bytes at the last call.
+std::map<std::string, uintmax_t>& synced_logs() {
+  static std::map<std::string, uintmax_t> logs;
+  return logs;
+}
+
+}  // namespace
+
+// In the place of the C library's, which it calls: no test can see from outside what is on the disk.
+extern "C" int fdatasync(int file) {
+  std::error_code ignored;
+  const std::filesystem::path path = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(file), ignored);
+  if (path.filename() == "log.jsonl") synced_logs()[path.string()] = std::filesystem::file_size(path, ignored);
+  return static_cast<int>(::syscall(SYS_fdatasync, file));
+}
+
+namespace switchyard {
+namespace {
+
+using testing::AllOf;
+using testing::Contains;
+using testing::HasSubstr;
+
+/// Does something at the first checkpoint, and something at the next.
+class AtCheckpoints : public ProgressSink {
+ public:
+  explicit AtCheckpoints(std::vector<std::function<void()>> parts) : parts_(std::move(parts)) {}
+  void on_checkpoint(const fs::path&) override {
+    if (done_ < parts_.size()) parts_[done_]();
+    ++done_;
+  }
+
+ private:
+  std::vector<std::function<void()>> parts_;
+  size_t done_ = 0;
+};
+
+class RunDamageTest : public RunTest {
+ protected:
+  [[nodiscard]] std::string problem_of_start(const std::string& name, std::vector<std::function<void()>> parts) const {
+    AtCheckpoints progress(std::move(parts));
+    return problem_of([&] { (void)run_training(often_saved(), {folder(name), Resume::No, nullptr, "test"}, progress); });
+  }
+  [[nodiscard]] std::string problem_of_resume(const RunConfig& run, const std::string& name) const {
+    return problem_of([&] { (void)resume(run, name); });
+  }
+  [[nodiscard]] RunConfig often_saved() const {
+    RunConfig run = config();
+    run.checkpoint.every = 1;
+    return run;
+  }
+  [[nodiscard]] std::vector<std::string> log_lines(const std::string& name) const {
+    std::istringstream text(read_file(folder(name) / "log.jsonl"));
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    return lines;
+  }
+  void write_log(const std::string& name, const std::vector<std::string>& lines) const {
+    std::ofstream file(folder(name) / "log.jsonl", std::ios::binary | std::ios::trunc);
+    for (const std::string& line : lines) file << line << '\n';
+  }
+  static std::string problem_of(const std::function<void()>& work) {
+    try {
+      work();
+    } catch (const DataError& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+};
+
+bool is_step(const std::string& line, int64_t step) {
+  return line.starts_with(join_text(R"({"kind":"step","step":)", step, ","));
+}
+
+// A full disk of versions that wrote the line twice: half of it, then all of it again.
+TEST_F(RunDamageTest, ALineBrokenBehindTheCheckpointIsCutOffAndTold) {
+  const RunConfig run = config();
+  start(run, "whole");
+  start_and_stop(run, "a", 4);
+  std::vector<std::string> lines = log_lines("a");
+  const auto step = std::ranges::find_if(lines, [](const std::string& line) { return is_step(line, 4); });
+  ASSERT_NE(step, lines.end());
+  lines.push_back(step->substr(0, 60) + *step);
+  write_log("a", lines);
+  ASSERT_EQ(problem_of_resume(run, "a"), "no error");
+  expect_same_run("whole", "a");
+  EXPECT_THAT(notices("a"), Contains(AllOf(HasSubstr("cut off"), HasSubstr(join_text("log.jsonl:", lines.size())))));
+}
+
+TEST_F(RunDamageTest, ALineBrokenBeforeTheCheckpointIsRefused) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  std::vector<std::string> lines = log_lines("a");
+  lines.insert(std::ranges::find_if(lines, [](const std::string& line) { return is_step(line, 3); }), "{\"kind\":");
+  write_log("a", lines);
+  EXPECT_THAT(problem_of_resume(run, "a"), AllOf(HasSubstr("log.jsonl:"), HasSubstr("not JSON"), HasSubstr("delete that line")));
+  EXPECT_EQ(log_lines("a"), lines);
+}
+
+TEST_F(RunDamageTest, StepsThatTheLogLacksAreTold) {
+  const RunConfig run = config();
+  start_and_stop(run, "a", 4);
+  std::vector<std::string> lines = log_lines("a");
+  std::erase_if(lines, [](const std::string& line) { return is_step(line, 2) || is_step(line, 3); });
+  write_log("a", lines);
+  resume(run, "a");
+  EXPECT_EQ(log("a").steps.size(), 4U);
+  EXPECT_THAT(notices("a"), Contains(HasSubstr("lacks steps 2-3")));
+}
+
+TEST_F(RunDamageTest, OfStepsThatTheLogHasTwiceTheLastIsKept) {
+  const RunConfig run = config();
+  start(run, "whole");
+  start_and_stop(run, "a", 4);
+  std::vector<std::string> lines = log_lines("a");
+  const auto step = std::ranges::find_if(lines, [](const std::string& line) { return is_step(line, 2); });
+  std::string first = *step;
+  first.replace(first.find("\"loss\":") + 7, 0, "9");
+  lines.insert(step, first);
+  write_log("a", lines);
+  resume(run, "a");
+  expect_same_run("whole", "a");
+  EXPECT_THAT(notices("a"), Contains(HasSubstr("had step 2 more than once")));
+}
+
+TEST_F(RunDamageTest, ALogThatIsWholeIsNotTalkedAbout) {
+  const RunConfig run = config();
+  start_and_crash(run, "a", 5);
+  resume(run, "a");
+  EXPECT_THAT(notices("a"), testing::Not(Contains(HasSubstr("log"))));
+}
+
+TEST_F(RunDamageTest, TheLogIsOnTheDiskBeforeTheCheckpointIs) {
+  const fs::path log_path = folder("a") / "log.jsonl";
+  std::vector<uintmax_t> unsynced;
+  const auto look = [&] { unsynced.push_back(fs::file_size(log_path) - synced_logs()[log_path.string()]); };
+  EXPECT_EQ(problem_of_start("a", {look, look, look}), "no error");
+  EXPECT_EQ(unsynced, (std::vector<uintmax_t>{0, 0, 0}));
+  EXPECT_EQ(synced_logs()[log_path.string()], fs::file_size(log_path));
+}
+
+}  // namespace
+}  // namespace switchyard
