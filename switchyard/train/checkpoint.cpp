@@ -168,6 +168,14 @@ void remove_old_checkpoints(const fs::path& run_folder, int64_t newest, int64_t 
   for (size_t i = 0; i + static_cast<size_t>(keep_last) < whole.size(); ++i) remove_checkpoint(whole[i]);
 }
 
+/// Not its parents: where the run folder is gone, its place is not ours.
+void make_folder_of_checkpoints(const fs::path& run_folder) {
+  std::error_code error;
+  fs::create_directory(run_folder / kFolder, error);
+  SWITCHYARD_CHECK(!error, DataError, "cannot make the folder ", (run_folder / kFolder).string(), ": ", error.message(),
+                   "; the checkpoints before are kept, go on with --resume when it can be made");
+}
+
 void check_file(const fs::path& path, const json& expected) {
   std::error_code error;
   const uintmax_t found = fs::file_size(path, error);
@@ -253,6 +261,7 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
   std::optional<StagedFolder> folder;  // of the first rank
   ranks.together([&] {
     if (!ranks.is_first()) return;
+    make_folder_of_checkpoints(run_folder);
     if (fs::exists(target)) {
       if (is_whole(target)) return;  // training is a function of the step, so its content would be the same
       remove_checkpoint(target);

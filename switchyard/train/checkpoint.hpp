@@ -45,6 +45,7 @@ struct CheckpointInfo {
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, a tensor at a time, and writes; the file is
 /// the same for any number of ranks.
 /// @param passed_over  damaged ones, of the first rank: not counted, and removed where they are of an earlier step
+/// The run folder must exist: where it is gone nothing is made in its place.
 /// @return empty on the other ranks
 /// @throws StateError where a weight is not finite, DataError (disk full, no right), on ranks SharedError where it is another's: the
 ///         checkpoints that were there are untouched

@@ -82,6 +82,7 @@ void RunRecorder::notice(int64_t step, const std::string& text) {
 }
 
 void RunRecorder::checkpoint(const std::filesystem::path& path, int64_t step) {
+  log_->check_in_place();
   row_.step = step;
   put_row("running");
   progress_.on_checkpoint(path);
@@ -90,6 +91,7 @@ void RunRecorder::checkpoint(const std::filesystem::path& path, int64_t step) {
 void RunRecorder::end(const EndRecord& record) {
   log_->add(record);
   log_->sync();
+  log_->check_in_place();
   row_.step = record.step;
   put_row(record.reason);
 }

@@ -28,8 +28,10 @@ class RunRecorder {
   void notice(int64_t step, const std::string& text);
   /// Returns when the log is on the disk: a checkpoint must not outlive the lines of its steps.
   void before_checkpoint() { log_->sync(); }
+  /// @throws DataError where nobody would find the log
   void checkpoint(const std::filesystem::path& path, int64_t step);
   void profile(const ProfileReport& report, const std::filesystem::path& folder) { progress_.on_profile(report, folder); }
+  /// @throws DataError where nobody would find the log
   void end(const EndRecord& record);
   /// Marks the run as failed in the store; never throws, because an error is under way.
   void failed(const std::string& message) noexcept;

@@ -218,6 +218,7 @@ class TrainingRun {
   /// Of the steps so far: fewer than were asked for where the run is stopped.
   void finish_profile() {
     const int64_t steps = steps_here_ - kStepsBeforeProfile;
+    folder_->check_in_place();
     const std::filesystem::path profile_folder = folder_->path() / "profile";
     std::filesystem::create_directories(profile_folder);
     const double flops = 3.0 * forward_flops(config_.model, tokens_of_step(), config_.data.batcher.sequence_length);
@@ -291,7 +292,9 @@ class TrainingRun {
     last_saved_ = state_.step;
     const std::filesystem::path run_folder = folder_ == nullptr ? std::filesystem::path() : folder_->path();
     ranks_.together([&] {
-      if (recorder_) recorder_->before_checkpoint();
+      if (folder_ == nullptr) return;
+      folder_->check_in_place();
+      recorder_->before_checkpoint();
     });
     const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_, passed_over_);
     std::erase(passed_over_, path);  // replaced by a whole one
@@ -320,7 +323,10 @@ class TrainingRun {
     record.reason = reason == EndReason::Done ? "done" : "interrupted";
     record.seconds = seconds_since(begin_);
     record.train_seconds = train_seconds_;
-    if (recorder_) recorder_->end(record);
+    if (recorder_) {
+      folder_->check_in_place();
+      recorder_->end(record);
+    }
     RunResult result{reason, state_.step, last_step_, std::nullopt};
     if (recorder_) result.evaluation = recorder_->last_evaluation();
     ranks_.together([] {});  // nobody leaves while the first rank may still fail to write

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <system_error>
+#include <utility>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
@@ -67,6 +68,7 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
 }
 
 RunFolder::~RunFolder() {
+  if (!lock_->folder_is_in_place()) return;  // what is there is not ours
   // A run that could not start leaves no folder.
   std::error_code ignored;
   if (!fs::exists(path_ / kConfigName, ignored)) {
@@ -85,6 +87,17 @@ RunConfig RunFolder::read_config_file() const {
 
 void RunFolder::write_config_file(const RunConfig& config) const {
   write_file_atomically(path_ / kConfigName, to_toml(config));
+}
+
+void RunFolder::check_in_place() {
+  SWITCHYARD_CHECK(lock_->folder_is_in_place(), DataError, "the run folder ", path_.string(),
+                   " was moved or removed while the run wrote to it; steps after its last checkpoint are lost. If it is still there under "
+                   "another name, go on with --resume and that name");
+  if (lock_->file_is_in_place()) return;
+  std::unique_ptr<FolderLock> again = FolderLock::take(path_, "the run folder " + path_.string());
+  SWITCHYARD_CHECK(again != nullptr, DataError, "the run folder ", path_.string(), " is in use by another process, which came in when its ",
+                   FolderLock::kFileName, " was removed; this one ends without writing. Leave that file where it is");
+  lock_ = std::move(again);
 }
 
 }  // namespace switchyard

@@ -32,6 +32,10 @@ class RunFolder {
   [[nodiscard]] RunConfig read_config_file() const;
   void write_config_file(const RunConfig& config) const;
 
+  /// Before anything is written that must not land elsewhere. A lock whose file somebody removed is taken again.
+  /// @throws DataError where the folder was moved, removed or replaced, or another process holds its lock by now
+  void check_in_place();
+
  private:
   std::filesystem::path path_;
   std::unique_ptr<FolderLock> lock_;

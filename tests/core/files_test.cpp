@@ -191,6 +191,23 @@ TEST_F(FilesTest, OneLockAtATimeHoldsAFolder) {
               ThrowsMessage<DataError>(AllOf(HasSubstr("cannot write in the folder none"), HasSubstr("No such file"))));
 }
 
+TEST_F(FilesTest, ALockKnowsWhetherItHoldsWhatIsThere) {
+  const fs::path run = folder_ / "run", moved = folder_ / "moved";
+  fs::create_directory(run);
+  const std::unique_ptr<FolderLock> lock = FolderLock::take(run, "the folder");
+  EXPECT_TRUE(lock->folder_is_in_place() && lock->file_is_in_place());
+  fs::remove(run / FolderLock::kFileName);
+  EXPECT_TRUE(lock->folder_is_in_place());
+  EXPECT_FALSE(lock->file_is_in_place());
+  const std::unique_ptr<FolderLock> other = FolderLock::take(run, "the folder");
+  EXPECT_FALSE(lock->file_is_in_place());
+  EXPECT_TRUE(other->file_is_in_place());
+  fs::rename(run, moved);
+  EXPECT_FALSE(other->folder_is_in_place());
+  fs::create_directory(run);
+  EXPECT_FALSE(other->folder_is_in_place());
+}
+
 TEST_F(FilesTest, Sha256MatchesTheStandard) {
   EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

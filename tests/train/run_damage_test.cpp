@@ -9,11 +9,13 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <memory>
 #include <sstream>
 #include <utility>
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/folder_lock.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "tests/train/run_fixture.hpp"
 
@@ -159,6 +161,71 @@ TEST_F(RunDamageTest, TheLogIsOnTheDiskBeforeTheCheckpointIs) {
   EXPECT_EQ(problem_of_start("a", {look, look, look}), "no error");
   EXPECT_EQ(unsynced, (std::vector<uintmax_t>{0, 0, 0}));
   EXPECT_EQ(synced_logs()[log_path.string()], fs::file_size(log_path));
+}
+
+TEST_F(RunDamageTest, AFolderThatIsRemovedEndsTheRunAndIsNotMadeAgain) {
+  EXPECT_THAT(problem_of_start("a", {[&] { fs::remove_all(folder("a")); }}), AllOf(HasSubstr(folder("a")), HasSubstr("moved or removed")));
+  EXPECT_FALSE(fs::exists(folder("a")));
+}
+
+TEST_F(RunDamageTest, AFolderThatIsMovedEndsTheRunAndCanBeResumedThere) {
+  start(often_saved(), "whole");
+  const std::string problem = problem_of_start("a", {[&] { fs::rename(folder("a"), folder("b")); }});
+  EXPECT_THAT(problem, HasSubstr("moved or removed"));
+  EXPECT_FALSE(fs::exists(folder("a")));
+  resume(often_saved(), "b");
+  expect_same_run("whole", "b");
+}
+
+TEST_F(RunDamageTest, AnotherFolderInThePlaceOfTheRunsIsLeftAlone) {
+  const auto exchange = [&] {
+    fs::rename(folder("a"), folder("b"));
+    fs::create_directory(folder("a"));
+  };
+  EXPECT_THAT(problem_of_start("a", {exchange}), HasSubstr("moved or removed"));
+  EXPECT_TRUE(fs::is_empty(folder("a")));
+}
+
+// The weights of the step are saved all the same.
+TEST_F(RunDamageTest, ALogThatIsRemovedEndsTheRunBehindTheNextCheckpoint) {
+  const std::string problem = problem_of_start("a", {[&] { fs::remove(folder("a") / "log.jsonl"); }});
+  EXPECT_THAT(problem, AllOf(HasSubstr("log.jsonl"), HasSubstr("moved or removed")));
+  EXPECT_EQ(list_checkpoints(folder("a")).back().filename(), "step-00000002");
+  resume(often_saved(), "a");
+  EXPECT_EQ(log("a").end->reason, "done");
+  EXPECT_THAT(notices("a"), Contains(HasSubstr("lacks steps 1-2")));
+}
+
+TEST_F(RunDamageTest, ALogThatIsRemovedAtTheEndIsAnError) {
+  class RemoveLog : public ProgressSink {
+   public:
+    explicit RemoveLog(fs::path path) : path_(std::move(path)) {}
+    void on_evaluation(const EvaluationRecord&) override { fs::remove(path_); }
+
+   private:
+    fs::path path_;
+  } progress(folder("a") / "log.jsonl");
+  EXPECT_THAT(problem_of([&] { (void)run_training(config(), {folder("a"), Resume::No, nullptr, "test"}, progress); }),
+              HasSubstr("moved or removed"));
+}
+
+// Only the lock: nothing is lost, and nobody else may come in.
+TEST_F(RunDamageTest, ALockThatIsRemovedIsTakenAgain) {
+  std::unique_ptr<FolderLock> taken;
+  const std::string problem = problem_of_start("a", {[&] { fs::remove(folder("a") / ".lock"); },
+                                                     [&] { taken = FolderLock::take(folder("a"), "the folder"); }});
+  EXPECT_EQ(problem, "no error");
+  EXPECT_EQ(taken, nullptr);
+}
+
+TEST_F(RunDamageTest, ALockThatAnotherProcessTookEndsTheRun) {
+  std::unique_ptr<FolderLock> taken;
+  const auto take = [&] {
+    fs::remove(folder("a") / ".lock");
+    taken = FolderLock::take(folder("a"), "the folder");
+  };
+  EXPECT_THAT(problem_of_start("a", {take}), HasSubstr("in use by another process"));
+  EXPECT_EQ(list_checkpoints(folder("a")).size(), 1U);
 }
 
 }  // namespace
