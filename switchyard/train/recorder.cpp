@@ -128,7 +128,7 @@ void RunRecorder::write_row(const std::function<void(RunStore&)>& write) {
 
 void RunRecorder::tell_of_store() {
   if (!log_ || store_problem_.empty() || std::exchange(store_told_, true)) return;
-  notice(row_.step, join_text(store_problem_, "; the run goes on, but its row in the store stays as it is. Make the store writable or "
+  notice(row_.step, join_text(store_problem_, "; the run goes on, but its row in the store may stay as it is. Make the store writable or "
                               "delete it: it is an index of the run folders beside it"));
 }
 

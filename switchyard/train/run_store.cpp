@@ -2,6 +2,7 @@
 
 #include <sqlite3.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <ctime>
@@ -12,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-constexpr int kBusyMilliseconds = 30'000;  // another process holds the lock for milliseconds
+constexpr std::chrono::milliseconds kLittlePatience(100);
 
 constexpr const char* kCreate = R"(
 CREATE TABLE IF NOT EXISTS runs(
@@ -102,8 +103,8 @@ class Statement {
 };
 
 // SQLite does not wait, whatever its time-out, for another process that makes a new file write ahead at the same moment.
-void write_ahead(sqlite3* database, const std::string& path) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyMilliseconds);
+void write_ahead(sqlite3* database, const std::string& path, std::chrono::milliseconds patience) {
+  const auto end = std::chrono::steady_clock::now() + patience;
   while (true) {
     const int result = sqlite3_exec(database, "PRAGMA journal_mode = WAL", nullptr, nullptr, nullptr);
     if (result == SQLITE_OK) return;
@@ -118,6 +119,7 @@ void write_ahead(sqlite3* database, const std::string& path) {
 struct RunStore::Impl {
   sqlite3* database = nullptr;
   std::string path;
+  std::chrono::milliseconds patience{};
 
   ~Impl() { sqlite3_close(database); }
   void run(const char* text) const {
@@ -125,16 +127,20 @@ struct RunStore::Impl {
     while (statement.next()) {
     }
   }
-  void write(const std::string& text, const RunRow& row) const;
+  void wait_at_most(std::chrono::milliseconds time) {
+    patience = time;
+    sqlite3_busy_timeout(database, static_cast<int>(time.count()));
+  }
+  void write(const std::string& text, const RunRow& row);
 };
 
-RunStore::RunStore(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
+RunStore::RunStore(const std::filesystem::path& path, std::chrono::milliseconds patience) : impl_(std::make_unique<Impl>()) {
   impl_->path = path.string();
   const int result = sqlite3_open(impl_->path.c_str(), &impl_->database);
   SWITCHYARD_CHECK(result == SQLITE_OK, DataError, "cannot open the run store ", impl_->path, ": ",
                    impl_->database != nullptr ? sqlite3_errmsg(impl_->database) : sqlite3_errstr(result));
-  sqlite3_busy_timeout(impl_->database, kBusyMilliseconds);
-  write_ahead(impl_->database, impl_->path);
+  impl_->wait_at_most(patience);
+  write_ahead(impl_->database, impl_->path, patience);
   impl_->run(kCreate);
 }
 
@@ -144,12 +150,19 @@ void RunStore::begin(const RunRow& row) { impl_->write(put_text(Started::Replace
 
 void RunStore::put(const RunRow& row) { impl_->write(put_text(Started::Kept), row); }
 
-void RunStore::Impl::write(const std::string& text, const RunRow& row) const {
-  Statement statement(database, path, text);
-  int parameter = 0;  // SQLite counts parameters from 1, columns from 0
-  visit_columns(row, [&](const char*, const auto& value) { statement.bind(++parameter, value); });
-  statement.next();
+void RunStore::Impl::write(const std::string& text, const RunRow& row) {
+  try {
+    Statement statement(database, path, text);
+    int parameter = 0;  // SQLite counts parameters from 1, columns from 0
+    visit_columns(row, [&](const char*, const auto& value) { statement.bind(++parameter, value); });
+    statement.next();
+  } catch (const DataError&) {
+    if (sqlite3_errcode(database) == SQLITE_BUSY) wait_at_most(std::min(patience, kLittlePatience));
+    throw;
+  }
 }
+
+std::chrono::milliseconds RunStore::patience() const { return impl_->patience; }
 
 std::vector<RunRow> RunStore::rows() const {
   Statement statement(impl_->database, impl_->path, select_text());

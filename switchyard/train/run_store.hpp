@@ -2,6 +2,7 @@
 // The run store: one SQLite file beside the run folders, one row a run. Several processes may write at once (WAL, they wait
 // for each other). It is an index: everything in it can be read from the run folders too.
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -31,8 +32,9 @@ struct RunRow {
 
 class RunStore {
  public:
-  /// Opens or creates the store. @throws DataError naming the file and SQLite's reason
-  explicit RunStore(const std::filesystem::path& path);
+  /// Opens or creates the store. @param patience  how long to wait for other processes, which hold the store for milliseconds
+  /// @throws DataError naming the file and SQLite's reason
+  explicit RunStore(const std::filesystem::path& path, std::chrono::milliseconds patience = std::chrono::seconds(30));
   ~RunStore();
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;
@@ -42,6 +44,8 @@ class RunStore {
   /// Inserts the row, or replaces the one with the same folder; `started` of an existing row is kept.
   void put(const RunRow& row);
   [[nodiscard]] std::vector<RunRow> rows() const;  // by folder
+  /// Little, once somebody held the store longer than that: a run must not wait for them each time.
+  [[nodiscard]] std::chrono::milliseconds patience() const;
 
  private:
   struct Impl;

@@ -3,8 +3,10 @@
 #include "switchyard/train/run_store.hpp"
 
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 
 #include <array>
+#include <chrono>
 #include <thread>
 
 #include "switchyard/core/error.hpp"
@@ -106,6 +108,26 @@ TEST(RunStore, ManyMayBeTheFirstToOpenIt) {
     for (std::thread& opener : openers) opener.join();
     for (const std::string& error : errors) ASSERT_EQ(error, "") << "round " << round;
   }
+}
+
+// Somebody's tool that has the store open for writing, for hours.
+TEST(RunStore, WaitsLongOnlyOnceForOneThatHoldsIt) {
+  const test::ScratchFolder folder;
+  const auto path = folder.path() / kRunStoreName;
+  RunStore store(path, std::chrono::milliseconds(300));
+  store.put(make_row("a"));
+  EXPECT_EQ(store.patience(), std::chrono::milliseconds(300));
+  sqlite3* holder = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &holder), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(holder, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr), SQLITE_OK);
+  EXPECT_THROW(store.put(make_row("b")), DataError);
+  EXPECT_EQ(store.patience(), std::chrono::milliseconds(100));
+  EXPECT_THROW(store.put(make_row("b")), DataError);
+  EXPECT_EQ(store.patience(), std::chrono::milliseconds(100));
+  ASSERT_EQ(sqlite3_exec(holder, "ROLLBACK", nullptr, nullptr, nullptr), SQLITE_OK);
+  sqlite3_close(holder);
+  store.put(make_row("b"));
+  EXPECT_EQ(store.rows().size(), 2U);
 }
 
 TEST(RunStore, NamesAFileThatIsNoStore) {
