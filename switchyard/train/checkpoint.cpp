@@ -240,14 +240,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
   return found;
 }
 
-std::string saved_compute_type(const fs::path& run_folder) {
-  const std::vector<fs::path> all = list_checkpoints(run_folder);
-  for (auto path = all.rbegin(); path != all.rend(); ++path) {
-    const json state = json::parse(fs::exists(*path / kState) ? read_file(*path / kState) : "", nullptr, /*allow_exceptions=*/false);
-    if (state.is_object() && state.contains("compute_type") && state["compute_type"].is_string()) return state["compute_type"];
-  }
-  return {};
-}
+fs::path state_file(const fs::path& checkpoint) { return checkpoint / kState; }
 
 fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
                          const TrainingState& state, RunRanks& ranks, const std::vector<fs::path>& passed_over) {
@@ -304,6 +297,7 @@ CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
     const json state = parse_json(checkpoint / kState);
     info.domains = state.at("domains").get<std::vector<std::string>>();
     info.data_hash = state.at("data_hash").get<std::string>();
+    info.compute_type = state.value("compute_type", std::string());
     return info;
   } catch (const json::exception& error) {
     throw DataError(join_text((checkpoint / kManifest).string(), " is damaged: ", error.what()));

@@ -32,14 +32,12 @@ struct CheckpointInfo {
   RunConfig config;                  // resolved
   std::vector<std::string> domains;  // in the order of their labels
   std::string data_hash;             // SHA-256 of the data set's manifest
+  std::string compute_type = {};     // that it was trained in, as its file says; empty in older ones. Saving takes that of the model
 };
 
 /// Checkpoints of a run, by step; empty where there is none. Only names are looked at: "step-" and a number, nothing else.
 /// @throws DataError where the folder cannot be read
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
-
-/// The compute type that the newest checkpoint says it was trained in; empty where there is none that says. Not verified.
-[[nodiscard]] std::string saved_compute_type(const std::filesystem::path& run_folder);
 
 /// Writes the checkpoint of `state.step` (a whole one of that step is kept as it is, a damaged one replaced), then removes all
 /// up to it but the newest `keep_last`. Collective: the first rank gathers what is divided, a tensor at a time, and writes; the file is
@@ -52,6 +50,9 @@ struct CheckpointInfo {
 std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
                                       const AdamW& optimizer, const TrainingState& state, RunRanks& ranks,
                                       const std::vector<std::filesystem::path>& passed_over = {});
+
+/// The file of a checkpoint that says what is not in its tensors.
+[[nodiscard]] std::filesystem::path state_file(const std::filesystem::path& checkpoint);
 
 /// Checks the manifest and every hash, and reads the configuration.
 /// @throws DataError naming the file that is missing, damaged or of a format this version does not know

@@ -21,6 +21,7 @@
 #include "switchyard/train/memory_need.hpp"
 #include "switchyard/train/notices.hpp"
 #include "switchyard/train/recorder.hpp"
+#include "switchyard/train/resume_point.hpp"
 #include "switchyard/train/run_ranks.hpp"
 #include "switchyard/train/schedule.hpp"
 #include "switchyard/train/step.hpp"
@@ -59,8 +60,10 @@ Decoder make_model(const RunConfig& config, ComputeType compute, int64_t num_dom
 /// Everything a run holds while it runs, on one of its ranks. Made without messages; the rest is collective.
 class TrainingRun {
  public:
-  TrainingRun(const RunConfig& config, ComputeType compute, const RunOptions& options, RunFolder* folder, RunRanks& ranks)
-      : config_(config), options_(options), folder_(folder), ranks_(ranks), dataset_(open_fitting_dataset(config)),
+  /// @param point  of the first rank
+  TrainingRun(const RunConfig& config, ComputeType compute, const RunOptions& options, RunFolder* folder, const ResumePoint& point,
+              RunRanks& ranks)
+      : config_(config), options_(options), folder_(folder), point_(point), ranks_(ranks), dataset_(open_fitting_dataset(config)),
         batcher_(dataset_, config.data.batcher, seed()), compute_(compute),
         model_(make_model(config, compute, static_cast<int64_t>(batcher_.domains().size()), ranks)),
         optimizer_(model_.parameters(), config.optimizer), heldout_(load_heldout(dataset_, config)),
@@ -138,13 +141,10 @@ class TrainingRun {
     if (recorder_) recorder_->notice(state_.step, text);
   }
 
-  /// The first rank chooses the checkpoint; all read it, each from what it sees at that path, which may be a disk of its own.
+  /// The first rank has chosen the checkpoint and verified it; all read it, each from what it sees at that path, which may be a disk
+  /// of its own.
   void resume() {
-    std::string checkpoint;
-    ranks_.together([&] {
-      if (folder_ != nullptr) checkpoint = choose_checkpoint();
-    });
-    checkpoint = ranks_.from_first(checkpoint);
+    const std::string checkpoint = ranks_.from_first(point_.checkpoint.string());
     if (checkpoint.empty()) return;
     std::string hash;
     ranks_.together([&] {
@@ -153,32 +153,17 @@ class TrainingRun {
     });
     ranks_.require_same("what they read at " + checkpoint + " (SHA-256 of its manifest; give all of them the same run folder)", hash);
     ranks_.together([&] {
+      SWITCHYARD_CHECK(folder_ == nullptr || point_.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
+                       " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
+                       "--set data.path=FOLDER, or start a new run");
+    });
+    ranks_.together([&] {
       load_checkpoint(checkpoint, model_, optimizer_, state_);
       SWITCHYARD_CHECK(config_.steps >= state_.step, ConfigError, "steps is ", config_.steps, ", but this run has done ",
                        state_.step, " steps; give at least as many");
       batcher_.restore(state_.batcher);
     });
     ranks_before_ = state_.ranks;
-  }
-
-  /// @return empty where there is none
-  std::string choose_checkpoint() {
-    const RunConfig before = folder_->read_config_file();
-    for (const ConfigDifference& change : check_resume_config(before, config_)) {
-      pending_notices_.push_back(join_text("resumed with ", change.key, " = ", change.after, ", was ", change.before));
-    }
-    if (list_checkpoints(folder_->path()).empty()) {
-      pending_notices_.emplace_back("no checkpoint had been written yet: the run starts from step 0 again");
-      return {};
-    }
-    const FoundCheckpoint found = find_checkpoint(folder_->path());
-    pending_notices_.insert(pending_notices_.end(), found.notices.begin(), found.notices.end());
-    passed_over_ = found.passed_over;
-    (void)check_resume_config(found.info.config, config_);
-    SWITCHYARD_CHECK(found.info.data_hash == dataset_.hash(), DataError, "the data set ", dataset_.folder().string(),
-                     " is not the one this run was trained on (its manifest has another SHA-256); give the old one with "
-                     "--set data.path=FOLDER, or start a new run");
-    return found.path.string();
   }
 
   StartRecord start_record() {
@@ -196,8 +181,7 @@ class TrainingRun {
   }
 
   void add_standing_notices() {
-    for (const std::string& text : pending_notices_) notice(text);
-    pending_notices_.clear();
+    for (const std::string& text : point_.notices) notice(text);
     const auto domains = static_cast<int64_t>(batcher_.domains().size());
     const RunStart start{state_.step, ranks_.size(), ranks_before_, compute_, heldout_.sequences, domains,
                          count_documents(heldout_)};
@@ -336,6 +320,7 @@ class TrainingRun {
   const RunConfig& config_;
   const RunOptions& options_;
   RunFolder* folder_;  // null: another rank writes
+  const ResumePoint& point_;
   RunRanks& ranks_;
   Clock::time_point begin_ = Clock::now();
   Dataset dataset_;
@@ -347,8 +332,7 @@ class TrainingRun {
   CheckpointInfo info_;
   TrainingState state_;
   std::optional<StepRecord> last_step_;
-  std::vector<std::string> pending_notices_;
-  std::vector<std::filesystem::path> passed_over_;  // damaged checkpoints; first rank only
+  std::vector<std::filesystem::path> passed_over_ = point_.passed_over;  // damaged checkpoints; first rank only
   int64_t last_saved_ = -1;
   int64_t ranks_before_ = ranks_.size();  // of the process that wrote the checkpoint
   double train_seconds_ = 0.0;
@@ -364,17 +348,11 @@ void check_ranks(const RunConfig& config, int64_t num_ranks) {
 }
 
 /// auto goes on in the type that the run began in: another processor may be faster in another one. Collective
-/// @param folder  null on all ranks but the first
-ComputeType compute_type_of(const RunConfig& config, const RunFolder* folder, RunRanks& ranks) {
-  std::string before;
-  ranks.together([&] {
-    if (folder == nullptr || config.execution.dtype != ComputeType::Auto) return;
-    const std::optional<StartRecord> start = find_start(folder->log_path());
-    before = start ? start->compute_type : saved_compute_type(folder->path());  // a log may be lost or emptied
-  });
-  before = ranks.from_first(before);
+/// @param before  of the first rank; empty where it is not known
+ComputeType compute_type_of(const RunConfig& config, const std::string& before, RunRanks& ranks) {
+  const std::string same = ranks.from_first(before);
   ComputeType type = config.execution.dtype;
-  if (!before.empty()) parse(before, type);
+  if (!same.empty()) parse(same, type);
   return resolve_compute_type(type);
 }
 
@@ -386,16 +364,18 @@ RunResult run_training(const RunConfig& config, const RunOptions& options, Progr
   ranks.comm().set_time_limit(std::chrono::seconds(resolved.execution.time_limit));
   ranks.require_same("what they were asked for", options.resume == Resume::Yes ? "--resume" : "a new run");  // other messages follow
   std::unique_ptr<RunFolder> folder;  // opened by the first rank
+  ResumePoint point;                  // found by the first rank
   std::unique_ptr<TrainingRun> run;
   ranks.together([&] {
     check_ranks(resolved, ranks.size());
     if (ranks.is_first()) folder = std::make_unique<RunFolder>(options.folder, options.resume);
+    if (folder && options.resume == Resume::Yes) point = find_resume_point(*folder, resolved);
     if (resolved.execution.threads > 0) at::set_num_threads(static_cast<int>(resolved.execution.threads));
   });
-  const ComputeType compute = compute_type_of(resolved, folder.get(), ranks);
+  const ComputeType compute = compute_type_of(resolved, point.compute_type, ranks);
   ranks.together([&] {
     check_memory(resolved, compute, ranks.size(), ranks_on_this_machine(), machine_memory());
-    run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), ranks);
+    run = std::make_unique<TrainingRun>(resolved, compute, options, folder.get(), point, ranks);
   });
   run->prepare(progress);
   return run->run();

@@ -16,6 +16,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
 #include "switchyard/core/folder_lock.hpp"
+#include "switchyard/model/compute_type.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "tests/train/run_fixture.hpp"
 
@@ -72,6 +73,11 @@ class RunDamageTest : public RunTest {
     run.checkpoint.every = 1;
     return run;
   }
+  [[nodiscard]] RunConfig automatic() const {
+    RunConfig run = config();
+    run.execution.dtype = ComputeType::Auto;
+    return run;
+  }
   [[nodiscard]] std::vector<std::string> log_lines(const std::string& name) const {
     std::istringstream text(read_file(folder(name) / "log.jsonl"));
     std::vector<std::string> lines;
@@ -81,6 +87,30 @@ class RunDamageTest : public RunTest {
   void write_log(const std::string& name, const std::vector<std::string>& lines) const {
     std::ofstream file(folder(name) / "log.jsonl", std::ios::binary | std::ios::trunc);
     for (const std::string& line : lines) file << line << '\n';
+  }
+  /// As on another processor, or by hand; hashes are brought up to date.
+  void set_saved_type(const std::string& name, const std::string& type) const {
+    for (const fs::path& checkpoint : list_checkpoints(folder(name))) {
+      const std::string before = sha256_file(checkpoint / "state.json");
+      replace(checkpoint / "state.json", "\"compute_type\": \"" + here() + "\"", type.empty() ? "\"none\": 0" : "\"compute_type\": \"" + type + "\"");
+      std::string manifest = read_file(checkpoint / "manifest.json");
+      const std::string bytes = join_text("\"bytes\": ", fs::file_size(checkpoint / "state.json"));
+      const size_t place = manifest.find("\"state.json\"");
+      const size_t begin = manifest.find("\"bytes\"", place);
+      manifest.replace(begin, manifest.find(',', begin) - begin, bytes);
+      write_file_atomically(checkpoint / "manifest.json", manifest);
+      replace(checkpoint / "manifest.json", before, sha256_file(checkpoint / "state.json"));
+    }
+  }
+  void set_logged_type(const std::string& name, const std::string& type) const {
+    replace(folder(name) / "log.jsonl", "\"compute_type\":\"" + here() + "\"", "\"compute_type\":\"" + type + "\"");
+  }
+  static std::string here() { return to_string(resolve_compute_type(ComputeType::Auto)); }
+  static std::string other() { return here() == "float32" ? "bfloat16" : "float32"; }
+  static void replace(const fs::path& file, const std::string& from, const std::string& to) {
+    std::string text = read_file(file);
+    ASSERT_NE(text.find(from), std::string::npos) << file << " has no " << from;
+    write_file_atomically(file, text.replace(text.find(from), from.size(), to));
   }
   static std::string problem_of(const std::function<void()>& work) {
     try {
@@ -226,6 +256,34 @@ TEST_F(RunDamageTest, ALockThatAnotherProcessTookEndsTheRun) {
   };
   EXPECT_THAT(problem_of_start("a", {take}), HasSubstr("in use by another process"));
   EXPECT_EQ(list_checkpoints(folder("a")).size(), 1U);
+}
+
+TEST_F(RunDamageTest, TheTypeOfACheckpointCountsAndTheLogMustAgree) {
+  start_and_stop(automatic(), "a", 4);
+  set_logged_type("a", other());
+  const std::vector<std::string> lines = log_lines("a");
+  EXPECT_THAT(problem_of_resume(automatic(), "a"), AllOf(HasSubstr("log.jsonl"), HasSubstr("state.json"), HasSubstr("'" + other() + "'"),
+                                                         HasSubstr("'" + here() + "'")));
+  EXPECT_EQ(log_lines("a"), lines);
+  set_saved_type("a", other());
+  EXPECT_EQ(problem_of_resume(automatic(), "a"), "no error");
+  EXPECT_EQ(log("a").start.compute_type, other());
+  EXPECT_THAT(notices("a"), Contains(HasSubstr("computes in " + other() + ", as it began")));
+}
+
+TEST_F(RunDamageTest, TheTypeOfTheLogCountsWhereTheCheckpointSaysNone) {
+  start_and_stop(automatic(), "a", 4);
+  set_saved_type("a", "");
+  set_logged_type("a", other());
+  EXPECT_EQ(problem_of_resume(automatic(), "a"), "no error");
+  EXPECT_EQ(log("a").start.compute_type, other());
+}
+
+TEST_F(RunDamageTest, ATypeThatDoesNotExistIsRefused) {
+  start_and_stop(automatic(), "a", 4);
+  set_saved_type("a", "float33");
+  set_logged_type("a", "float33");
+  EXPECT_THAT(problem_of_resume(automatic(), "a"), AllOf(HasSubstr("log.jsonl"), HasSubstr("state.json"), HasSubstr("float33")));
 }
 
 }  // namespace

@@ -48,13 +48,12 @@ TEST_F(RunTest, ResumesWithoutTheStartOfItsLog) {
   run.execution.dtype = ComputeType::Auto;
   for (const std::string name : {"a", "b"}) {
     start_and_stop(run, name, 4);
-    EXPECT_EQ(saved_compute_type(folder(name)), log(name).start.compute_type);
+    EXPECT_EQ(verify_checkpoint(list_checkpoints(folder(name)).back()).compute_type, log(name).start.compute_type);
     std::ofstream(folder(name) / "log.jsonl") << (name == "a" ? "" : R"({"kind":"start","schema":1,"na)");
     resume(run, name);
     EXPECT_EQ(log(name).steps.front().step, 5);
     EXPECT_EQ(log(name).steps.back().step, 6);
   }
-  EXPECT_EQ(saved_compute_type(folder("none")), "");
 }
 
 // A run of `auto` that began on a processor of the other kind.

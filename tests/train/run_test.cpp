@@ -249,22 +249,6 @@ TEST_F(RunTest, CheckpointsThatCannotBeReadAreNotNone) {
   EXPECT_EQ(log("a").steps.size(), 4U);
 }
 
-// auto may be another type on another processor.
-TEST_F(RunTest, AutoGoesOnInTheTypeItHad) {
-  RunConfig run = config();
-  run.execution.dtype = ComputeType::Auto;
-  const std::string here = to_string(resolve_compute_type(ComputeType::Auto));
-  const std::string other = here == "float32" ? "bfloat16" : "float32";
-  start_and_stop(run, "a", 4);
-  std::string text = read_file(folder("a") / "log.jsonl");
-  const size_t place = text.find("\"compute_type\":\"" + here);
-  ASSERT_NE(place, std::string::npos);
-  write_file_atomically(folder("a") / "log.jsonl", text.replace(text.find(here, place), here.size(), other));
-  EXPECT_EQ(resume(run, "a").step, 6);
-  EXPECT_EQ(log("a").start.compute_type, other);
-  EXPECT_THAT(notices("a"), testing::Contains(testing::HasSubstr("computes in " + other + ", as it began")));
-}
-
 std::string problem_of(const std::function<void()>& work) {
   try {
     work();
