@@ -143,29 +143,33 @@ void write_manifest(const fs::path& folder, int64_t step) {
 }
 
 /// First out of the way by a rename, so that a kill leaves no half checkpoint under a name that is looked at.
-void remove_checkpoint(const fs::path& checkpoint) {
+void remove_checkpoint(const fs::path& checkpoint, std::vector<std::string>& notices) {
   const fs::path trash = checkpoint.parent_path() / ("." + checkpoint.filename().string() + ".removed");
   std::error_code error;
   fs::remove_all(trash, error);
   fs::rename(checkpoint, trash, error);
   SWITCHYARD_CHECK(!error, DataError, "cannot remove the checkpoint ", checkpoint.string(), ": ", error.message());
   fs::remove_all(trash, error);
+  if (!error) return;
+  notices.push_back(join_text("the old checkpoint ", checkpoint.filename().string(), " could not be removed: ", error.message(), "; delete what is left "
+                              "of it in ", trash.string(), ", or resume the run, which tries again"));
 }
 
 /// Damaged ones take no place of a good one: those that were passed over are removed, and those of later steps than the newest, which
 /// were passed over as well, are replaced when their step comes.
-void remove_old_checkpoints(const fs::path& run_folder, int64_t newest, int64_t keep_last, const std::vector<fs::path>& passed_over) {
+void remove_old_checkpoints(const fs::path& run_folder, int64_t newest, int64_t keep_last, const std::vector<fs::path>& passed_over,
+                            std::vector<std::string>& notices) {
   std::vector<fs::path> whole;
   for (const fs::path& checkpoint : list_checkpoints(run_folder)) {
     const int64_t step = step_of(checkpoint).value();
     if (step > newest) continue;
     if (step < newest && std::ranges::find(passed_over, checkpoint) != passed_over.end()) {
-      remove_checkpoint(checkpoint);
+      remove_checkpoint(checkpoint, notices);
     } else {
       whole.push_back(checkpoint);
     }
   }
-  for (size_t i = 0; i + static_cast<size_t>(keep_last) < whole.size(); ++i) remove_checkpoint(whole[i]);
+  for (size_t i = 0; i + static_cast<size_t>(keep_last) < whole.size(); ++i) remove_checkpoint(whole[i], notices);
 }
 
 /// Not its parents: where the run folder is gone, its place is not ours.
@@ -242,8 +246,8 @@ std::vector<fs::path> list_checkpoints(const fs::path& run_folder) {
 
 fs::path state_file(const fs::path& checkpoint) { return checkpoint / kState; }
 
-fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
-                         const TrainingState& state, RunRanks& ranks, const std::vector<fs::path>& passed_over) {
+SavedCheckpoint save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info, Decoder& model, const AdamW& optimizer,
+                                const TrainingState& state, RunRanks& ranks, const std::vector<fs::path>& passed_over) {
   ranks.together([&] {
     const std::string diverged = diverged_parameter(model.parameters());
     SWITCHYARD_CHECK(diverged.empty(), StateError, "after step ", state.step, " '", diverged,
@@ -251,18 +255,18 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
                      "the checkpoints before are kept");
   });
   const fs::path target = run_folder / kFolder / folder_name(state.step);
+  SavedCheckpoint saved{ranks.is_first() ? target : fs::path()};
   std::optional<StagedFolder> folder;  // of the first rank
   ranks.together([&] {
     if (!ranks.is_first()) return;
     make_folder_of_checkpoints(run_folder);
     if (fs::exists(target)) {
       if (is_whole(target)) return;  // training is a function of the step, so its content would be the same
-      remove_checkpoint(target);
+      remove_checkpoint(target, saved.notices);
     }
     folder.emplace(target);
   });
-  const fs::path result = ranks.is_first() ? target : fs::path();
-  if (ranks.sum(folder ? 1 : 0) == 0) return result;
+  if (ranks.sum(folder ? 1 : 0) == 0) return saved;
   const fs::path files = folder ? folder->path() : fs::path();
   const OwnRowsByName rows = kept_rows(model.parameters());
   std::exception_ptr failure;
@@ -276,9 +280,9 @@ fs::path save_checkpoint(const fs::path& run_folder, const CheckpointInfo& info,
     write_file_atomically(files / kConfig, to_toml(info.config));
     write_manifest(files, state.step);
     folder->commit();
-    remove_old_checkpoints(run_folder, state.step, info.config.checkpoint.keep_last, passed_over);
+    remove_old_checkpoints(run_folder, state.step, info.config.checkpoint.keep_last, passed_over, saved.notices);
   });
-  return result;
+  return saved;
 }
 
 CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {

@@ -35,6 +35,11 @@ struct CheckpointInfo {
   std::string compute_type = {};     // that it was trained in, as its file says; empty in older ones. Saving takes that of the model
 };
 
+struct SavedCheckpoint {
+  std::filesystem::path path;         // empty on the other ranks
+  std::vector<std::string> notices = {};  // old checkpoints that could not be removed whole
+};
+
 /// Checkpoints of a run, by step; empty where there is none. Only names are looked at: "step-" and a number, nothing else.
 /// @throws DataError where the folder cannot be read
 [[nodiscard]] std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
@@ -44,12 +49,11 @@ struct CheckpointInfo {
 /// the same for any number of ranks.
 /// @param passed_over  damaged ones, of the first rank: not counted, and removed where they are of an earlier step
 /// The run folder must exist: where it is gone nothing is made in its place.
-/// @return empty on the other ranks
 /// @throws StateError where a weight is not finite, DataError (disk full, no right), on ranks SharedError where it is another's: the
 ///         checkpoints that were there are untouched
-std::filesystem::path save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
-                                      const AdamW& optimizer, const TrainingState& state, RunRanks& ranks,
-                                      const std::vector<std::filesystem::path>& passed_over = {});
+SavedCheckpoint save_checkpoint(const std::filesystem::path& run_folder, const CheckpointInfo& info, Decoder& model,
+                                const AdamW& optimizer, const TrainingState& state, RunRanks& ranks,
+                                const std::vector<std::filesystem::path>& passed_over = {});
 
 /// The file of a checkpoint that says what is not in its tensors.
 [[nodiscard]] std::filesystem::path state_file(const std::filesystem::path& checkpoint);

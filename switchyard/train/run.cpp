@@ -280,9 +280,10 @@ class TrainingRun {
       folder_->check_in_place();
       recorder_->before_checkpoint();
     });
-    const std::filesystem::path path = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_, passed_over_);
-    std::erase(passed_over_, path);  // replaced by a whole one
-    if (recorder_) recorder_->checkpoint(path, state_.step);
+    const SavedCheckpoint saved = save_checkpoint(run_folder, info_, model_, optimizer_, state_, ranks_, passed_over_);
+    std::erase(passed_over_, saved.path);  // replaced by a whole one
+    for (const std::string& text : saved.notices) notice(text);
+    if (recorder_) recorder_->checkpoint(saved.path, state_.step);
   }
 
   void evaluate_once() {

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -256,6 +257,23 @@ TEST_F(RunDamageTest, ALockThatAnotherProcessTookEndsTheRun) {
   };
   EXPECT_THAT(problem_of_start("a", {take}), HasSubstr("in use by another process"));
   EXPECT_EQ(list_checkpoints(folder("a")).size(), 1U);
+}
+
+// A folder deeper than the process may open files stands for one that cannot be removed, whoever the user is.
+TEST_F(RunDamageTest, ACheckpointThatCannotBeRemovedWholeIsTold) {
+  fs::path deep = folder("a") / "checkpoints" / "step-00000001";
+  for (int i = 0; i < 300; ++i) deep /= "d";
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const auto limit_files = [&] {
+    fs::create_directories(deep);
+    const rlimit limit{std::min<rlim_t>(before.rlim_cur, 200), before.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  };
+  const std::string problem = problem_of_start("a", {limit_files});
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(problem, "no error");
+  EXPECT_THAT(notices("a"), Contains(AllOf(HasSubstr("step-00000001"), HasSubstr("could not be removed"), HasSubstr(".step-00000001.removed"))));
 }
 
 TEST_F(RunDamageTest, TheTypeOfACheckpointCountsAndTheLogMustAgree) {
