@@ -72,6 +72,11 @@ std::string without_sign_of_zero(std::string number) {
   return number;
 }
 
+std::string_view without_error_name(std::string_view text) {
+  const size_t end = text.starts_with("[") ? text.find("] ") : kNotFound;
+  return end == kNotFound ? text : text.substr(end + 2);
+}
+
 std::string quoted_for_shell(std::string_view text) {
   constexpr std::string_view kPlain =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,@%+";

@@ -38,6 +38,9 @@ template <class Range, class ToText>
 /// Of a number in fixed point: "0.00" for "-0.00", whose sign the digits do not show.
 [[nodiscard]] std::string without_sign_of_zero(std::string number);
 
+/// What a library says of an error, without the name it gives the error in front: "[json.exception.parse_error.101] ".
+[[nodiscard]] std::string_view without_error_name(std::string_view text);
+
 /// As a word of a shell's command line: in single quotes unless every letter stands for itself.
 [[nodiscard]] std::string quoted_for_shell(std::string_view text);
 

@@ -22,6 +22,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -106,7 +107,8 @@ StoredTensor parse_tensor(const std::string& name, const Json& fields, const std
     stored.begin = offsets[0];
     stored.end = offsets[1];
   } catch (const Json::exception& error) {
-    throw DataError(join_text(where, " has a header entry that cannot be read: ", error.what()));
+    throw DataError(join_text(where, " has a header entry that cannot be read: ", without_error_name(error.what()),
+                              "; the file is damaged: get it again, or use an earlier checkpoint"));
   }
   uint64_t bytes = c10::elementSize(stored.type);
   for (const int64_t size : stored.shape) {
@@ -234,7 +236,8 @@ TensorFile load_tensors(const std::filesystem::path& path) {
     try {
       result.metadata = fields.get<TensorMetadata>();
     } catch (const Json::exception& error) {
-      throw DataError(join_text(file, ": ", kMetadataKey, " is not a map of strings: ", error.what()));
+      throw DataError(join_text(file, ": ", kMetadataKey, " is not a map of strings: ", without_error_name(error.what()),
+                                "; the file is damaged: get it again, or use an earlier checkpoint"));
     }
   }
   check_layout(stored, file_bytes - data_begin, file);

@@ -150,7 +150,7 @@ StudyFile read_study_file(const fs::path& path) {
   try {
     return parse_study(json::parse(read_file(path)));
   } catch (const json::exception& error) {
-    throw DataError(join_text(path.string(), ": ", error.what(), "; run the testbed again, or report its run folders one by one"));
+    throw DataError(join_text(path.string(), ": ", without_error_name(error.what()), "; run the testbed again, or report its run folders one by one"));
   } catch (const Error& error) {
     throw DataError(join_text(path.string(), ": ", error.what()));
   }

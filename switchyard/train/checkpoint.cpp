@@ -15,6 +15,7 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/files.hpp"
+#include "switchyard/core/text.hpp"
 #include "switchyard/kernels/halves.hpp"
 #include "switchyard/model/weights.hpp"
 #include "switchyard/model/weights_file.hpp"
@@ -57,11 +58,13 @@ std::optional<int64_t> step_of(const fs::path& folder) {
   return is_number ? std::optional(step) : std::nullopt;
 }
 
-json parse_json(const fs::path& path) {
+/// @param read  of the content of a JSON file
+template <typename Read>
+auto read_json(const fs::path& path, const Read& read) {
   try {
-    return json::parse(read_file(path));
+    return read(json::parse(read_file(path)));
   } catch (const json::exception& error) {
-    throw DataError(join_text(path.string(), " is damaged: ", error.what()));
+    throw DataError(join_text(path.string(), " is damaged: ", without_error_name(error.what()), "; use an earlier checkpoint"));
   }
 }
 
@@ -286,45 +289,41 @@ SavedCheckpoint save_checkpoint(const fs::path& run_folder, const CheckpointInfo
 }
 
 CheckpointInfo verify_checkpoint(const fs::path& checkpoint) {
-  const json manifest = parse_json(checkpoint / kManifest);
-  try {
+  const fs::path manifest_file = checkpoint / kManifest;
+  read_json(manifest_file, [&](const json& manifest) {
     const auto format = manifest.at("format").get<int64_t>();
-    SWITCHYARD_CHECK(format == kCheckpointFormat, DataError, (checkpoint / kManifest).string(), " has format ", format,
+    SWITCHYARD_CHECK(format == kCheckpointFormat, DataError, manifest_file.string(), " has format ", format,
                      "; this version reads format ", kCheckpointFormat);
     for (const auto& [name, expected] : manifest.at("files").items()) check_file(checkpoint / name, expected);
     for (const char* name : {kModel, kOptimizer, kBalance, kState, kConfig}) {
-      SWITCHYARD_CHECK(manifest.at("files").contains(name), DataError, (checkpoint / kManifest).string(),
-                       " does not list ", name);
+      SWITCHYARD_CHECK(manifest.at("files").contains(name), DataError, manifest_file.string(), " does not list ", name);
     }
-    CheckpointInfo info;
-    read_config(parse_config_file(checkpoint / kConfig), info.config);
-    const json state = parse_json(checkpoint / kState);
+  });
+  CheckpointInfo info;
+  read_config(parse_config_file(checkpoint / kConfig), info.config);
+  read_json(state_file(checkpoint), [&](const json& state) {
     info.domains = state.at("domains").get<std::vector<std::string>>();
     info.data_hash = state.at("data_hash").get<std::string>();
     info.compute_type = state.value("compute_type", std::string());
-    return info;
-  } catch (const json::exception& error) {
-    throw DataError(join_text((checkpoint / kManifest).string(), " is damaged: ", error.what()));
-  }
+  });
+  return info;
 }
 
 std::string checkpoint_hash(const fs::path& checkpoint) { return sha256_file(checkpoint / kManifest); }
 
 void load_checkpoint(const fs::path& checkpoint, Decoder& model, AdamW& optimizer, TrainingState& state) {
   TrainingState loaded;
-  const json object = parse_json(checkpoint / kState);
-  try {
+  int64_t optimizer_steps = 0;
+  read_json(state_file(checkpoint), [&](const json& object) {
     loaded.step = object.at("step").get<int64_t>();
     loaded.tokens = object.at("tokens").get<int64_t>();
     loaded.ranks = object.value("ranks", int64_t{1});  // runs before there were ranks do not say
     loaded.batcher.step = object.at("batcher").at("step").get<int64_t>();
     loaded.batcher.drawn_N = object.at("batcher").at("drawn").get<std::vector<int64_t>>();
-    loaded.balance = load_balance(checkpoint / kBalance);
-    optimizer.restore(take_own(load_tensors(checkpoint / kOptimizer).tensors, kept_rows(model.parameters())),
-                      object.at("optimizer_steps").get<int64_t>());
-  } catch (const json::exception& error) {
-    throw DataError(join_text((checkpoint / kState).string(), " is damaged: ", error.what()));
-  }
+    optimizer_steps = object.at("optimizer_steps").get<int64_t>();
+  });
+  loaded.balance = load_balance(checkpoint / kBalance);
+  optimizer.restore(take_own(load_tensors(checkpoint / kOptimizer).tensors, kept_rows(model.parameters())), optimizer_steps);
   copy_weights(take_own(load_tensors(checkpoint / kModel).tensors, sharded_rows(model.parameters())), model, checkpoint / kModel);
   state = std::move(loaded);
 }

@@ -84,5 +84,11 @@ TEST(UnknownName, SaysWhatWasMeantAndWhatIsKnown) {
   EXPECT_EQ(unknown_name("router", "gate", kRouters), "unknown router 'gate'; known: top_k, random, expert_choice");
 }
 
+TEST(WithoutErrorName, LeavesTheWords) {
+  EXPECT_EQ(without_error_name("[json.exception.out_of_range.403] key 'format' not found"), "key 'format' not found");
+  EXPECT_EQ(without_error_name("no [name] here"), "no [name] here");
+  EXPECT_EQ(without_error_name("[1, 2"), "[1, 2");
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -304,5 +304,17 @@ TEST_F(RunDamageTest, ATypeThatDoesNotExistIsRefused) {
   EXPECT_THAT(problem_of_resume(automatic(), "a"), AllOf(HasSubstr("log.jsonl"), HasSubstr("state.json"), HasSubstr("float33")));
 }
 
+TEST_F(RunDamageTest, DamagedJsonIsToldInPlainWords) {
+  start(config(), "a");
+  const fs::path checkpoint = list_checkpoints(folder("a")).back();
+  const auto problem = [&](const std::string& manifest) {
+    write_file_atomically(checkpoint / "manifest.json", manifest);
+    return problem_of([&] { (void)verify_checkpoint(checkpoint); });
+  };
+  const auto is_plain = AllOf(HasSubstr("manifest.json is damaged"), HasSubstr("use an earlier checkpoint"), testing::Not(HasSubstr("json.exception")));
+  EXPECT_THAT(problem(""), is_plain);
+  EXPECT_THAT(problem("{}"), is_plain);
+}
+
 }  // namespace
 }  // namespace switchyard
