@@ -276,13 +276,13 @@ class BalanceLoss:
         with another past would train towards another loss."""
         if self.ranks.size == 1:
             return
-        settings = zlib.crc32(f"{self.config}, {kind_of_step}".encode())
+        settings = zlib.crc32(f"{self.config}, {self._on_recount}, {kind_of_step}".encode())
         own = [self.config.num_layers, self.config.num_experts, settings, self.step_number, self._hash_of_history()]
         found = self.ranks.gather(own, self.device)
         if any(row[:3] != own[:3] for row in found):
             sizes = ", ".join(f"rank {rank}: {row[0]} layers of {row[1]} experts" for rank, row in enumerate(found))
             raise ConfigError(f"the ranks differ in layers, experts, settings or in having a plan ({sizes}; here "
-                              f"{self.config}, {kind_of_step}). Give every rank the same")
+                              f"{self.config}, on_recount='{self._on_recount}', {kind_of_step}). Give every rank the same")
         for what, column in (("steps done", 3), (f"counts of earlier steps, which {self.config.scope} reads (as a hash, 0: "
                                                  "none)", 4)):
             if any(row[column] != own[column] for row in found):

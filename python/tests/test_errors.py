@@ -216,7 +216,8 @@ def test_a_device_that_nobody_waits_for_is_looked_at_in_the_end(broken, message,
     assert not loss.in_step
 
 
-@pytest.mark.parametrize("change", [{"num_experts": E + 1}, {"coefficient": 0.1}, {"plan": None}], ids=str)
+@pytest.mark.parametrize("change", [{"num_experts": E + 1}, {"coefficient": 0.1}, {"plan": None},
+                                    {"on_recount": "report"}], ids=str)
 def test_ranks_that_differ(change):
     """A named error on every rank, no hang."""
     found = [None, None]
