@@ -19,7 +19,7 @@
 namespace {
 
 // Columns of state_LX; python/switchyard/ops.py has the same numbers.
-enum State : int64_t { kRuns, kDifferences, kPassedProbs, kPassedLogits, kBadProbs, kNumStates };
+enum State : int64_t { kRuns, kDifferences, kPassedProbs, kPassedLogits, kBadProbs, kBadIds, kNumStates };
 
 void check_segments(const at::Tensor& segment_T, int64_t num_tokens, int64_t num_segments) {
   TORCH_CHECK_VALUE(segment_T.dim() == 1 && segment_T.size(0) == num_tokens && segment_T.scalar_type() == at::kLong,
@@ -36,21 +36,27 @@ void check_layer(int64_t layer, int64_t num_layers) {
   TORCH_CHECK_INDEX(layer >= 0 && layer < num_layers, "switchyard: layer ", layer, " of ", num_layers, " MoE layers");
 }
 
-std::vector<int64_t> count_slots(const at::Tensor& ids_TK, const int64_t* segments, int64_t num_segments,
-                                 int64_t num_experts) {
-  std::vector<int64_t> counts_SE(static_cast<size_t>(num_segments * num_experts), 0);
+struct Slots {
+  std::vector<int64_t> counts_SE;
+  int64_t num_bad = 0;  // neither an expert nor -1; not an error here, for a rank that raised alone would make others wait
+};
+
+Slots count_slots(const at::Tensor& ids_TK, const int64_t* segments, int64_t num_segments, int64_t num_experts) {
+  Slots slots{std::vector<int64_t>(static_cast<size_t>(num_segments * num_experts), 0)};
   const int64_t* ids = ids_TK.const_data_ptr<int64_t>();
   const int64_t num_chosen = ids_TK.size(1);
   for (int64_t token = 0; token < ids_TK.size(0); ++token) {
     if (segments[token] < 0) continue;
-    int64_t* row_E = counts_SE.data() + segments[token] * num_experts;
+    int64_t* row_E = slots.counts_SE.data() + segments[token] * num_experts;
     for (const int64_t* id = ids + token * num_chosen; id != ids + (token + 1) * num_chosen; ++id) {
-      if (*id == -1) continue;  // an unused slot, where K varies
-      TORCH_CHECK_INDEX(*id >= 0 && *id < num_experts, "switchyard: token ", token, " chose expert ", *id, " of ", num_experts);
-      ++row_E[*id];
+      if (*id >= 0 && *id < num_experts) {
+        ++row_E[*id];
+      } else if (*id != -1) {  // -1: an unused slot, where K varies
+        ++slots.num_bad;
+      }
     }
   }
-  return counts_SE;
+  return slots;
 }
 
 // Adds each token's row to its segment, in token order, in double. Returns how many rows do not sum to one.
@@ -82,10 +88,12 @@ void record(at::Tensor counts_LSE, at::Tensor prob_sums_LSE, at::Tensor state_LX
   const at::Tensor segments_T = segment_T.contiguous();
   check_segments(segments_T, ids_TK.size(0), num_segments);
   const int64_t* segments = segments_T.const_data_ptr<int64_t>();
-  const std::vector<int64_t> counts_SE = count_slots(ids_TK.to(at::kLong).contiguous(), segments, num_segments, num_experts);
+  const auto [counts_SE, num_bad] = count_slots(ids_TK.to(at::kLong).contiguous(), segments, num_segments, num_experts);
   const int64_t size = num_segments * num_experts;
   int64_t* kept_SE = counts_LSE.mutable_data_ptr<int64_t>() + layer * size;
   int64_t* state_X = state_LX.mutable_data_ptr<int64_t>() + layer * kNumStates;
+  // The worst of the runs, as each may be bad by itself and a checkpoint runs twice.
+  state_X[kBadIds] = std::max(state_X[kBadIds], num_bad);
   if (state_X[kRuns]++ > 0) {
     for (int64_t entry = 0; entry < size; ++entry) state_X[kDifferences] += kept_SE[entry] != counts_SE[size_t(entry)];
     return;

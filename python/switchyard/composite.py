@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Order of state_LX as in ops.py.
-_RUNS, _DIFFERENCES, _BAD_PROBS = 0, 1, 4
+_RUNS, _DIFFERENCES, _BAD_PROBS, _BAD_IDS = 0, 1, 4, 5
 
 
 def _sum_rows(values_TX: Tensor, segment_T: Tensor, num_segments: int) -> Tensor:
@@ -26,11 +26,15 @@ def _sum_rows(values_TX: Tensor, segment_T: Tensor, num_segments: int) -> Tensor
 def _record(counts_LSE: Tensor, prob_sums_LSE: Tensor, state_LX: Tensor, probs_TE: Optional[Tensor], ids_TK: Tensor,
             segment_T: Tensor, layer: int) -> None:
     num_segments, num_experts = counts_LSE.shape[1:]
-    used_TK = ids_TK.ge(0)
-    chosen_TE = ids_TK.new_zeros(ids_TK.shape[0], num_experts, dtype=torch.int64)
-    chosen_TE.scatter_add_(1, ids_TK.long().clamp_min(0), used_TK.long())
+    long_TK = ids_TK.long()
+    used_TK = long_TK.ge(0) & long_TK.lt(num_experts)
+    chosen_TE = long_TK.new_zeros(ids_TK.shape[0], num_experts)
+    chosen_TE.scatter_add_(1, torch.where(used_TK, long_TK, 0), used_TK.long())
     counts_SE = _sum_rows(chosen_TE, segment_T, num_segments)
+    bad_TK = ~used_TK & long_TK.ne(-1) & segment_T.ge(0).unsqueeze(1)
     state_X = state_LX[layer]
+    # The worst of the runs, as each may be bad by itself and a checkpoint runs twice.
+    state_X[_BAD_IDS] = torch.maximum(state_X[_BAD_IDS], bad_TK.sum())
     first = state_X[_RUNS] == 0
     state_X[_DIFFERENCES] += torch.where(first, 0, (counts_SE != counts_LSE[layer]).sum())
     counts_LSE[layer] = torch.where(first, counts_SE, counts_LSE[layer])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import BalanceConfig
 from .errors import ShapeError, StateError
-from .ops import BAD_PROBS, DIFFERENCES, NUM_STATES, PASSED_LOGITS, PASSED_PROBS, RUNS
+from .ops import BAD_IDS, BAD_PROBS, DIFFERENCES, NUM_STATES, PASSED_LOGITS, PASSED_PROBS, RUNS
 
 NAN = float("nan")
 
@@ -171,7 +171,7 @@ class Frame:
     def problems(self) -> Tensor:
         """How many layers have something that complaint() would tell, int64 [], without waiting for the device."""
         state_LX, config = self.state_LX, self.config
-        bad_L = (state_LX[:, RUNS] == 0) | (state_LX[:, BAD_PROBS] > 0)
+        bad_L = (state_LX[:, RUNS] == 0) | (state_LX[:, BAD_PROBS] > 0) | (state_LX[:, BAD_IDS] > 0)
         if config.coefficient > 0.0:
             bad_L = bad_L | (state_LX[:, PASSED_PROBS] == 0)
         if config.z_coefficient > 0.0:
@@ -189,6 +189,9 @@ class Frame:
             if row[RUNS] == 0:
                 return where + "no choices were recorded. Call record() in every MoE layer; a layer that is skipped, or " \
                     "replaced by a fused kernel, cannot be balanced"
+            if row[BAD_IDS] > 0:
+                return where + f"{row[BAD_IDS]} choices are neither an expert, 0 to {self.config.num_experts - 1}, nor -1 for an " \
+                    "unused slot. Give record() the ids that the router chose, with -1 where a token used fewer experts"
             if row[BAD_PROBS] > 0:
                 return where + f"the probabilities of {row[BAD_PROBS]} tokens are not finite or do not sum to 1. Give " \
                     "normalised probabilities; where they are, training has diverged"

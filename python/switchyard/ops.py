@@ -16,7 +16,7 @@ from . import composite
 from .errors import ConfigError
 
 # Columns of state_LX, int64. csrc/ops.cpp has the same numbers.
-RUNS, DIFFERENCES, PASSED_PROBS, PASSED_LOGITS, BAD_PROBS, NUM_STATES = range(6)
+RUNS, DIFFERENCES, PASSED_PROBS, PASSED_LOGITS, BAD_PROBS, BAD_IDS, NUM_STATES = range(7)
 
 Path = Literal["auto", "compiled", "composite"]
 

@@ -7,7 +7,7 @@ from oracle import E, K, L, gradients, largest_difference, make_batch, make_weig
 from torch.utils.checkpoint import checkpoint
 
 import switchyard
-from switchyard.ops import NUM_STATES, choose_ops
+from switchyard.ops import BAD_IDS, DIFFERENCES, NUM_STATES, choose_ops
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_compiled_equals_composite(dtype):
             out.square().sum().backward()
             got += [out.detach(), leaf.grad]
         found.append(got)
-    assert found[0][2].tolist() == [[1, 0, 1, 0, 0], [3, found[0][2][1, 1].item(), 0, 0, 0]] and found[0][2][1, 1] > 0
+    assert found[0][2].tolist() == [[1, 0, 1, 0, 0, 0], [3, found[0][2][1, 1].item(), 0, 0, 0, 0]] and found[0][2][1, 1] > 0
     assert found[0][0].sum(2).tolist() == [[6, 4, 1, 2], [6, 4, 1, 2]]
     for ours, plain in zip(*found):
         assert ours.dtype == plain.dtype
@@ -65,6 +65,19 @@ def test_compiled_equals_composite(dtype):
             assert torch.allclose(ours.double(), plain.double(), atol=1e-12 if dtype == torch.float64 else 2e-3, equal_nan=True)
         else:
             assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("bad", [-2, E, -2**63, 2**63 - 1])
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+def test_ids_that_are_no_expert_are_counted_as_such(ops, bad):
+    """Not left out without a word, as if the slot were unused; a token of padding may hold anything."""
+    segments, logits, ids = op_inputs(torch.float32)
+    ids[0, 0], ids[2, 1], ids[3, 0] = bad, bad, bad  # token 3 is padding
+    counts, sums, state = books()
+    for _ in range(2):
+        choose_ops(ops, CPU).record_(counts, sums, state, logits.softmax(-1), ids, segments, 1)
+    assert state[1, BAD_IDS] == 2 and state[1, DIFFERENCES] == 0
+    assert counts[1].sum(1).tolist() == [5, 3, 1, 2]
 
 
 @pytest.mark.parametrize("ops", ["compiled", "composite"])
