@@ -35,8 +35,9 @@ from .errors import ConfigError, ShapeError, StateError, UsageError
 from .frame import Frame, fractions, wide_type
 from .ops import Path, choose_ops
 from .plan import StepPlan
+from .planned_step import PlannedStep
 from .ranks import Ranks
-from .steps import OpenStep, PlannedStep, Step
+from .steps import OpenStep, Step
 
 
 def segments_of_mask(mask_BS: Tensor) -> Tensor:
