@@ -134,3 +134,12 @@ def contract_factor(contract: Contract, plan: StepPlan, rank: int, micro_batch: 
 def needs_whole_step(scope: Scope, plan: StepPlan, grouping: Grouping) -> bool:
     """Whether coefficients of some micro-batch exist only after a later one was counted."""
     return not scope.from_earlier_steps and any(len(group.micro_batches) > 1 for group in grouping.groups)
+
+
+def known_after(plan: StepPlan, grouping: Grouping) -> list[dict[int, int]]:
+    """[rank]: by micro-batch, the one after whose counts the coefficients are known. Without micro-batches of padding, which
+    have none."""
+    last = [max(group.micro_batches) for group in grouping.groups]
+    return [{micro_batch: max(last[group] for group in groups if group >= 0)
+             for micro_batch, groups in enumerate(grouping.group_of[rank]) if any(group >= 0 for group in groups)}
+            for rank in range(plan.num_ranks)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import BalanceConfig
 from .errors import StateError, UsageError
 from .frame import Frame, fractions, wide_type
-from .plan import StepPlan, contract_factor, make_groups, needs_whole_step
+from .plan import StepPlan, contract_factor, known_after, make_groups, needs_whole_step
 from .ranks import Ranks
 from .steps import Step
 
@@ -42,6 +42,9 @@ class PlannedStep(Step):
         self._pending: list[_Pending] = []
         self._num_closed = 0  # micro-batches, also those that this rank does not have
         self._unfilled: list[int] = []
+        of_ranks = known_after(plan, self._grouping)
+        self._known_after = of_ranks[ranks.rank]
+        self._settle_after = {micro_batch for of_rank in of_ranks for micro_batch in of_rank.values()}
         self._planned_S = [torch.tensor(list(tokens), dtype=torch.int64, device=device) for tokens in plan.tokens[ranks.rank]]
 
     def _own_groups(self, micro_batch: int) -> list[int]:
@@ -86,9 +89,9 @@ class PlannedStep(Step):
     def _add_up(self, micro_batch: int, frame: Optional[Frame], problems: Tensor) -> None:
         """Takes part in the sum of a micro-batch over ranks, also where this rank has none."""
         self._num_closed = micro_batch + 1
+        if self.ranks.size == 1:  # several ranks tell each other in the sum, or where there is none in close_step()
+            self._raise_problems(micro_batch, problems)
         if not self._shared:
-            if self.ranks.size == 1:  # several ranks tell each other in close_step()
-                self._raise_problems(micro_batch, problems)
             self._fill_known()
             return
         groups = [index for index, group in enumerate(self._grouping.groups) if micro_batch in group.micro_batches]
@@ -116,15 +119,12 @@ class PlannedStep(Step):
             self._raise_problems(pending.micro_batch, pending.numbers[-1])
 
     def _fill_known(self) -> None:
-        def is_known(micro_batch: int) -> bool:
-            groups = {group for group in self._own_groups(micro_batch) if group >= 0}
-            return not self._shared or all(max(self._grouping.groups[group].micro_batches) < self._num_closed
-                                           for group in groups)
-
-        known = [micro_batch for micro_batch in self._unfilled if is_known(micro_batch)]
-        if known and self._shared:
+        newest = self._num_closed - 1
+        # Where some rank needs the sums by now all wait for them: a problem is then raised in the same call everywhere, and no
+        # rank goes on to a sum, or a backward, in which it would wait for one that raised.
+        if self._shared and newest in self._settle_after:
             self._settle()
-        for micro_batch in known:
+        for micro_batch in [number for number in self._unfilled if not self._shared or self._known_after.get(number, 0) <= newest]:
             self._fill(micro_batch)
             self._unfilled.remove(micro_batch)
 
