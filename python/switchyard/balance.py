@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from .config import BalanceConfig, Contract, LayerReduction, Scope, Weighting
-from .errors import ConfigError, ShapeError, StateError, UsageError
+from .errors import ConfigError, ShapeError, StateError, SwitchyardError, UsageError
 from .frame import Frame, fractions, wide_type
 from .ops import Path, choose_ops
-from .plan import StepPlan
+from .plan import StepPlan, checked_plan
 from .planned_step import PlannedStep
 from .ranks import Ranks
 from .steps import OpenStep, Step
@@ -109,15 +109,14 @@ class BalanceLoss:
         if self._step is not None:
             raise StateError(f"step {self.step_number}: begin_step() before close_step() of the step before; after a step that "
                              "failed call abandon_step()")
-        if micro_batches is None:
-            self.config.check_open()
         self.ranks.look_again()
-        self._check_same_on_ranks("a plan" if micro_batches is not None else "no plan")
+        own_plan, error = self._own_plan(micro_batches)
+        self._check_same_on_ranks("a plan" if micro_batches is not None else "no plan", error)
         earlier_LE = self._earlier_fractions()
-        if micro_batches is None:
+        if own_plan is None:
             self._step = OpenStep(self.config, self.ranks, self.step_number, earlier_LE, self.device)
         else:
-            plan = StepPlan(self.ranks.gather_plans(micro_batches, self.device))
+            plan = StepPlan(self.ranks.gather_plans(own_plan, self.device))
             self._step = PlannedStep(self.config, self.ranks, self.step_number, earlier_LE, self.device, plan)
 
     @property
@@ -272,18 +271,39 @@ class BalanceLoss:
 
     # Inside.
 
-    def _check_same_on_ranks(self, kind_of_step: str) -> None:
+    def _own_plan(self, micro_batches: Any) -> tuple[Optional[list[list[int]]], Optional[SwitchyardError]]:
+        """The plan as plain numbers, or what is wrong with it: to be raised when the other ranks know."""
+        try:
+            if micro_batches is not None:
+                return checked_plan(micro_batches), None
+            self.config.check_open()
+            return None, None
+        except SwitchyardError as error:
+            return None, error
+
+    def _check_same_on_ranks(self, kind_of_step: str, own_error: Optional[SwitchyardError]) -> None:
         """Collective. Sums over ranks need equal shapes and order: a rank that differs would make the others wait for ever. One
         with another past would train towards another loss."""
-        if self.ranks.size == 1:
-            return
-        settings = zlib.crc32(f"{self.config}, {self._on_recount}, {kind_of_step}".encode())
-        own = [self.config.num_layers, self.config.num_experts, settings, self.step_number, self._hash_of_history()]
-        found = self.ranks.gather(own, self.device)
+        found = []
+        if self.ranks.size > 1:
+            settings = zlib.crc32(f"{self.config}, {self._on_recount}, {kind_of_step}".encode())
+            own = [self.config.num_layers, self.config.num_experts, settings, self.step_number, self._hash_of_history(),
+                   int(own_error is not None)]
+            found = self.ranks.gather(own, self.device)
+        if own_error is not None:
+            raise own_error
+        if found:
+            self._compare(own, found, kind_of_step)
+
+    def _compare(self, own: list[int], found: list[list[int]], kind_of_step: str) -> None:
         if any(row[:3] != own[:3] for row in found):
             sizes = ", ".join(f"rank {rank}: {row[0]} layers of {row[1]} experts" for rank, row in enumerate(found))
             raise ConfigError(f"the ranks differ in layers, experts, settings or in having a plan ({sizes}; here "
                               f"{self.config}, on_recount='{self._on_recount}', {kind_of_step}). Give every rank the same")
+        for rank, row in enumerate(found):
+            if row[5]:
+                raise UsageError(f"step {self.step_number}: rank {rank} gave begin_step() a plan that cannot be; its message tells "
+                                 "what is wrong")
         for what, column in (("steps done", 3), (f"counts of earlier steps, which {self.config.scope} reads (as a hash, 0: "
                                                  "none)", 4)):
             if any(row[column] != own[column] for row in found):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Optional
 
 from .config import Contract, Scope, Weighting
 from .errors import UsageError
@@ -47,6 +48,31 @@ class StepPlan:
     @property
     def step_tokens(self) -> int:
         return sum(self.rank_tokens(rank) for rank in range(self.num_ranks))
+
+
+def _as_int64(tokens: Any) -> Optional[int]:
+    """None for what is no whole number."""
+    try:
+        number = int(tokens)
+        return number if bool(number == tokens) and abs(number) < 2**63 else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
+def checked_plan(micro_batches: Any) -> list[list[int]]:
+    """[micro-batch][segment] tokens as plain numbers. Raises UsageError for what ranks could not send each other; numbers below
+    0 they can, and StepPlan refuses them on all."""
+    expected = "expected the valid tokens of each segment of each micro-batch, such as [[5, 7], [4]]"
+    try:
+        listed = [list(segments) for segments in micro_batches]
+    except TypeError:  # also of a tensor without dimensions
+        raise UsageError(f"begin_step({micro_batches!r}): {expected}") from None
+    found = [[_as_int64(tokens) for tokens in segments] for segments in listed]
+    for micro_batch, segments in enumerate(found):
+        if None in segments:
+            given = listed[micro_batch][segments.index(None)]
+            raise UsageError(f"begin_step(): micro-batch {micro_batch} has a segment of {given!r} tokens; {expected}")
+    return found
 
 
 @dataclasses.dataclass

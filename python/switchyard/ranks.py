@@ -47,7 +47,7 @@ class Ranks:
 
     def gather_plans(self, tokens: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:
         """Every rank's [micro-batch][segment] tokens, by rank."""
-        own = [list(map(int, segments)) for segments in tokens]
+        own = [list(segments) for segments in tokens]
         if self.size == 1:
             return [own]
         flat = [len(own), *(len(segments) for segments in own), *(count for segments in own for count in segments)]

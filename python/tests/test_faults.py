@@ -71,3 +71,36 @@ def test_groups_that_ranks_know_at_different_times(scope, bad_rank):
     errors = errors_by_rank(bad_rank, NotFinite(), scope=scope)
     assert "layer 0: the probabilities of" in str(errors[bad_rank])
     assert "another rank reported a problem" in str(errors[1 - bad_rank])
+
+
+class BadPlan(Doings):
+    def __init__(self, given):
+        self.given = given
+
+    def plan(self, plan):
+        return self.given
+
+
+@pytest.mark.parametrize("given, message", [
+    ([["a"]], "micro-batch 0 has a segment of 'a' tokens; expected the valid tokens of each segment"),
+    ([[3], [4.5]], "micro-batch 1 has a segment of 4.5"), ([[None]], "segment of None"), ([[2**63]], "9223372036854775808"),
+    (5, r"begin_step(5): expected the valid tokens"), (torch.tensor([3, 2]), "begin_step(tensor([3, 2]))"),
+    ([[float("nan")]], "segment of nan"), ([[torch.tensor([1, 2])]], "segment of tensor([1, 2])"),
+    (None, "the step must be known ahead"),
+], ids=str)
+def test_a_plan_that_cannot_be(given, message):
+    """Before anything is sent: a rank that raised while the others sent would leave them in another sum than its next one."""
+    first, second = errors_by_rank(1, BadPlan(given), scope="optimizer_batch")
+    assert message in str(second)
+    assert "the ranks differ in" in str(first) if given is None else "rank 1 gave begin_step() a plan that cannot be" in str(first)
+    loss = make_loss("optimizer_batch")
+    with pytest.raises(type(second), match="expected|known ahead"):
+        loss.begin_step(given)
+    assert not loss.in_step
+
+
+def test_numbers_of_other_types_are_a_plan():
+    loss = make_loss("optimizer_batch")
+    loss.begin_step(torch.tensor([[3, 2]]))
+    loss.abandon_step()
+    loss.begin_step([[3.0, torch.tensor(2)]])
