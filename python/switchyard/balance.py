@@ -150,14 +150,10 @@ class BalanceLoss:
                              share of scored tokens; nobody else divides then
         """
         step = self._current_step("begin_forward()")
-        if segments.dtype != torch.int64:
-            raise ShapeError(f"step {self.step_number}: segments are {segments.dtype}; expected int64")
-        if segments.device.type != self.device.type:
-            raise ShapeError(f"step {self.step_number}: segments are on {segments.device}, the loss is on {self.device}")
         number = step.next_micro_batch if micro_batch is None else micro_batch
         if num_segments is None and segments.dim() == 2:
             num_segments = segments.shape[0]
-        self.frame = step.frame(self._ops, number, segments.reshape(-1), num_segments, share)
+        self.frame = step.begin(self._ops, number, segments, num_segments, share)
         return self.frame
 
     def through(self, layer: int, probs: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
@@ -353,14 +349,13 @@ class BalanceLoss:
     def _check_forwards(self, step: Step) -> None:
         problems, differences = self.ranks.sum(torch.stack([step.problems(), step.differences()])).tolist()
         if problems > 0:
-            complaint = step.complaint() or f"step {step.number}: another rank reported a problem; its message tells which"
-        elif differences > 0 and self._on_recount == "error":
-            complaint = step.recount_complaint() or \
-                f"step {step.number}: on another rank a forward that ran again counted differently"
-        else:
-            return
-        self.abandon_step()
-        raise StateError(complaint)
+            self.abandon_step()
+            raise step.faults.first or StateError(
+                step.complaint() or f"step {step.number}: another rank reported a problem; its message tells which")
+        if differences > 0 and self._on_recount == "error":
+            self.abandon_step()
+            raise StateError(step.recount_complaint() or
+                             f"step {step.number}: on another rank a forward that ran again counted differently")
 
     def _report(self, step: Step) -> StepReport:
         config, values_LX = self.config, self.ranks.sum(step.value_sums())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .config import BalanceConfig
 from .errors import ShapeError, StateError
+from .faults import Faults
 from .ops import BAD_IDS, BAD_PROBS, DIFFERENCES, NUM_STATES, PASSED_LOGITS, PASSED_PROBS, RUNS
 
 NAN = float("nan")
@@ -51,10 +52,12 @@ class _Join(torch.autograd.Function):
 class Frame:
     """Made by BalanceLoss.begin_forward(). Its methods may be called inside a compiled or checkpointed region."""
 
-    def __init__(self, config: BalanceConfig, ops: Any, place: str, segment_T: Tensor, num_segments: int):
+    def __init__(self, config: BalanceConfig, ops: Any, place: str, segment_T: Tensor, num_segments: int,
+                 faults: Faults):
         self.config = config
         self.ops = ops
         self.place = place
+        self._faults = faults
         self.segment_T = segment_T
         self.num_segments = num_segments
         device, wide = segment_T.device, wide_type(segment_T.device)
@@ -79,16 +82,22 @@ class Frame:
     def tokens_S(self) -> Tensor:
         return tokens_of_segments(self.segment_T, self.num_segments)
 
-    def _check_layer(self, layer: int) -> None:
-        if not 0 <= layer < self.config.num_layers:
-            raise ShapeError(f"{self.place}: layer {layer} of {self.config.num_layers} MoE layers")
+    def _has_layer(self, layer: int) -> bool:
+        if 0 <= layer < self.config.num_layers:
+            return True
+        self._faults.add(ShapeError(f"{self.place}: layer {layer} of {self.config.num_layers} MoE layers"))
+        return False
 
-    def _flat(self, scores: Tensor, layer: int, what: str) -> Tensor:
-        self._check_layer(layer)
-        if scores.shape[-1] != self.config.num_experts or scores.numel() != self.segment_T.shape[0] * self.config.num_experts:
-            raise ShapeError(f"{self.place}, layer {layer}: {what} are {list(scores.shape)}; expected "
-                             f"[{self.segment_T.shape[0]}, {self.config.num_experts}], tokens of the forward and experts")
-        return scores if scores.dim() == 2 else scores.reshape(-1, self.config.num_experts)
+    def _flat(self, scores: Tensor, layer: int, what: str) -> Optional[Tensor]:
+        """None, and a fault, where they cannot be of this forward."""
+        experts, num_tokens = self.config.num_experts, self.segment_T.shape[0]
+        if not self._has_layer(layer):
+            return None
+        if scores.dim() == 0 or scores.shape[-1] != experts or scores.numel() != num_tokens * experts:
+            self._faults.add(ShapeError(f"{self.place}, layer {layer}: {what} are {list(scores.shape)}; expected "
+                                        f"[{num_tokens}, {experts}], tokens of the forward and experts"))
+            return None
+        return scores if scores.dim() == 2 else scores.reshape(-1, experts)
 
     def through(self, layer: int, probs: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
         """Returns the probabilities [..., E]; backward adds the loss's gradient to theirs.
@@ -97,8 +106,9 @@ class Frame:
                         tensor whose gradient flows, such as the weights of the chosen experts
         """
         flat_TE = self._flat(probs, layer, "probabilities")
-        self.ops.mark_(self.state_LX, layer, PASSED_PROBS)
-        if self.config.coefficient == 0.0:
+        if flat_TE is not None:
+            self.ops.mark_(self.state_LX, layer, PASSED_PROBS)
+        if flat_TE is None or self.config.coefficient == 0.0:
             return probs if carrier is None else carrier
         source = flat_TE if carrier is None else carrier
         out = self.ops.carry(source, flat_TE, self.segment_T, self.rows_LPE, self.scale_1, layer)
@@ -117,8 +127,9 @@ class Frame:
     def through_logits(self, layer: int, logits: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
         """The same for the z-loss, which acts on the logits."""
         flat_TE = self._flat(logits, layer, "logits")
-        self.ops.mark_(self.state_LX, layer, PASSED_LOGITS)
-        if self.config.z_coefficient == 0.0:
+        if flat_TE is not None:
+            self.ops.mark_(self.state_LX, layer, PASSED_LOGITS)
+        if flat_TE is None or self.config.z_coefficient == 0.0:
             return logits if carrier is None else carrier
         self.ops.record_lse_(self.squared_lse_LS, flat_TE.detach(), self.segment_T, layer)
         source = flat_TE if carrier is None else carrier
@@ -131,11 +142,15 @@ class Frame:
 
         @param probs  [..., E]; without them the loss acts but has no value
         """
-        self._check_layer(layer)
+        if not self._has_layer(layer):
+            return
         if ids.dim() < 2 or ids.numel() != self.segment_T.shape[0] * ids.shape[-1] or ids.is_floating_point():
-            raise ShapeError(f"{self.place}, layer {layer}: choices are {ids.dtype} {list(ids.shape)}; expected int64 "
-                             f"[{self.segment_T.shape[0]}, K], one row per token of the forward")
-        flat_TE = None if probs is None else self._flat(probs, layer, "probabilities").detach()
+            self._faults.add(ShapeError(f"{self.place}, layer {layer}: choices are {ids.dtype} {list(ids.shape)}; expected int64 "
+                                        f"[{self.segment_T.shape[0]}, K], one row per token of the forward"))
+            return
+        flat_TE = None if probs is None else self._flat(probs.detach(), layer, "probabilities")
+        if probs is not None and flat_TE is None:
+            return
         self.ops.record_(self.counts_LSE, self.prob_sums_LSE, self.state_LX, flat_TE, ids.reshape(-1, ids.shape[-1]),
                          self.segment_T, layer)
 

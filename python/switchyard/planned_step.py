@@ -50,30 +50,44 @@ class PlannedStep(Step):
     def _own_groups(self, micro_batch: int) -> list[int]:
         return list(self._grouping.group_of[self.ranks.rank][micro_batch])
 
-    def frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
-              share: Optional[Tensor]) -> Frame:
-        own = self.plan.tokens[self.ranks.rank]
-        if not 0 <= micro_batch < len(own):
-            raise UsageError(f"step {self.number}: micro-batch {micro_batch} of a plan with {len(own)}")
+    def _has(self, micro_batch: int) -> bool:
+        return 0 <= micro_batch < len(self.plan.tokens[self.ranks.rank])
+
+    def _segments_of(self, micro_batch: int) -> int:
+        return len(self.plan.tokens[self.ranks.rank][micro_batch]) if self._has(micro_batch) else 0
+
+    def _frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
+               share: Optional[Tensor]) -> Frame:
+        if not self._has(micro_batch):
+            raise UsageError(f"step {self.number}: micro-batch {micro_batch} of a plan with "
+                             f"{len(self.plan.tokens[self.ranks.rank])}")
         if share is not None:
             raise UsageError(f"step {self.number}: a share is for steps without a plan; here the contract says what is "
                              "averaged")
-        planned = len(own[micro_batch])
+        planned = self._segments_of(micro_batch)
         if num_segments is not None and num_segments != planned:
             raise UsageError(f"{self.place(micro_batch)}: {num_segments} segments; begin_step() was told of {planned}")
         return self._make_frame(ops, micro_batch, segment_T, planned)
 
     def _close(self, micro_batch: int, frame: Frame) -> None:
+        if micro_batch < self._num_closed:  # given up
+            return
         self._unfilled.append(micro_batch)
         self._add_up(micro_batch, frame, self._problems_of(micro_batch))
         if micro_batch + 1 == len(self.plan.tokens[self.ranks.rank]):
             self._add_up_missing()
 
+    def _give_up(self) -> None:
+        self._add_up_missing()
+        for frame in self.frames.values():
+            if not frame.filled:  # a backward that raised would leave the others in the sum of close_step()
+                frame.fill(torch.zeros_like(frame.prob_sums_LSE), 0.0, 0.0)
+
     def _add_up_missing(self) -> None:
         """Of micro-batches that only other ranks have. Before this rank's last backward, in which DistributedDataParallel sums
         gradients: all ranks must start their sums in one order."""
         for micro_batch in range(self._num_closed, self.plan.num_micro_batches):
-            self._add_up(micro_batch, None, torch.zeros((), dtype=torch.int64, device=self.device))
+            self._add_up(micro_batch, None, torch.full((), self.faults.number, dtype=torch.int64, device=self.device))
 
     def _problems_of(self, micro_batch: int) -> Tensor:
         differing_S = self.frames[micro_batch].tokens_S() != self._planned_S[micro_batch]
@@ -160,8 +174,9 @@ class PlannedStep(Step):
     def close_counting(self) -> None:
         own = len(self.plan.tokens[self.ranks.rank])
         if len(self.closed) != own:
-            raise StateError(f"step {self.number}: {len(self.closed)} of {own} forwards were closed; the step's counts are not "
-                             "complete. Call close_forward() after each")
+            self.faults.add(StateError(f"step {self.number}: {len(self.closed)} of {own} forwards were closed; the step's counts "
+                                       "are not complete. Call close_forward() after each"))
+            self._give_up()
         self._add_up_missing()  # of a rank that has no micro-batch at all
         self._settle()
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .config import BalanceConfig
-from .errors import StateError, UsageError
+from .errors import ShapeError, StateError, SwitchyardError, UsageError
+from .faults import Faults
 from .frame import Frame, fractions, wide_type
 from .ranks import Ranks
 
@@ -28,6 +29,7 @@ class Step(abc.ABC):
         self.ranks = ranks
         self.number = number
         self.device = device
+        self.faults = Faults(ranks.size)
         self.frames: dict[int, Frame] = {}
         self.closed: list[int] = []
         self._earlier_LE = earlier_LE
@@ -40,24 +42,50 @@ class Step(abc.ABC):
         rank = f", rank {self.ranks.rank}" if self.ranks.size > 1 else ""
         return f"step {self.number}, micro-batch {micro_batch}{rank}"
 
+    def begin(self, ops: Any, micro_batch: int, segments: Tensor, num_segments: Optional[int],
+              share: Optional[Tensor]) -> Frame:
+        """A forward's book. Of several ranks one that asked for what cannot be gets a book in which nothing fits, and a fault."""
+        try:
+            if segments.dtype != torch.int64:
+                raise ShapeError(f"step {self.number}: segments are {segments.dtype}; expected int64")
+            if segments.device.type != self.device.type:
+                raise ShapeError(f"step {self.number}: segments are on {segments.device}, the loss is on {self.device}")
+            return self._frame(ops, micro_batch, segments.reshape(-1), num_segments, share)
+        except SwitchyardError as error:
+            self.faults.add(error)
+        known = self.frames.get(micro_batch)
+        if known is not None:
+            return known
+        nothing_T = torch.empty(0, dtype=torch.int64, device=self.device)
+        frame = Frame(self.config, ops, self.place(micro_batch), nothing_T, self._segments_of(micro_batch), self.faults)
+        if self._has(micro_batch):
+            self.frames[micro_batch] = frame
+        return frame
+
     def _make_frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: int) -> Frame:
         known = self.frames.get(micro_batch)
         if known is None:
-            self.frames[micro_batch] = Frame(self.config, ops, self.place(micro_batch), segment_T, num_segments)
+            # Elsewhere than on the CPU looking would wait for the device.
+            if self.device.type == "cpu" and segment_T.numel() > 0 and int(segment_T.max()) >= num_segments:
+                raise ShapeError(f"{self.place(micro_batch)}: a token is of segment {int(segment_T.max())} of a forward with "
+                                 f"{num_segments}; expected 0 to {num_segments - 1}, or -1 for padding")
+            self.frames[micro_batch] = Frame(self.config, ops, self.place(micro_batch), segment_T, num_segments, self.faults)
         elif known.num_segments != num_segments or known.segment_T.shape != segment_T.shape:
             raise UsageError(f"{known.place}: begun again with {segment_T.shape[0]} tokens in {num_segments} segments; the "
                              f"first time {known.segment_T.shape[0]} in {known.num_segments}")
         return self.frames[micro_batch]
 
     def close(self, frame: Frame) -> None:
-        micro_batch = next(number for number, known in self.frames.items() if known is frame)
+        micro_batch = next((number for number, known in self.frames.items() if known is frame), None)
         if micro_batch in self.closed:
             return
-        if micro_batch != len(self.closed):
-            raise UsageError(f"{frame.place}: close_forward() before that of micro-batch {len(self.closed)}; close them in "
-                             "order, for the ranks add up their counts then")
-        self.closed.append(micro_batch)
-        self._close(micro_batch, frame)
+        if micro_batch == len(self.closed):
+            self.closed.append(micro_batch)
+            self._close(micro_batch, frame)
+            return
+        self.faults.add(UsageError(f"{frame.place}: close_forward() before that of micro-batch {len(self.closed)}; close them in "
+                                   "order, for the ranks add up their counts then"))
+        self._give_up()
 
     def unclosed(self) -> list[int]:
         return [micro_batch for micro_batch in self.frames if micro_batch not in self.closed]
@@ -68,7 +96,7 @@ class Step(abc.ABC):
 
     def _problems_of(self, micro_batch: int) -> Tensor:
         """How much of a forward on this rank has something that complaint_of() would tell, int64 []. Does not wait."""
-        return self.frames[micro_batch].problems()
+        return self.frames[micro_batch].problems() + self.faults.number
 
     def complaint_of(self, micro_batch: int) -> str:
         """What is wrong with a forward of this rank, or nothing. Waits for the device."""
@@ -76,8 +104,8 @@ class Step(abc.ABC):
 
     def problems(self) -> Tensor:
         """Of all forwards of this rank so far, int64 []."""
-        zero = torch.zeros((), dtype=torch.int64, device=self.device)
-        return sum((self._problems_of(micro_batch) for micro_batch in self.frames), zero)
+        own = torch.full((), self.faults.number, dtype=torch.int64, device=self.device)
+        return sum((self._problems_of(micro_batch) for micro_batch in self.frames), own)
 
     def complaint(self) -> str:
         return next(filter(None, map(self.complaint_of, sorted(self.frames))), "")
@@ -87,6 +115,8 @@ class Step(abc.ABC):
         for another device; close_step() looks there."""
         if self.device.type != "cpu" or int(problems) == 0:
             return
+        if self.faults.first is not None:
+            raise self.faults.first
         own = self.complaint_of(micro_batch) if micro_batch in self.frames else ""
         raise StateError(own or f"step {self.number}: another rank reported a problem in this micro-batch; its message tells "
                          "which")
@@ -98,8 +128,20 @@ class Step(abc.ABC):
         return torch.zeros(self.config.num_layers, self.config.num_experts, dtype=wide_type(self.device), device=self.device)
 
     @abc.abstractmethod
-    def frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
+    def _frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
               share: Optional[Tensor]) -> Frame: ...
+
+    @abc.abstractmethod
+    def _has(self, micro_batch: int) -> bool:
+        """Whether the step may have such a micro-batch on this rank."""
+
+    @abc.abstractmethod
+    def _segments_of(self, micro_batch: int) -> int:
+        """As far as they are known."""
+
+    @abc.abstractmethod
+    def _give_up(self) -> None:
+        """After a fault, where this rank cannot go on: takes part in the sums that the others wait for, so that all raise."""
 
     @abc.abstractmethod
     def _close(self, micro_batch: int, frame: Frame) -> None: ...
@@ -162,13 +204,23 @@ class OpenStep(Step):
         self._tokens_of: dict[int, Tensor] = {}
         self._share_of: dict[int, Tensor] = {}  # mean over ranks; the micro-batches of a step that give one all do
 
-    def frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
+    def begin(self, ops: Any, micro_batch: int, segments: Tensor, num_segments: Optional[int],
               share: Optional[Tensor]) -> Frame:
-        if num_segments is None:
-            raise UsageError(f"step {self.number}: how many segments? Give num_segments, or segments of shape [B, S]")
-        if share is not None:
+        if share is not None:  # before all that may be wrong, for the other ranks are in this sum
             wide = share.detach().to(self.device, wide_type(self.device), copy=True)
             self._share_of[micro_batch] = self.ranks.sum(wide) / self.ranks.size
+        return super().begin(ops, micro_batch, segments, num_segments, share)
+
+    def _has(self, micro_batch: int) -> bool:
+        return True
+
+    def _segments_of(self, micro_batch: int) -> int:
+        return 0
+
+    def _frame(self, ops: Any, micro_batch: int, segment_T: Tensor, num_segments: Optional[int],
+               share: Optional[Tensor]) -> Frame:
+        if num_segments is None:
+            raise UsageError(f"step {self.number}: how many segments? Give num_segments, or segments of shape [B, S]")
         return self._make_frame(ops, micro_batch, segment_T, num_segments)
 
     def discard_unclosed(self) -> None:
@@ -176,10 +228,15 @@ class OpenStep(Step):
             self._share_of.pop(micro_batch, None)
         super().discard_unclosed()
 
+    def _give_up(self) -> None:
+        for micro_batch in self.unclosed():
+            self.closed.append(micro_batch)
+            self._close(micro_batch, self.frames[micro_batch])
+
     def _close(self, micro_batch: int, frame: Frame) -> None:
         counts_LE = frame.counts_LSE.sum(1)
         tokens_S = frame.tokens_S()
-        own = torch.stack([tokens_S.sum(), (tokens_S > 0).sum(), (tokens_S.sum() > 0).long(), frame.problems()])
+        own = torch.stack([tokens_S.sum(), (tokens_S > 0).sum(), (tokens_S.sum() > 0).long(), self._problems_of(micro_batch)])
         sums = self.ranks.sum(torch.cat([counts_LE.flatten(), own]))
         self._raise_problems(micro_batch, sums[-1])
         tokens, segments, ranks = sums[-4:-1].to(wide_type(self.device)).clamp_min(1).unbind()
@@ -209,7 +266,8 @@ class OpenStep(Step):
 
     def close_counting(self) -> None:
         if len(self.closed) != len(self.frames):
-            raise StateError(f"step {self.number}: {len(self.closed)} of {len(self.frames)} forwards were closed")
+            self.faults.add(StateError(f"step {self.number}: {len(self.closed)} of {len(self.frames)} forwards were closed"))
+            self._give_up()
 
     def step_tokens(self) -> int:
         return int(self._tokens)

@@ -1,65 +1,40 @@
 """Bad input of one rank alone: every rank raises and none waits, and after abandon_step() the next step is a good one."""
 
+import pathlib
+import re
+
 import pytest
 import torch
+from bad_rank import ALL_TOKENS, BAD_FORWARDS, BAD_PLANS, one_step
 from caller import make_loss
 from oracle import E, K, L
 from thread_ranks import run_ranks
+from torchrun import torchrun
 
-PLANS = ([[3, 3], [3]], [[3], [3, 3]])
+import switchyard
 
-
-class Doings:
-    """What a rank does in micro-batch `at`; each may be replaced by something bad."""
-
-    at = 0
-
-    def plan(self, plan):
-        return plan
-
-    def probs(self, layer, probs_TE):
-        return probs_TE
-
-
-class NotFinite(Doings):
-    def probs(self, layer, probs_TE):
-        return probs_TE * float("nan")
+MESSAGES = {
+    "int32 segments": "segments are torch.int32; expected int64", "segment 7": "a token is of segment 8 of a forward with 2",
+    "no segment": r"hold \[0, 0\] valid tokens; begin_step\(\) was told of \[3, 3\]",
+    "three segments": r"3 segments; begin_step\(\) was told of 2", "micro-batch 5": "micro-batch 5 of a plan with 2",
+    "few experts": r"layer 1: probabilities are \[6, 3\]; expected \[6, 6\]", "scalar": r"probabilities are \[\]; expected",
+    "not finite": "layer 1: the probabilities of 6 tokens", "ids of floats": r"layer 1: choices are torch.float64 \[6, 2\]",
+    "few ids": r"choices are torch.int64 \[1, 2\]", "flat ids": r"choices are torch.int64 \[6\]",
+    "ids below": "layer 1: 12 choices are neither", "ids above": "layer 1: 12 choices are neither",
+    "layer 9": "layer 9 of 2 MoE layers", "no record": "layer 1: no choices were recorded",
+    "no forward": "1 of 2 forwards were closed", "no close": "1 of 2 forwards were closed",
+}
 
 
-def forward(loss, doings, rank, micro_batch, lengths):
-    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    here = doings if micro_batch == doings.at else Doings()
-    loss.begin_forward(segments, micro_batch=micro_batch, num_segments=len(lengths))
-    total = 0.0
-    for layer in range(L):
-        rng = torch.Generator().manual_seed(100 * rank + 10 * micro_batch + layer)
-        logits_TE = torch.randn(len(segments), E, generator=rng, dtype=torch.float64, requires_grad=True)
-        probs_TE = loss.through(layer, here.probs(layer, logits_TE.softmax(-1)))
-        loss.record(layer, logits_TE.topk(K).indices, probs_TE)
-        total = total + probs_TE.sum()
-    loss.close_forward()
-    return total
-
-
-def one_step(loss, rank, doings):
-    plan = PLANS[rank]
-    loss.begin_step(doings.plan(plan))
-    mains = [forward(loss, doings, rank, micro_batch, lengths) for micro_batch, lengths in enumerate(plan)]
-    loss.close_counting()
-    for main in mains:
-        main.backward()
-    return loss.close_step()
-
-
-def errors_by_rank(bad_rank, doings, **settings):
+def errors_by_rank(bad_rank, bad, at=1, with_plan=True, **settings):
     """What both ranks raise in a step in which one does something bad. The step after it must be right."""
     def work(rank, ranks):
         loss = make_loss(ranks=ranks, **settings)
-        with pytest.raises(Exception) as caught:
-            one_step(loss, rank, doings if rank == bad_rank else Doings())
+        with pytest.raises(switchyard.SwitchyardError) as caught:
+            one_step(loss, rank, bad if rank == bad_rank else "", at, with_plan)
         loss.abandon_step()
-        assert one_step(loss, rank, Doings()).counts_LE.sum(1).tolist() == [18 * K] * L
-        return caught.value
+        assert one_step(loss, rank, with_plan=with_plan).counts_LE.sum(1).tolist() == [ALL_TOKENS * K] * L
+        return str(caught.value)
 
     return run_ranks(2, work)
 
@@ -68,34 +43,24 @@ def errors_by_rank(bad_rank, doings, **settings):
 @pytest.mark.parametrize("scope", ["sequences(2)", "sequences(3)", "prefix", "micro_batch", "optimizer_batch"])
 def test_groups_that_ranks_know_at_different_times(scope, bad_rank):
     """Sequences(2): rank 0 knows the coefficients of its first micro-batch before its second one, rank 1 after it."""
-    errors = errors_by_rank(bad_rank, NotFinite(), scope=scope)
-    assert "layer 0: the probabilities of" in str(errors[bad_rank])
-    assert "another rank reported a problem" in str(errors[1 - bad_rank])
+    errors = errors_by_rank(bad_rank, "not finite", at=0, scope=scope)
+    assert "layer 1: the probabilities of" in errors[bad_rank]
+    assert "another rank reported a problem" in errors[1 - bad_rank]
 
 
-class BadPlan(Doings):
-    def __init__(self, given):
-        self.given = given
-
-    def plan(self, plan):
-        return self.given
-
-
-@pytest.mark.parametrize("given, message", [
-    ([["a"]], "micro-batch 0 has a segment of 'a' tokens; expected the valid tokens of each segment"),
-    ([[3], [4.5]], "micro-batch 1 has a segment of 4.5"), ([[None]], "segment of None"), ([[2**63]], "9223372036854775808"),
-    (5, r"begin_step(5): expected the valid tokens"), (torch.tensor([3, 2]), "begin_step(tensor([3, 2]))"),
-    ([[float("nan")]], "segment of nan"), ([[torch.tensor([1, 2])]], "segment of tensor([1, 2])"),
-    (None, "the step must be known ahead"),
-], ids=str)
-def test_a_plan_that_cannot_be(given, message):
+@pytest.mark.parametrize("bad, message", zip(BAD_PLANS, [
+    "micro-batch 0 has a segment of 'a' tokens; expected the valid tokens of each segment",
+    "begin_step(5): expected the valid tokens", "9223372036854775808", "micro-batch 1 has a segment of 4.5", "segment of None",
+    "begin_step(tensor([3, 2]))", "segment of nan", "segment of tensor([1, 2])", "the step must be known ahead",
+]))
+def test_a_plan_that_cannot_be(bad, message):
     """Before anything is sent: a rank that raised while the others sent would leave them in another sum than its next one."""
-    first, second = errors_by_rank(1, BadPlan(given), scope="optimizer_batch")
-    assert message in str(second)
-    assert "the ranks differ in" in str(first) if given is None else "rank 1 gave begin_step() a plan that cannot be" in str(first)
+    first, second = errors_by_rank(1, bad, scope="optimizer_batch")
+    assert message in second
+    assert ("the ranks differ in" if bad == "no plan" else "rank 1 gave begin_step() a plan that cannot be") in first
     loss = make_loss("optimizer_batch")
-    with pytest.raises(type(second), match="expected|known ahead"):
-        loss.begin_step(given)
+    with pytest.raises(switchyard.SwitchyardError, match=re.escape(message)):
+        loss.begin_step(BAD_PLANS[bad])
     assert not loss.in_step
 
 
@@ -104,3 +69,52 @@ def test_numbers_of_other_types_are_a_plan():
     loss.begin_step(torch.tensor([[3, 2]]))
     loss.abandon_step()
     loss.begin_step([[3.0, torch.tensor(2)]])
+
+
+@pytest.mark.parametrize("bad", BAD_FORWARDS)
+@pytest.mark.parametrize("scope", ["optimizer_batch", "prefix", "micro_batch"])
+def test_a_forward_that_cannot_be(scope, bad):
+    """Also of a scope that adds nothing up on the way, where backward runs before any rank knows."""
+    first, second = errors_by_rank(1, bad, scope=scope)
+    assert re.search(MESSAGES[bad], second)
+    assert "another rank reported a problem" in first
+    loss = make_loss(scope)
+    with pytest.raises(switchyard.SwitchyardError, match=MESSAGES[bad]):
+        one_step(loss, 1, bad)
+
+
+# Without a plan all ranks need as many forwards, and nothing was told of their segments.
+@pytest.mark.parametrize("bad", sorted({*BAD_FORWARDS} - {"no forward", "no segment", "three segments"}))
+def test_a_forward_that_cannot_be_without_a_plan(bad):
+    first, second = errors_by_rank(1, bad, with_plan=False, scope="ranks", contract=("mean", "mean"), weighting="mean")
+    message = {"micro-batch 5": "before that of micro-batch 1"}.get(bad, MESSAGES[bad])
+    assert re.search(message, second)
+    assert "another rank reported a problem" in first
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "prefix", "micro_batch"])
+def test_a_rank_that_gave_an_empty_plan(scope):
+    """It may have no micro-batch; a forward of it is then too many."""
+    def work(rank, ranks):
+        loss = make_loss(scope, ranks=ranks)
+        loss.begin_step([[4], [4]] if rank == 0 else [])
+        with pytest.raises(switchyard.SwitchyardError) as caught:
+            for _ in range(2):
+                loss.begin_forward(torch.zeros(1, 4, dtype=torch.int64))
+                for layer in range(L):
+                    probs = loss.through(layer, torch.full((4, E), 1 / E))
+                    loss.record(layer, torch.zeros(4, 1, dtype=torch.int64), probs)
+                loss.close_forward()
+            loss.close_step()
+        return str(caught.value)
+
+    first, second = run_ranks(2, work)
+    assert "another rank reported a problem" in first and "micro-batch 0 of a plan with 0" in second
+
+
+def test_faults_in_a_real_group(tmp_path):
+    """Gloo under torchrun, each fault and then a good step: no rank runs into the time limit of the group, none is ended."""
+    torchrun(pathlib.Path(__file__).with_name("faults_run.py"), tmp_path / "out")
+    for rank in (0, 1):
+        lines = (tmp_path / f"out.{rank}").read_text().splitlines()
+        assert len(lines) > 50 and [line for line in lines if not line.endswith("then 36")] == []
