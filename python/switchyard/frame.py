@@ -124,6 +124,14 @@ class Frame:
         """To which the backward of this forward did not come back: the router goes on without what the call returned."""
         return sorted(self._watched - self._reached) if self._reached or self._loss_reached else []
 
+    def was_reached(self) -> bool:
+        """By a backward, seen outside compiled regions."""
+        return bool(self._reached) or self._loss_reached
+
+    def has_missed_backward(self) -> bool:
+        """Whether a backward should have come here, and none did. False without gradients, as of a frozen model."""
+        return bool(self._watched) and not self.was_reached()
+
     def through_logits(self, layer: int, logits: Tensor, carrier: Optional[Tensor] = None) -> Tensor:
         """The same for the z-loss, which acts on the logits."""
         flat_TE = self._flat(logits, layer, "logits")

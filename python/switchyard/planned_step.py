@@ -83,6 +83,11 @@ class PlannedStep(Step):
             if not frame.filled:  # a backward that raised would leave the others in the sum of close_step()
                 frame.fill(torch.zeros_like(frame.prob_sums_LSE), 0.0, 0.0)
 
+    def _without_backward(self) -> list[Frame]:
+        """A step without any backward trains nothing, so no loss is missing beside another: its batches were skipped."""
+        frames = [self.frames[number] for number in sorted(self.frames)]
+        return [frame for frame in frames if frame.has_missed_backward()] if any(map(Frame.was_reached, frames)) else []
+
     def _add_up_missing(self) -> None:
         """Of micro-batches that only other ranks have. Before this rank's last backward, in which DistributedDataParallel sums
         gradients: all ranks must start their sums in one order."""

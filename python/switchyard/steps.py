@@ -104,11 +104,21 @@ class Step(abc.ABC):
 
     def problems(self) -> Tensor:
         """Of all forwards of this rank so far, int64 []."""
-        own = torch.full((), self.faults.number, dtype=torch.int64, device=self.device)
+        number = self.faults.number + len(self._without_backward())
+        own = torch.full((), number, dtype=torch.int64, device=self.device)
         return sum((self._problems_of(micro_batch) for micro_batch in self.frames), own)
 
     def complaint(self) -> str:
-        return next(filter(None, map(self.complaint_of, sorted(self.frames))), "")
+        for complaint in filter(None, map(self.complaint_of, sorted(self.frames))):
+            return complaint
+        for frame in self._without_backward():
+            return f"{frame.place}: backward came to other forwards of the step, but not to this one, so its loss did not act. Run " \
+                "backward of each micro-batch of the plan, or abandon_step() where one is skipped"
+        return ""
+
+    def _without_backward(self) -> list[Frame]:
+        """Forwards whose backward is missing from the step. Without a plan none: a model may run for what no loss comes from."""
+        return []
 
     def _raise_problems(self, micro_batch: int, problems: Tensor) -> None:
         """Every rank raises where one has a problem: the others would wait for it for ever. CPU only, for looking would wait

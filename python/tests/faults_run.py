@@ -29,7 +29,7 @@ def main():
     rank = dist.get_rank()
     with open(f"{sys.argv[1]}.{rank}", "w") as out:
         for scope in ("sequences(2)", "optimizer_batch", "micro_batch"):
-            for bad, at in [("not finite", 0), *((bad, 1) for bad in (*BAD_PLANS, *BAD_FORWARDS))]:
+            for bad, at in [("not finite", 0), *((bad, 1) for bad in (*BAD_PLANS, *BAD_FORWARDS, "no backward"))]:
                 if bad == "no plan" and scope == "micro_batch":
                     continue  # it can do without
                 loss = make_loss(scope)

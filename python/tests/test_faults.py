@@ -112,6 +112,28 @@ def test_a_rank_that_gave_an_empty_plan(scope):
     assert "another rank reported a problem" in first and "micro-batch 0 of a plan with 0" in second
 
 
+@pytest.mark.parametrize("scope", ["optimizer_batch", "micro_batch"])
+def test_a_micro_batch_without_its_backward(scope):
+    """Its loss is in the report, and did not act."""
+    first, second = errors_by_rank(1, "no backward", scope=scope)
+    assert "another rank reported a problem" in first
+    assert "micro-batch 1, rank 1: backward came to other forwards of the step, but not to this one" in second
+
+
+def test_steps_that_train_nothing():
+    """No backward at all, for the batches were skipped, or nothing that takes gradients: not an error."""
+    for gradients in (True, False):
+        loss = make_loss("micro_batch")
+        loss.begin_step([[4], [4]])
+        for _ in range(2):
+            loss.begin_forward(torch.zeros(1, 4, dtype=torch.int64))
+            for layer in range(L):
+                probs = loss.through(layer, torch.full((4, E), 1 / E, requires_grad=gradients))
+                loss.record(layer, torch.zeros(4, 1, dtype=torch.int64), probs)
+            loss.close_forward()
+        assert loss.close_step().tokens == 8
+
+
 def test_faults_in_a_real_group(tmp_path):
     """Gloo under torchrun, each fault and then a good step: no rank runs into the time limit of the group, none is ended."""
     torchrun(pathlib.Path(__file__).with_name("faults_run.py"), tmp_path / "out")
