@@ -36,15 +36,19 @@ def _is_compiled(model: nn.Module) -> bool:
 
 
 def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
-    """Whether `source` is the loss, or a few operations away from it, as in a sum of losses."""
+    """Whether `source` is the loss, or a few operations away from it, as in a sum of losses.
+
+    By node and output: DistributedDataParallel and torch.compile give all outputs of a model one node, so the logits have the
+    node of the model's loss.
+    """
     if source is None or source.grad_fn is None:
         return loss is source
-    nodes = [loss.grad_fn]
-    for node in nodes:  # grows
-        if node is source.grad_fn:
+    wanted, places = (source.grad_fn, source.output_nr), [(loss.grad_fn, loss.output_nr)]
+    for place in places:  # grows
+        if place == wanted:
             return True
-        if node is not None and len(nodes) < 100:
-            nodes += [parent for parent, _ in node.next_functions]
+        if place[0] is not None and len(places) < 100:
+            places += place[0].next_functions
     return False
 
 

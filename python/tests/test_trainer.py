@@ -101,38 +101,6 @@ def test_label_smoothing_is_a_mean_over_micro_batches():
     assert check(balanced, plain, cut(make_rows(4)), "optimizer_batch", means="smoothed") == pytest.approx(1.0, rel=1e-5)
 
 
-class MeanTrainer(Trainer):
-    """A compute_loss() as many write it: num_items_in_batch comes in and is not used."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return 1.0 * model(**inputs).loss + 0.0
-
-
-class SumTrainer(Trainer):
-    """Divides by it outside of the model."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, labels = model(**inputs).logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
-
-
-class PassingTrainer(Trainer):
-    def compute_loss(self, *args, **kwargs):
-        return super().compute_loss(*args, **kwargs)
-
-
-@pytest.mark.parametrize("kind, means", [(MeanTrainer, True), (SumTrainer, False), (PassingTrainer, False)])
-def test_a_compute_loss_of_ones_own(kind, means):
-    found = []
-    for attach in (False, True):
-        trainer, keeper = build(make_rows(4), trainer_class=kind)
-        if attach:
-            keeper.attachment = switchyard.attach(trainer, scope="prefix", coefficient=COEFFICIENT)
-        trainer.train()
-        found.append({"gradients": keeper.gradients, "reports": [vars(report) for report in keeper.reports]})
-    check(found[1], found[0], cut(make_rows(4)), "prefix", means=means)
-
-
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
 def test_other_models(kind):
     plain = run({"rows": 4, "kind": kind})

@@ -44,8 +44,32 @@ class OwnLossTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
 
+class MeanTrainer(Trainer):
+    """A compute_loss() as many write it: num_items_in_batch comes in and is not used."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return 1.0 * model(**inputs).loss + 0.0
+
+
+class SumTrainer(Trainer):
+    """From logits, divided by it outside of the model, which gets the labels all the same, as the SFTTrainer of trl does."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits, labels = model(**inputs).logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+        return loss * self.accelerator.num_processes
+
+
+class PassingTrainer(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+COMPUTE_LOSS = {"mean": MeanTrainer, "sum": SumTrainer, "passing": PassingTrainer}
+
+
 def build(rows, per_device=2, accumulation=2, steps=1, arguments=None, own_loss=False, kind="qwen3_moe", folder=None,
-          learning_rate=0.0, trainer_class=Trainer, **model_changes):
+          learning_rate=0.0, trainer_class=Trainer, compute_loss=None, **model_changes):
     args = TrainingArguments(**{
         **dict(output_dir=folder or SCRATCH.name, per_device_train_batch_size=per_device, max_steps=steps, use_cpu=True,
                gradient_accumulation_steps=accumulation, learning_rate=learning_rate, max_grad_norm=0.0, report_to=[],
@@ -53,7 +77,7 @@ def build(rows, per_device=2, accumulation=2, steps=1, arguments=None, own_loss=
                lr_scheduler_type="constant"),
         **(arguments or {})})
     keeper = Keeper()
-    kind_of_trainer = OwnLossTrainer if own_loss else trainer_class
+    kind_of_trainer = OwnLossTrainer if own_loss else COMPUTE_LOSS.get(compute_loss, trainer_class)
     trainer = kind_of_trainer(model=make_model(kind, **model_changes), args=args, train_dataset=rows, data_collator=collate,
                               callbacks=[keeper])
     # In the order of the rows, so that the test knows each micro-batch.
