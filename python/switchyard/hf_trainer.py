@@ -12,7 +12,9 @@ from transformers import Trainer, TrainerCallback
 
 from .errors import ConfigError, StateError
 from .frame import tokens_of_segments
-from .huggingface import Attachment, refuse_own_loss, segments_of_batch
+from .hf_model import refuse_own_loss, segments_of_batch
+from .hf_objective import SeenForward, factor_of
+from .huggingface import Attachment
 
 STATE_FILE = "switchyard_balance.pt"  # of the first attachment, also in older checkpoints; others have their number in it
 
@@ -33,43 +35,6 @@ def _check_trainer(trainer: Any) -> None:
 def _is_compiled(model: nn.Module) -> bool:
     return any(isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
                for module in model.modules())
-
-
-def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
-    """Whether `source` is the loss, or a few operations away from it, as in a sum of losses.
-
-    By node and output: DistributedDataParallel and torch.compile give all outputs of a model one node, so the logits have the
-    node of the model's loss.
-    """
-    if source is None or source.grad_fn is None:
-        return loss is source
-    wanted, places = (source.grad_fn, source.output_nr), [(loss.grad_fn, loss.output_nr)]
-    for place in places:  # grows
-        if place == wanted:
-            return True
-        if place[0] is not None and len(places) < 100:
-            places += place[0].next_functions
-    return False
-
-
-class _SeenForward:
-    """What a compute_loss() of somebody's own does with the model, seen while it runs."""
-
-    def __init__(self, model: nn.Module):
-        self._handle = model.register_forward_hook(self._look, with_kwargs=True)
-        self.items_reached = False
-        self.loss: Optional[Tensor] = None
-
-    def __enter__(self) -> "_SeenForward":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
-
-    def _look(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
-        self.items_reached = kwargs.get("num_items_in_batch") is not None
-        if kwargs.get("labels") is not None:
-            self.loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
 
 
 class TrainerAttachment(Attachment):
@@ -242,30 +207,14 @@ class _Hub(TrainerCallback):
         if self._ahead:
             self._count_ahead(model, num_items_in_batch)
         self._begin(inputs, self._next - 1)
-        with _SeenForward(model) if self._own_compute_loss else contextlib.nullcontext() as seen:
+        with SeenForward(model) if self._own_compute_loss else contextlib.nullcontext() as seen:
             result = self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         joined = result[0] if return_outputs else result
-        factor = self._factor(num_items_in_batch, joined, seen)
+        factor = factor_of(self.trainer, num_items_in_batch, joined, seen, self._num_micro_batches)
         for attachment in self._attachments:
             attachment.loss.close_forward()
             joined = attachment.join_as(joined, factor)
         return (joined, result[1]) if return_outputs else joined
-
-    def _factor(self, num_items: Optional[Tensor | int], loss: Tensor, seen: Optional[_SeenForward]) -> float:
-        """What turns the weight of a micro-batch's loss into that of the step's: their number where the losses are means."""
-        trainer, means = self.trainer, float(self._num_micro_batches)
-        if trainer.compute_loss_func is not None:
-            return 1.0
-        if not trainer.model_accepts_loss_kwargs or num_items is None:
-            return means
-        items_reached = seen is None or seen.items_reached
-        if not items_reached and _comes_from(loss, seen.loss):
-            return means
-        if trainer.label_smoother is None:
-            return 1.0
-        # A mean over the micro-batch, which the Trainer multiplies by the ranks as if it were a part of the step's.
-        by_ranks = trainer.args.average_tokens_across_devices and items_reached
-        return means * trainer.accelerator.num_processes if by_ranks else means
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for attachment in self._attachments:

@@ -1,0 +1,82 @@
+"""What is known of Hugging Face models: their routers, their own balancing loss, and the sequences in their inputs."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .balance import segments_of_mask
+from .errors import ConfigError
+
+# Router classes whose forward returns (scores [T, E], weights of the chosen [T, K], choices [T, K]) from softmax(h W^T).
+ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
+MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
+
+
+def find_routers(model: nn.Module) -> list[Any]:
+    """The routers of a model in layer order. Raises ConfigError for a model without a known one, or with others beside."""
+    routers, others = [], []
+    for name, module in model.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__]
+        if any(kind in ROUTERS for kind in kinds):
+            routers.append(module)
+        elif kinds[0].endswith(("Router", "Gate", "Gating")):
+            others.append(f"{name} ({kinds[0]})")
+    if not routers or others:
+        seen = f"; what looks like a router: {', '.join(others[:3])}" if others else ""
+        raise ConfigError(
+            f"{type(model).__name__} has {len(routers)} routers that are known here ({', '.join(ROUTERS)}){seen}. Known "
+            f"models: {MODELS}. For others call BalanceLoss.through() and record() in the model's router")
+    return routers
+
+
+def gives_probs(router: Any) -> bool:
+    """Whether a router's first output is probabilities (transformers 5.2), not logits. Tried out, not assumed."""
+    weight: Tensor = router.weight
+    if weight.is_meta:
+        raise ConfigError("the model's weights are on the meta device; attach after they are loaded")
+    hidden = torch.linspace(-1.0, 1.0, 3 * weight.shape[1], device=weight.device).reshape(3, -1).to(weight.dtype)
+    with torch.no_grad():
+        outputs = type(router).forward(router, hidden)
+        logits = F.linear(hidden, weight).float()
+    if isinstance(outputs, tuple) and len(outputs) == 3 and outputs[0].shape == logits.shape:
+        for candidate, is_probs in ((torch.softmax(logits, -1), True), (logits, False)):
+            if torch.allclose(outputs[0].float(), candidate, atol=1e-4, rtol=1e-3):
+                return is_probs
+    raise ConfigError(f"{type(router).__name__} of this transformers does not return (scores, weights, choices) of "
+                      "softmax(h W^T); it is newer or older than what this package knows (5.2)")
+
+
+def refuse_own_loss(config: Any, output_router_logits: Optional[bool] = None) -> None:
+    """Raises ConfigError where the model would add a balancing loss of its own."""
+    asked = getattr(config, "output_router_logits", False) if output_router_logits is None else output_router_logits
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if asked and coefficient:
+        raise ConfigError("the model adds its own balancing loss (output_router_logits=True, "
+                          f"router_aux_loss_coef={coefficient}), so there would be two. Set "
+                          "model.config.output_router_logits = False. In transformers 5.2.0 that loss acts 1/E as strongly as "
+                          "its formula: about as coefficient=router_aux_loss_coef * K / E does here, times the micro-batches of "
+                          "a step under the Trainer (docs/losses.md)")
+
+
+def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
+    """Segments [T] of a model's inputs, and their number: rows with an attention mask, else packed documents where positions
+    begin again, else rows."""
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    tokens = batch.get("input_ids") if batch.get("input_ids") is not None else batch.get("inputs_embeds")
+    if mask is not None:
+        if mask.dim() != 2:
+            raise ConfigError(f"attention_mask is {list(mask.shape)}; expected [batch, sequence], 1 for tokens and 0 for "
+                              "padding")
+        return segments_of_mask(mask).flatten(), mask.shape[0]
+    if tokens is None:
+        raise ConfigError(f"no input_ids, inputs_embeds or attention_mask among the inputs {sorted(batch)}")
+    if positions is not None and positions.dim() == 2:
+        begins = (positions == 0).expand(tokens.shape[:2]).clone()
+        begins[:, 0] = True
+        document_T = begins.flatten().cumsum(0) - 1
+        return document_T, int(document_T[-1]) + 1
+    return segments_of_mask(torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)).flatten(), tokens.shape[0]
