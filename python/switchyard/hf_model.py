@@ -50,16 +50,29 @@ def gives_probs(router: Any) -> bool:
                       "softmax(h W^T); it is newer or older than what this package knows (5.2)")
 
 
-def refuse_own_loss(config: Any, output_router_logits: Optional[bool] = None) -> None:
-    """Raises ConfigError where the model would add a balancing loss of its own."""
-    asked = getattr(config, "output_router_logits", False) if output_router_logits is None else output_router_logits
-    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
-    if asked and coefficient:
-        raise ConfigError("the model adds its own balancing loss (output_router_logits=True, "
-                          f"router_aux_loss_coef={coefficient}), so there would be two. Set "
-                          "model.config.output_router_logits = False. In transformers 5.2.0 that loss acts 1/E as strongly as "
-                          "its formula: about as coefficient=router_aux_loss_coef * K / E does here, times the micro-batches of "
-                          "a step under the Trainer (docs/losses.md)")
+def _own_coefficient(model: nn.Module) -> float:
+    """By which the model would weigh its own balancing loss. It keeps a number of its own, which its config may contradict."""
+    kept = [vars(module)["router_aux_loss_coef"] for module in model.modules() if "router_aux_loss_coef" in vars(module)]
+    if kept:
+        return max(kept, key=abs)
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return getattr(model.config, "router_aux_loss_coef", getattr(text, "router_aux_loss_coef", 0.0))
+
+
+def refuse_own_loss(model: nn.Module, output_router_logits: Optional[bool] = None) -> None:
+    """Raises ConfigError where the model would add a balancing loss of its own.
+
+    @param output_router_logits  as given to the forward; None: not given, the config tells
+    """
+    asked = getattr(model.config, "output_router_logits", False) if output_router_logits is None else output_router_logits
+    coefficient = _own_coefficient(model) if asked else 0.0
+    if coefficient:
+        where = "its config asks for it" if output_router_logits is None else "its forward was given output_router_logits=True"
+        raise ConfigError(f"the model adds its own balancing loss ({where}, router_aux_loss_coef={coefficient}), so there would "
+                          "be two. Set model.config.output_router_logits = False and do not ask a forward for it, or set "
+                          "model.router_aux_loss_coef = 0.0, which the model reads instead of its config's. In transformers "
+                          "5.2.0 that loss acts 1/E as strongly as its formula: about as coefficient=router_aux_loss_coef * K / E "
+                          "does here, times the micro-batches of a step under the Trainer (docs/losses.md)")
 
 
 def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
@@ -25,26 +25,19 @@ def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
 
 
 class SeenForward:
-    """What a compute_loss() of somebody's own does with the model, seen while it runs."""
+    """What a compute_loss() does with the model, seen while it runs."""
 
-    def __init__(self, model: nn.Module):
-        self._handle = model.register_forward_hook(self._look, with_kwargs=True)
+    def __init__(self) -> None:
         self.items_reached = False
-        self.loss: Optional[Tensor] = None
+        self.loss: Optional[Tensor] = None  # the model's own
 
-    def __enter__(self) -> "SeenForward":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
-
-    def _look(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+    def look(self, kwargs: dict[str, Any], outputs: Any) -> None:
         self.items_reached = kwargs.get("num_items_in_batch") is not None
         if kwargs.get("labels") is not None:
             self.loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
 
 
-def factor_of(trainer: Any, num_items: Optional[Tensor | int], loss: Tensor, seen: Optional[SeenForward],
+def factor_of(trainer: Any, num_items: Optional[Tensor | int], loss: Tensor, seen: SeenForward,
               num_micro_batches: int) -> float:
     """What turns the weight of a micro-batch's loss into that of the step's: their number where the losses are means."""
     means = float(num_micro_batches)
@@ -52,11 +45,10 @@ def factor_of(trainer: Any, num_items: Optional[Tensor | int], loss: Tensor, see
         return 1.0
     if not trainer.model_accepts_loss_kwargs or num_items is None:
         return means
-    items_reached = seen is None or seen.items_reached
-    if not items_reached and _comes_from(loss, seen.loss):
+    if not seen.items_reached and _comes_from(loss, seen.loss):
         return means
     if trainer.label_smoother is None:
         return 1.0
     # A mean over the micro-batch, which the Trainer multiplies by the ranks as if it were a part of the step's.
-    by_ranks = trainer.args.average_tokens_across_devices and items_reached
+    by_ranks = trainer.args.average_tokens_across_devices and seen.items_reached
     return means * trainer.accelerator.num_processes if by_ranks else means

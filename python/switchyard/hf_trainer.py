@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from typing import Any, Optional
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from .errors import ConfigError, StateError
 from .frame import tokens_of_segments
 from .hf_model import refuse_own_loss, segments_of_batch
 from .hf_objective import SeenForward, factor_of
-from .huggingface import Attachment
+from .huggingface import Attachment, Hook, OuterHook
 
 STATE_FILE = "switchyard_balance.pt"  # of the first attachment, also in older checkpoints; others have their number in it
 
@@ -37,6 +38,71 @@ def _is_compiled(model: nn.Module) -> bool:
                for module in model.modules())
 
 
+def _refuse_trainers_own_loss(trainer: Any) -> None:
+    """Raises ConfigError for a Trainer that adds the model's balancing loss itself, as those of trl do, whatever the model's
+    config says."""
+    coefficient = getattr(trainer, "router_aux_loss_coef", 0.0)
+    if coefficient or getattr(trainer, "aux_loss_enabled", False):
+        raise ConfigError(f"the {type(trainer).__name__} adds the model's own balancing loss (router_aux_loss_coef="
+                          f"{coefficient}), so there would be two. Give its arguments router_aux_loss_coef=0.0, as in "
+                          "SFTConfig(router_aux_loss_coef=0.0) or DPOConfig(router_aux_loss_coef=0.0)")
+
+
+class _Watch:
+    """Sees the forwards of a model from outside, each once, also through what the Trainer wrapped around the model
+    (DistributedDataParallel, torch.compile) and past it.
+
+    @param before, after  called with (model, args, kwargs) and (model, args, kwargs, outputs), outermost as it was called
+    """
+
+    def __init__(self, model: nn.Module, before: Callable[..., None], after: Callable[..., None]):
+        self._model, self._depth = model, 0
+        self._tell_before, self._tell_after = before, after
+        self._handles = self._hang(model, Hook(self._inner_before), Hook(self._inner_after))
+
+    @staticmethod
+    def _hang(module: nn.Module, before: Hook, after: Hook) -> list[Any]:
+        return [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+                module.register_forward_hook(after, with_kwargs=True, always_call=True)]
+
+    def _in_graph(self) -> bool:
+        """Whether the model's own hooks are in a compiled region, which must not be broken; around() sees such forwards."""
+        return torch.compiler.is_compiling() or self._model._compiled_call_impl is not None
+
+    def _inner_before(self, *call: Any) -> None:
+        if not self._in_graph():
+            self._before(*call)
+
+    def _inner_after(self, *call: Any) -> None:
+        if not self._in_graph():
+            self._after(*call)
+
+    def _before(self, *call: Any) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._tell_before(*call)
+
+    def _after(self, *call: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._tell_after(*call)
+
+    @contextlib.contextmanager
+    def around(self, wrapped: nn.Module) -> Iterator[None]:
+        self._depth = 0
+        more = wrapped is not self._model or self._model._compiled_call_impl is not None
+        handles = self._hang(wrapped, OuterHook(self._before), OuterHook(self._after)) if more else []
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
 class TrainerAttachment(Attachment):
     """One balancing loss under a Trainer; `_Hub` runs the steps of all that are attached to it.
 
@@ -47,6 +113,7 @@ class TrainerAttachment(Attachment):
 
     def __init__(self, trainer: Any, **settings: Any):
         _check_trainer(trainer)
+        _refuse_trainers_own_loss(trainer)
         super().__init__(trainer.accelerator.unwrap_model(trainer.model), **settings)
         self.trainer = trainer
         self.prepass_forwards = 0
@@ -69,7 +136,8 @@ class TrainerAttachment(Attachment):
         self.loss.load_state_dict(torch.load(self._file(folder), weights_only=True))
 
     def begin_batches(self, batches: list[dict[str, Any]]) -> None:
-        refuse_own_loss(self.model.config)
+        refuse_own_loss(self.model)
+        _refuse_trainers_own_loss(self.trainer)
         self.check_device()
         tokens = [tokens_of_segments(*segments_of_batch(batch)) for batch in batches]
         flat = iter(torch.cat(tokens).tolist())  # the one wait for the device
@@ -78,6 +146,10 @@ class TrainerAttachment(Attachment):
     def begin(self, inputs: dict[str, Any], micro_batch: int) -> None:
         segments_T, num_segments = segments_of_batch(inputs)
         self.loss.begin_forward(segments_T.to(self.loss.device), micro_batch=micro_batch, num_segments=num_segments)
+
+    def check_forward(self, kwargs: dict[str, Any]) -> None:
+        """Before a forward with gradients of a micro-batch."""
+        refuse_own_loss(self.model, kwargs.get("output_router_logits"))
 
     def join_as(self, loss: Tensor, factor: float) -> Tensor:
         return self._join(loss, factor)
@@ -113,7 +185,8 @@ class _Hub(TrainerCallback):
         self._get_batch_samples, trainer.get_batch_samples = trainer.get_batch_samples, self._fetch
         self._training_step, trainer.training_step = trainer.training_step, self._step
         self._compute_loss, trainer.compute_loss = trainer.compute_loss, self._loss
-        self._own_compute_loss = getattr(self._compute_loss, "__func__", None) is not Trainer.compute_loss
+        self._seen: Optional[SeenForward] = None  # while compute_loss() runs for a micro-batch
+        self._watch = _Watch(trainer.accelerator.unwrap_model(trainer.model), self._before_forward, self._after_forward)
         trainer.add_callback(self)
         trainer._switchyard_hub = self
 
@@ -133,6 +206,7 @@ class _Hub(TrainerCallback):
         self.trainer.training_step = self._training_step
         self.trainer.compute_loss = self._compute_loss
         self.trainer.remove_callback(self)
+        self._watch.remove()
         self.trainer._switchyard_hub = None
 
     def _fetch(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,17 +278,31 @@ class _Hub(TrainerCallback):
               num_items_in_batch: Optional[Tensor | int] = None) -> Any:
         if not self._in_training_step:
             return self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        if self._ahead:
-            self._count_ahead(model, num_items_in_batch)
-        self._begin(inputs, self._next - 1)
-        with SeenForward(model) if self._own_compute_loss else contextlib.nullcontext() as seen:
-            result = self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        with self._watch.around(model):
+            if self._ahead:
+                self._count_ahead(model, num_items_in_batch)
+            self._begin(inputs, self._next - 1)
+            seen = self._seen = SeenForward()
+            try:
+                result = self._compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            finally:
+                self._seen = None
         joined = result[0] if return_outputs else result
         factor = factor_of(self.trainer, num_items_in_batch, joined, seen, self._num_micro_batches)
         for attachment in self._attachments:
             attachment.loss.close_forward()
             joined = attachment.join_as(joined, factor)
         return (joined, result[1]) if return_outputs else joined
+
+    def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._seen is None or not (model.training and torch.is_grad_enabled()):
+            return
+        for attachment in self._attachments:
+            attachment.check_forward(kwargs)
+
+    def _after_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        if self._seen is not None and outputs is not None and model.training and torch.is_grad_enabled():
+            self._seen.look(kwargs, outputs)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for attachment in self._attachments:

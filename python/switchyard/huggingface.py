@@ -26,7 +26,7 @@ from .hf_model import find_routers, gives_probs, refuse_own_loss, segments_of_ba
 from .ops import Path
 
 
-class _Hook:
+class Hook:
     """A hook on a module. In a copy of the module (deepcopy, AveragedModel, pickle) it becomes a _CopiedHook: the attachment
     balances the module that it was given, and its copy must not count there."""
 
@@ -40,7 +40,7 @@ class _Hook:
         return _CopiedHook, ()
 
 
-class _OuterHook(_Hook):
+class OuterHook(Hook):
     """Around the whole model: it begins and closes forwards, and no compiler is to look at it."""
 
     @torch.compiler.disable
@@ -70,7 +70,7 @@ class Attachment(abc.ABC):
                  on_recount: Literal["error", "report"]):
         self.model = model
         routers = find_routers(model)
-        refuse_own_loss(model.config)
+        refuse_own_loss(model)
         devices = {router.weight.device for router in routers}
         if len(devices) != 1:
             raise ConfigError(f"the routers are on {len(devices)} devices; expected one")
@@ -81,7 +81,7 @@ class Attachment(abc.ABC):
         self.last_report: Optional[StepReport] = None
         self._routers = routers
         _forget_copied_hooks(model)
-        self._handles = [router.register_forward_hook(_Hook(self._router_hook(layer, gives_probs(router))))
+        self._handles = [router.register_forward_hook(Hook(self._router_hook(layer, gives_probs(router))))
                          for layer, router in enumerate(routers)]
 
     def _router_hook(self, layer: int, gives_probs: bool):
@@ -152,8 +152,8 @@ class ModelAttachment(Attachment):
         self.loss.config.check_open()
         self._forward_names = list(inspect.signature(model.forward).parameters)
         self._stepped_aside: set[int] = set()  # numbers of forwards after which only optimizers of other weights stepped
-        self._handles += [model.register_forward_pre_hook(_OuterHook(self._before), with_kwargs=True),
-                          model.register_forward_hook(_OuterHook(self._after), with_kwargs=True),
+        self._handles += [model.register_forward_pre_hook(OuterHook(self._before), with_kwargs=True),
+                          model.register_forward_hook(OuterHook(self._after), with_kwargs=True),
                           register_optimizer_step_post_hook(_forget_dead(weakref.WeakMethod(self._after_optimizer)))]
 
     def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class ModelAttachment(Attachment):
             self.loss.frame = None
             return
         batch = self._arguments(args, kwargs)
-        refuse_own_loss(model.config, batch.get("output_router_logits"))
+        refuse_own_loss(model, batch.get("output_router_logits"))
         self.check_device()
         self.loss.discard_failed()
         if not self.loss.in_step:

@@ -8,7 +8,10 @@ import torch
 from hf_models import make_rows
 from test_trainer import COMPILED, check, cut, settings_of
 from torchrun import torchrun
-from trainer_run import COMPUTE_LOSS, run
+from trainer_run import COMPUTE_LOSS, build, run
+from transformers import Trainer
+
+import switchyard
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -42,3 +45,34 @@ def test_what_the_loss_is_divided_by_on_two_ranks(compute_loss, two_processes):
     balanced, plain = two_processes[compute_loss, True], two_processes[compute_loss, False]
     assert balanced["world"] == 2
     check(balanced, plain, cut(make_rows(8), num_ranks=2), "prefix", means=compute_loss == "mean")
+
+
+class AskingTrainer(Trainer):
+    """As trl asks for it: for the model's config says nothing."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, {**inputs, "output_router_logits": True}, return_outputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_forward_that_asks_for_the_models_own_loss(compiled):
+    changes = {"experts": "batched_mm", "arguments": COMPILED if compiled else {}}
+    trainer, _ = build(make_rows(4), trainer_class=AskingTrainer, router_aux_loss_coef=0.5, **changes)
+    switchyard.attach(trainer, scope="prefix", coefficient=1.0)
+    with pytest.raises(switchyard.ConfigError, match="its forward was given output_router_logits=True"):
+        trainer.train()
+    trainer.model.router_aux_loss_coef = 0.0
+    trainer.train()
+
+
+def test_a_trainer_that_adds_the_models_own_loss():
+    """Trainers of trl do, whatever the model's config says: coefficient * outputs.aux_loss."""
+    trainer, _ = build(make_rows(4))
+    trainer.router_aux_loss_coef, trainer.aux_loss_enabled = 0.5, True
+    with pytest.raises(switchyard.ConfigError, match=r"the Trainer adds .*SFTConfig\(router_aux_loss_coef=0.0\)"):
+        switchyard.attach(trainer, scope="prefix", coefficient=1.0)
+    trainer.router_aux_loss_coef, trainer.aux_loss_enabled = 0.0, False
+    switchyard.attach(trainer, scope="prefix", coefficient=1.0)
+    trainer.router_aux_loss_coef = 0.5
+    with pytest.raises(switchyard.ConfigError, match="the Trainer adds"):
+        trainer.train()

@@ -234,6 +234,17 @@ def test_the_models_own_loss_is_never_beside_ours():
         model(**stack(make_rows(2)).inputs, output_router_logits=True)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_coefficient_of_the_models_own_loss_is_the_one_it_keeps(kind):
+    """Set in the config after the model was made, it changes nothing."""
+    model = make_model(kind, output_router_logits=True, router_aux_loss_coef=0.5)
+    model.config.router_aux_loss_coef = 0.0
+    with pytest.raises(switchyard.ConfigError, match="router_aux_loss_coef=0.5"):
+        switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    model.config.router_aux_loss_coef, model.router_aux_loss_coef = 0.5, 0.0
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+
+
 def test_a_layer_whose_router_is_bypassed_is_an_error():
     """B24: a fused kernel in place of the MoE block."""
     model = make_model()
