@@ -75,6 +75,20 @@ def refuse_own_loss(model: nn.Module, output_router_logits: Optional[bool] = Non
                           "does here, times the micro-batches of a step under the Trainer (docs/losses.md)")
 
 
+def divides_by_items(model: nn.Module) -> bool:
+    """Whether the model's own loss is the sum over num_items_in_batch where that is given. Heads that classify take it and do
+    not use it: theirs is a mean over the micro-batch. Raises ConfigError for another head."""
+    head = next((module for module in model.modules() if hasattr(type(module), "loss_function")), model)
+    kinds = [kind.__name__ for kind in type(head).__mro__]
+    if any(kind.endswith(("ForCausalLM", "ForConditionalGeneration")) for kind in kinds):
+        return True
+    if any(kind.endswith(("ForSequenceClassification", "ForTokenClassification")) for kind in kinds):
+        return False
+    raise ConfigError(f"whether the loss of {type(head).__name__} is divided by num_items_in_batch, which it is given, is not "
+                      "known here, so neither is the weight of the balancing loss beside it. If it is a mean over the "
+                      "micro-batch, do not give it: trainer.model_accepts_loss_kwargs = False")
+
+
 def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
     """Segments [T] of a model's inputs, and their number: rows with an attention mask, else packed documents where positions
     begin again, else rows."""

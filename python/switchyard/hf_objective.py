@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .hf_model import divides_by_items
 
 
 def _comes_from(loss: Tensor, source: Optional[Tensor]) -> bool:
@@ -37,18 +40,35 @@ class SeenForward:
             self.loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
 
 
-def factor_of(trainer: Any, num_items: Optional[Tensor | int], loss: Tensor, seen: SeenForward,
+def _refuse_unknown_smoothing(trainer: Any) -> None:
+    """A compute_loss() that smooths labels outside of the model: what else it does with the mean does not show in the graph."""
+    kind = getattr(trainer.args, "loss_type", "nll")
+    if kind != "nll":
+        raise ConfigError(f"label_smoothing_factor with loss_type='{kind}' of the {type(trainer).__name__}: whether it smooths is "
+                          "not known here. Set label_smoothing_factor=0")
+    if trainer.args.average_tokens_across_devices and trainer.accelerator.num_processes > 1:
+        raise ConfigError(f"label_smoothing_factor with the compute_loss() of {type(trainer).__name__} on "
+                          f"{trainer.accelerator.num_processes} ranks: whether it multiplies its mean by the ranks, as that of "
+                          "the Trainer does with average_tokens_across_devices, is not known here. Set "
+                          "average_tokens_across_devices=False")
+
+
+def factor_of(trainer: Any, model: nn.Module, num_items: Optional[Tensor | int], loss: Tensor, seen: SeenForward,
               num_micro_batches: int) -> float:
     """What turns the weight of a micro-batch's loss into that of the step's: their number where the losses are means."""
     means = float(num_micro_batches)
-    if trainer.compute_loss_func is not None:
-        return 1.0
-    if not trainer.model_accepts_loss_kwargs or num_items is None:
+    # Told of the items, the Trainer multiplies by the ranks also what is a mean over the micro-batch.
+    means_by_ranks = means * (trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1)
+    by_items = trainer.model_accepts_loss_kwargs and num_items is not None
+    if trainer.compute_loss_func is not None and num_items is not None:
+        return 1.0 if by_items else means_by_ranks
+    if not by_items:
         return means
-    if not seen.items_reached and _comes_from(loss, seen.loss):
+    is_models = _comes_from(loss, seen.loss)
+    if is_models and not seen.items_reached:
         return means
-    if trainer.label_smoother is None:
-        return 1.0
-    # A mean over the micro-batch, which the Trainer multiplies by the ranks as if it were a part of the step's.
-    by_ranks = trainer.args.average_tokens_across_devices and seen.items_reached
-    return means * trainer.accelerator.num_processes if by_ranks else means
+    if trainer.label_smoother is not None:
+        if not seen.items_reached:
+            _refuse_unknown_smoothing(trainer)
+        return means_by_ranks if seen.items_reached else means
+    return means_by_ranks if is_models and not divides_by_items(model) else 1.0

@@ -56,7 +56,7 @@ class _Watch:
     """
 
     def __init__(self, model: nn.Module, before: Callable[..., None], after: Callable[..., None]):
-        self._model, self._depth = model, 0
+        self.model, self._depth = model, 0
         self._tell_before, self._tell_after = before, after
         self._handles = self._hang(model, Hook(self._inner_before), Hook(self._inner_after))
 
@@ -67,7 +67,7 @@ class _Watch:
 
     def _in_graph(self) -> bool:
         """Whether the model's own hooks are in a compiled region, which must not be broken; around() sees such forwards."""
-        return torch.compiler.is_compiling() or self._model._compiled_call_impl is not None
+        return torch.compiler.is_compiling() or self.model._compiled_call_impl is not None
 
     def _inner_before(self, *call: Any) -> None:
         if not self._in_graph():
@@ -90,7 +90,7 @@ class _Watch:
     @contextlib.contextmanager
     def around(self, wrapped: nn.Module) -> Iterator[None]:
         self._depth = 0
-        more = wrapped is not self._model or self._model._compiled_call_impl is not None
+        more = wrapped is not self.model or self.model._compiled_call_impl is not None
         handles = self._hang(wrapped, OuterHook(self._before), OuterHook(self._after)) if more else []
         try:
             yield
@@ -288,7 +288,7 @@ class _Hub(TrainerCallback):
             finally:
                 self._seen = None
         joined = result[0] if return_outputs else result
-        factor = factor_of(self.trainer, num_items_in_batch, joined, seen, self._num_micro_batches)
+        factor = factor_of(self.trainer, self._watch.model, num_items_in_batch, joined, seen, self._num_micro_batches)
         for attachment in self._attachments:
             attachment.loss.close_forward()
             joined = attachment.join_as(joined, factor)

@@ -22,7 +22,7 @@ from .balance import BalanceLoss, StepReport
 from .config import Averaging, Contract, LayerReduction, Scope, Weighting
 from .errors import ConfigError, StateError
 from .frame import Frame
-from .hf_model import find_routers, gives_probs, refuse_own_loss, segments_of_batch
+from .hf_model import divides_by_items, find_routers, gives_probs, refuse_own_loss, segments_of_batch
 from .ops import Path
 
 
@@ -171,7 +171,8 @@ class ModelAttachment(Attachment):
             self.loss.begin_step()
         segments_T, num_segments = segments_of_batch(batch)
         labels, items = batch.get("labels"), batch.get("num_items_in_batch")
-        share = None if items is None or labels is None else labels.ne(-100).sum() / items
+        by_items = items is not None and labels is not None and divides_by_items(model)
+        share = labels.ne(-100).sum() / items if by_items else None
         frame = self.loss.begin_forward(segments_T.to(self.loss.device), num_segments=num_segments, share=share)
         frame.scale_1.data.fill_(float("nan"))  # until a loss that was joined is differentiated
 

@@ -6,7 +6,8 @@ import warnings
 import torch
 import torch.nn.functional as F
 from oracle import step_loss
-from transformers import MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
+                          Qwen3MoeForSequenceClassification)
 
 from switchyard.huggingface import find_routers
 
@@ -18,9 +19,9 @@ SHARED = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=12, num_h
 
 def make_model(kind="qwen3_moe", seed=0, experts=None, **changes):
     settings = {**SHARED, **changes}
-    if kind == "qwen3_moe":
+    if kind in ("qwen3_moe", "classes"):
         config = Qwen3MoeConfig(**settings, head_dim=8, moe_intermediate_size=12, num_experts=6, norm_topk_prob=True)
-        build = Qwen3MoeForCausalLM
+        build = Qwen3MoeForCausalLM if kind == "qwen3_moe" else Qwen3MoeForSequenceClassification
     elif kind == "mixtral":
         config, build = MixtralConfig(**settings, num_local_experts=6), MixtralForCausalLM
     else:
@@ -42,6 +43,11 @@ def make_rows(number, seed=1, length=9):
         ids = torch.randint(3, VOCABULARY, (length,), generator=rng) * mask
         rows.append({"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)})
     return rows
+
+
+def with_classes(rows):
+    """For a head that classifies sequences."""
+    return [{**row, "labels": torch.tensor(number % 2)} for number, row in enumerate(rows)]
 
 
 @dataclasses.dataclass

@@ -2,16 +2,19 @@
 
 import json
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hf_models import make_rows
-from test_trainer import COMPILED, check, cut, settings_of
+from hf_models import make_rows, with_classes
+from oracle import largest_difference
+from test_trainer import COEFFICIENT, COMPILED, TOLERANCE, check, cut, expected, settings_of
 from torchrun import torchrun
 from trainer_run import COMPUTE_LOSS, build, run
 from transformers import Trainer
 
 import switchyard
+from switchyard.hf_objective import SeenForward, factor_of
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -21,11 +24,12 @@ def test_what_the_loss_is_divided_by(compute_loss, compiled):
     changes = {"compute_loss": compute_loss, "experts": "batched_mm"}
     plain = run({"rows": 4, **changes})
     balanced = run(settings_of("prefix", **changes, arguments=COMPILED if compiled else {}))
-    check(balanced, plain, cut(make_rows(4)), "prefix", means=compute_loss == "mean")
+    check(balanced, plain, cut(make_rows(4)), "prefix", means=compute_loss.startswith("mean"))
 
 
-def of_ranks(compute_loss, attached):
-    settings = {"compute_loss": compute_loss, "arguments": {"ddp_backend": "gloo"}, "rows": 8}
+def of_ranks(name, attached):
+    settings = {"kind": "classes"} if name == "classes" else {"compute_loss": name}
+    settings = {**settings, "arguments": {"ddp_backend": "gloo"}, "rows": 8}
     return settings_of("prefix", **settings) if attached else settings
 
 
@@ -33,7 +37,7 @@ def of_ranks(compute_loss, attached):
 def two_processes(tmp_path_factory):
     """Trainings under torchrun, by (compute_loss, attached)."""
     folder, here = tmp_path_factory.mktemp("ranks"), pathlib.Path(__file__).parent
-    keys = [(name, attached) for name in COMPUTE_LOSS for attached in (False, True)]
+    keys = [(name, attached) for name in [*COMPUTE_LOSS, "classes"] for attached in (False, True)]
     (folder / "settings.json").write_text(json.dumps([of_ranks(*key) for key in keys]))
     torchrun(here / "trainer_run.py", folder / "settings.json", folder / "out.pt")
     return dict(zip(keys, torch.load(folder / "out.pt", weights_only=False)))
@@ -44,7 +48,55 @@ def test_what_the_loss_is_divided_by_on_two_ranks(compute_loss, two_processes):
     """DistributedDataParallel gives all outputs of the model one node of the graph, with the setting that the Trainer has."""
     balanced, plain = two_processes[compute_loss, True], two_processes[compute_loss, False]
     assert balanced["world"] == 2
-    check(balanced, plain, cut(make_rows(8), num_ranks=2), "prefix", means=compute_loss == "mean")
+    check(balanced, plain, cut(make_rows(8), num_ranks=2), "prefix", means=compute_loss.startswith("mean"))
+
+
+def test_a_head_that_classifies():
+    """It is given num_items_in_batch and does not use it."""
+    plain = run({"rows": 4, "kind": "classes"})
+    step = cut(with_classes(make_rows(4)))
+    check(run(settings_of("optimizer_batch", kind="classes")), plain, step, "optimizer_batch", means=True, kind="classes")
+    model_only = {"scope": "micro_batch", "coefficient": COEFFICIENT, "model_only": True}
+    balanced = run({"rows": 4, "kind": "classes", "attach": model_only})
+    # A model alone averages micro-batches as its loss is averaged, not by tokens.
+    halves = [expected([ranks], "micro_batch", True, kind="classes")[1] for ranks in step]
+    part = [a - b for a, b in zip(balanced["gradients"][0], plain["gradients"][0])]
+    assert largest_difference(part, [(a + b) / 2 for a, b in zip(*halves)]) < TOLERANCE
+
+
+def test_a_head_that_classifies_on_two_ranks(two_processes):
+    """The Trainer multiplies that mean by the ranks."""
+    balanced, plain = two_processes["classes", True], two_processes["classes", False]
+    check(balanced, plain, cut(with_classes(make_rows(8)), num_ranks=2), "prefix", means=True, kind="classes")
+
+
+def test_an_unknown_head():
+    trainer, _ = build(make_rows(4))
+    trainer.model.__class__ = type("Qwen3MoeForSomething", (type(trainer.model).__mro__[1],), dict(vars(type(trainer.model))))
+    switchyard.attach(trainer, scope="prefix", coefficient=1.0)
+    with pytest.raises(switchyard.ConfigError, match="loss of Qwen3MoeForSomething .* trainer.model_accepts_loss_kwargs = False"):
+        trainer.train()
+    trainer.model_accepts_loss_kwargs = False
+    trainer.train()
+
+
+def test_labels_smoothed_outside_of_the_trainers_own_compute_loss():
+    """Whether it then multiplies by the ranks, as that of trl's SFTTrainer does, cannot be seen."""
+    args = SimpleNamespace(average_tokens_across_devices=True, loss_type="nll")
+    trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2), compute_loss_func=None,
+                              model_accepts_loss_kwargs=True, label_smoother=object())
+    loss = torch.ones(1, requires_grad=True).sum()
+
+    def factor():
+        return factor_of(trainer, None, 10, loss, SeenForward(), num_micro_batches=3)
+
+    with pytest.raises(switchyard.ConfigError, match="on 2 ranks.* Set average_tokens_across_devices=False"):
+        factor()
+    args.average_tokens_across_devices = False
+    assert factor() == 3.0
+    args.loss_type = "dft"
+    with pytest.raises(switchyard.ConfigError, match="loss_type='dft' .* Set label_smoothing_factor=0"):
+        factor()
 
 
 class AskingTrainer(Trainer):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import torch
-from hf_models import gradients_of, make_model, make_rows, stack
+from hf_models import gradients_of, make_model, make_rows, stack, with_classes
 from torchrun import leave
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -65,7 +65,29 @@ class PassingTrainer(Trainer):
         return super().compute_loss(*args, **kwargs)
 
 
-COMPUTE_LOSS = {"mean": MeanTrainer, "sum": SumTrainer, "passing": PassingTrainer}
+def mean_of_tokens(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def sum_over_items(outputs, labels, num_items_in_batch=None):
+    logits, labels = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+class MeanFunctionTrainer(Trainer):
+    """And what transformers asks for with it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_loss_func=mean_of_tokens, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+
+class SumFunctionTrainer(Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_loss_func=sum_over_items, **kwargs)
+
+
+COMPUTE_LOSS = {"mean_function": MeanFunctionTrainer, "sum_function": SumFunctionTrainer, "mean": MeanTrainer, "sum": SumTrainer, "passing": PassingTrainer}
 
 
 def build(rows, per_device=2, accumulation=2, steps=1, arguments=None, own_loss=False, kind="qwen3_moe", folder=None,
@@ -90,6 +112,7 @@ def run(settings):
     settings = dict(settings)
     attach = settings.pop("attach", None)
     rows = make_rows(settings.pop("rows"), settings.pop("seed", 1))
+    rows = with_classes(rows) if settings.get("kind") == "classes" else rows
     trainer, keeper = build(rows, **settings)
     if attach is not None:
         target = trainer.model if attach.pop("model_only", False) else trainer
