@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from .errors import ConfigError, StateError
 from .hf_model import divides_by_items
 
 
@@ -31,8 +31,16 @@ class SeenForward:
     """What a compute_loss() does with the model, seen while it runs."""
 
     def __init__(self) -> None:
+        self.number = 0  # of forwards with gradients
         self.items_reached = False
         self.loss: Optional[Tensor] = None  # the model's own
+
+    def begin(self) -> None:
+        self.number += 1
+        if self.number > 1:
+            raise StateError("compute_loss() ran the model twice with gradients. Under a Trainer the balancing loss of a micro-batch "
+                             "acts in one forward, and would act in each. Use attach(model) in place of attach(trainer), and "
+                             "return attachment.join(loss) from compute_loss(); or run both in one forward, as one batch")
 
     def look(self, kwargs: dict[str, Any], outputs: Any) -> None:
         self.items_reached = kwargs.get("num_items_in_batch") is not None

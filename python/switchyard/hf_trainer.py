@@ -297,6 +297,7 @@ class _Hub(TrainerCallback):
     def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._seen is None or not (model.training and torch.is_grad_enabled()):
             return
+        self._seen.begin()
         for attachment in self._attachments:
             attachment.check_forward(kwargs)
 

@@ -128,3 +128,34 @@ def test_a_trainer_that_adds_the_models_own_loss():
     trainer.router_aux_loss_coef = 0.5
     with pytest.raises(switchyard.ConfigError, match="the Trainer adds"):
         trainer.train()
+
+
+class TwiceTrainer(Trainer):
+    """As for a penalty on the difference of two forwards under dropout."""
+
+    join = staticmethod(lambda loss: loss)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return self.join((model(**inputs).loss + model(**inputs).loss) / 2)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpoint"])
+def test_two_forwards_in_a_compute_loss(arguments):
+    """Both would carry the whole balancing loss of the micro-batch."""
+    trainer, _ = build(make_rows(4), trainer_class=TwiceTrainer, arguments=arguments)
+    switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT)
+    with pytest.raises(switchyard.StateError, match=r"ran the model twice .*attach\(model\)"):
+        trainer.train()
+
+
+def test_two_forwards_that_are_joined():
+    """What the error tells to do: each forward has half of the loss, and so of the balancing loss."""
+    found = []
+    for attached in (False, True):
+        trainer, keeper = build(make_rows(2), accumulation=1, trainer_class=TwiceTrainer)
+        if attached:
+            trainer.join = switchyard.attach(trainer.model, scope="micro_batch", coefficient=COEFFICIENT).join
+        trainer.train()
+        found.append(keeper.gradients[0])
+    balance = expected(cut(make_rows(2), accumulation=1), "micro_batch")[1]
+    assert largest_difference([a - b for a, b in zip(found[1], found[0])], balance) < TOLERANCE
