@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from .errors import ConfigError, StateError
-from .frame import tokens_of_segments
+from .frame import Frame, tokens_of_segments
 from .hf_model import refuse_own_loss, segments_of_batch
 from .hf_objective import SeenForward, factor_of
-from .huggingface import Attachment, Hook, OuterHook
+from .hf_watch import RandomStates, Watch
+from .huggingface import Attachment
 
 STATE_FILE = "switchyard_balance.pt"  # of the first attachment, also in older checkpoints; others have their number in it
 
@@ -46,61 +46,6 @@ def _refuse_trainers_own_loss(trainer: Any) -> None:
         raise ConfigError(f"the {type(trainer).__name__} adds the model's own balancing loss (router_aux_loss_coef="
                           f"{coefficient}), so there would be two. Give its arguments router_aux_loss_coef=0.0, as in "
                           "SFTConfig(router_aux_loss_coef=0.0) or DPOConfig(router_aux_loss_coef=0.0)")
-
-
-class _Watch:
-    """Sees the forwards of a model from outside, each once, also through what the Trainer wrapped around the model
-    (DistributedDataParallel, torch.compile) and past it.
-
-    @param before, after  called with (model, args, kwargs) and (model, args, kwargs, outputs), outermost as it was called
-    """
-
-    def __init__(self, model: nn.Module, before: Callable[..., None], after: Callable[..., None]):
-        self.model, self._depth = model, 0
-        self._tell_before, self._tell_after = before, after
-        self._handles = self._hang(model, Hook(self._inner_before), Hook(self._inner_after))
-
-    @staticmethod
-    def _hang(module: nn.Module, before: Hook, after: Hook) -> list[Any]:
-        return [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-                module.register_forward_hook(after, with_kwargs=True, always_call=True)]
-
-    def _in_graph(self) -> bool:
-        """Whether the model's own hooks are in a compiled region, which must not be broken; around() sees such forwards."""
-        return torch.compiler.is_compiling() or self.model._compiled_call_impl is not None
-
-    def _inner_before(self, *call: Any) -> None:
-        if not self._in_graph():
-            self._before(*call)
-
-    def _inner_after(self, *call: Any) -> None:
-        if not self._in_graph():
-            self._after(*call)
-
-    def _before(self, *call: Any) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._tell_before(*call)
-
-    def _after(self, *call: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._tell_after(*call)
-
-    @contextlib.contextmanager
-    def around(self, wrapped: nn.Module) -> Iterator[None]:
-        self._depth = 0
-        more = wrapped is not self.model or self.model._compiled_call_impl is not None
-        handles = self._hang(wrapped, OuterHook(self._before), OuterHook(self._after)) if more else []
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class TrainerAttachment(Attachment):
@@ -186,7 +131,9 @@ class _Hub(TrainerCallback):
         self._training_step, trainer.training_step = trainer.training_step, self._step
         self._compute_loss, trainer.compute_loss = trainer.compute_loss, self._loss
         self._seen: Optional[SeenForward] = None  # while compute_loss() runs for a micro-batch
-        self._watch = _Watch(trainer.accelerator.unwrap_model(trainer.model), self._before_forward, self._after_forward)
+        self._random = RandomStates(trainer.args.device)
+        self._left: list[Optional[Frame]] = []  # by a forward without gradients in compute_loss()
+        self._watch = Watch(trainer.accelerator.unwrap_model(trainer.model), self._before_forward, self._after_forward)
         trainer.add_callback(self)
         trainer._switchyard_hub = self
 
@@ -217,11 +164,12 @@ class _Hub(TrainerCallback):
             for attachment in self._attachments:
                 attachment.begin_batches(batches)
             self._num_micro_batches, self._next = len(batches), 0
+            self._random.forget()
             self._ahead = batches if any(attachment.loss.needs_whole_step for attachment in self._attachments) else []
         return batches, num_items
 
     def _count_ahead(self, model: nn.Module, num_items: Optional[Tensor | int]) -> None:
-        """The pre-pass. Random states are put back, so dropout repeats in the forwards with gradients.
+        """The pre-pass. Random states are put back, so dropout repeats in the forwards with gradients, which begin with its states.
 
         Not before the first compute_loss() of a step: only then the Trainer has prepared all that a forward depends on (random
         states of a checkpoint, on_step_begin(), the weights of a schedule-free optimizer).
@@ -230,11 +178,11 @@ class _Hub(TrainerCallback):
         compiled = _is_compiled(model)
         # A compiler rounds differently in a graph without gradients, or with other inputs.
         no_gradients = self.trainer.accelerator.no_sync(model) if compiled else torch.no_grad()
-        devices = [self.trainer.args.device] if self.trainer.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), no_gradients, self.trainer.compute_loss_context_manager():
+        with self._random.put_back(), no_gradients, self.trainer.compute_loss_context_manager():
             for micro_batch, batch in enumerate(batches):
                 self._begin(batch, micro_batch)
                 inputs = self.trainer._prepare_inputs(batch)
+                self._random.keep()
                 model(**(self._as_trained(inputs, num_items) if compiled else self._without_head(inputs)))
         torch.clear_autocast_cache()  # older torch would go on with the weights it cast without gradients
         for attachment in self._attachments:  # one after the other: ranks may differ in their number of batches
@@ -273,6 +221,7 @@ class _Hub(TrainerCallback):
             return self._training_step(model, inputs, *args, **kwargs)
         finally:
             self._in_training_step = False
+            self._leave_frames()
 
     def _loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
               num_items_in_batch: Optional[Tensor | int] = None) -> Any:
@@ -292,17 +241,35 @@ class _Hub(TrainerCallback):
         for attachment in self._attachments:
             attachment.loss.close_forward()
             joined = attachment.join_as(joined, factor)
+        self._leave_frames()
         return (joined, result[1]) if return_outputs else joined
 
+    def _leave_frames(self) -> list[Optional[Frame]]:
+        """Until a frame is set again forwards without gradients leave no trace. Backward goes back to its own frame."""
+        frames = [attachment.loss.frame for attachment in self._attachments]
+        for attachment in self._attachments:
+            attachment.loss.frame = None
+        return frames
+
     def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._seen is None or not (model.training and torch.is_grad_enabled()):
+        if self._seen is None:
+            return
+        if not (model.training and torch.is_grad_enabled()):
+            self._left = self._leave_frames()
             return
         self._seen.begin()
+        self._random.enter(self._next - 1)
         for attachment in self._attachments:
             attachment.check_forward(kwargs)
 
     def _after_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
-        if self._seen is not None and outputs is not None and model.training and torch.is_grad_enabled():
+        for attachment, frame in zip(self._attachments, self._left):
+            attachment.loss.frame = frame
+        with_gradients, self._left = not self._left, []
+        if self._seen is None or not with_gradients:
+            return
+        self._random.leave()
+        if outputs is not None:
             self._seen.look(kwargs, outputs)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

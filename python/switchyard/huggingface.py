@@ -93,7 +93,8 @@ class Attachment(abc.ABC):
                 if torch.is_grad_enabled():
                     raise StateError(f"the router of MoE layer {layer} ran with gradients, but in no forward of the step, so the "
                                      "balancing loss could not act. Train through the model that was attached (or its Trainer), "
-                                     "not through a part of it; detach() ends the balancing")
+                                     "not through a part of it or beside its steps; for a forward that trains nothing use "
+                                     "torch.no_grad(); detach() ends the balancing")
                 return None
             scores_TE, weights_TK, ids_TK = outputs
             probs_TE = scores_TE if gives_probs else torch.softmax(scores_TE.float(), -1)

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hf_models import make_rows, with_classes
+from hf_models import make_rows, stack, with_classes
 from oracle import largest_difference
 from test_trainer import COEFFICIENT, COMPILED, TOLERANCE, check, cut, expected, settings_of
 from torchrun import torchrun
 from trainer_run import COMPUTE_LOSS, build, run
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import switchyard
 from switchyard.hf_objective import SeenForward, factor_of
@@ -97,6 +97,75 @@ def test_labels_smoothed_outside_of_the_trainers_own_compute_loss():
     args.loss_type = "dft"
     with pytest.raises(switchyard.ConfigError, match="loss_type='dft' .* Set label_smoothing_factor=0"):
         factor()
+
+
+class ReferenceTrainer(Trainer):
+    """Runs the model once more without gradients, on the same batch and on others: as for the reference of DPO with the adapter off,
+    for metrics, or to generate. In train mode all the while."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        for others in (inputs, stack(make_rows(3, 77)).inputs):
+            with torch.no_grad():
+                self.model(**others)
+                model(**others)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.no_grad():
+            model(**stack(make_rows(2, 78)).inputs)
+        return result
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("scope", ["prefix", "optimizer_batch"])
+def test_forwards_without_gradients_in_a_compute_loss(scope, compiled):
+    torch._dynamo.reset()
+    changes = {"experts": "batched_mm"}
+    plain = run({"rows": 4, **changes})
+    settings = settings_of(scope, **changes, trainer_class=ReferenceTrainer, arguments=COMPILED if compiled else {})
+    check(run(settings), plain, cut(make_rows(4)), scope)
+
+
+class SmoothingTrainer(Trainer):
+    """As trl's SFTTrainer smooths labels: from logits, and again for metrics."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        loss = self.label_smoother(model(**{**inputs, "labels": None}), labels, shift_labels=True)
+        with torch.no_grad():
+            model(**inputs)
+        return loss
+
+
+def test_labels_smoothed_outside_with_dropout():
+    settings = {"trainer_class": SmoothingTrainer, "attention_dropout": 0.3, "arguments": {"label_smoothing_factor": 0.1}}
+    assert run(settings_of("optimizer_batch", **settings))["reports"][0]["differences"] == 0
+    settings = {**settings, "attention_dropout": 0.0}
+    plain, balanced = run({"rows": 4, **settings}), run(settings_of("optimizer_batch", **settings))
+    check(balanced, plain, cut(make_rows(4)), "optimizer_batch", means="smoothed")
+
+
+class ForwardsOfOnesOwn(TrainerCallback):
+    """In train mode, as the Trainer leaves the model."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            model(**stack(make_rows(2, 77)).inputs)
+            model.generate(make_rows(1)[0]["input_ids"][None, :3], max_new_tokens=2)
+
+    on_substep_end = on_pre_optimizer_step = on_step_end = on_step_begin
+
+
+@pytest.mark.parametrize("scope", ["prefix", "optimizer_batch"])
+def test_forwards_without_gradients_in_callbacks(scope):
+    found = []
+    for callbacks in ([], [ForwardsOfOnesOwn()]):
+        trainer, keeper = build(make_rows(8), steps=2)
+        trainer.callback_handler.callbacks[:0] = callbacks
+        keeper.attachment = switchyard.attach(trainer, scope=scope, coefficient=COEFFICIENT)
+        trainer.train()
+        found.append(keeper)
+    for step in (0, 1):
+        assert largest_difference(found[0].gradients[step], found[1].gradients[step]) == 0.0
+        assert found[1].reports[step].lbl_L == found[0].reports[step].lbl_L
 
 
 class AskingTrainer(Trainer):
