@@ -89,9 +89,26 @@ def divides_by_items(model: nn.Module) -> bool:
                       "micro-batch, do not give it: trainer.model_accepts_loss_kwargs = False")
 
 
+def _padding_at_the_end(positions_BS: Tensor, labels: Optional[Tensor]) -> Tensor:
+    """Where packed rows are padded, bool [B, S]: by positions 0 at their end that nobody scores, as collators without an attention
+    mask do. Raises ConfigError where they may as well be documents of one token."""
+    def at_the_end(which_BS: Tensor) -> Tensor:
+        return which_BS.flip(1).long().cumprod(1).flip(1).bool()
+
+    zeros_BS = at_the_end(positions_BS == 0)
+    if labels is not None and labels.shape == zeros_BS.shape:
+        return zeros_BS & at_the_end(labels == -100)
+    longest = int(zeros_BS.sum(1).max())
+    if longest > 1:
+        raise ConfigError(f"position_ids end with {longest} zeros, and there are no labels of every token: whether they are padding "
+                          "or documents of one token is not known. Give labels with -100 on padding, or an attention_mask, or "
+                          "leave the padding out")
+    return torch.zeros_like(zeros_BS)
+
+
 def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
-    """Segments [T] of a model's inputs, and their number: rows with an attention mask, else packed documents where positions
-    begin again, else rows."""
+    """Segments [T] of a model's inputs, -1 for padding, and their number: rows with an attention mask, else packed documents where
+    positions begin again, else rows."""
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
     tokens = batch.get("input_ids") if batch.get("input_ids") is not None else batch.get("inputs_embeds")
     if mask is not None:
@@ -102,8 +119,10 @@ def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
     if tokens is None:
         raise ConfigError(f"no input_ids, inputs_embeds or attention_mask among the inputs {sorted(batch)}")
     if positions is not None and positions.dim() == 2:
-        begins = (positions == 0).expand(tokens.shape[:2]).clone()
+        positions = positions.expand(tokens.shape[:2])
+        padding = _padding_at_the_end(positions, batch.get("labels"))
+        begins = positions == 0
         begins[:, 0] = True
-        document_T = begins.flatten().cumsum(0) - 1
-        return document_T, int(document_T[-1]) + 1
+        number_T = (begins & ~padding).flatten().cumsum(0)
+        return torch.where(padding.flatten(), -1, number_T - 1), int(number_T[-1])
     return segments_of_mask(torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)).flatten(), tokens.shape[0]

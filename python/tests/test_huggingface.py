@@ -197,6 +197,20 @@ def test_packed_documents_are_sequences():
         segments_of_batch({"labels": None})
 
 
+def test_padding_behind_packed_documents_is_none_of_them():
+    """Collators that pack without an attention mask pad with positions 0, labels -100."""
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 4, 0, 1, 2]])
+    labels = torch.tensor([[-100, 5, 6, -100, 7, -100, -100, -100], [-100, 5, 6, 7, 8, -100, 5, 6]])
+    batch = {"input_ids": torch.ones_like(positions), "position_ids": positions}
+    segments, number = segments_of_batch({**batch, "labels": labels})
+    assert segments.tolist() == [0, 0, 0, 1, 1, -1, -1, -1, 2, 2, 2, 2, 2, 3, 3, 3] and number == 4
+    for labels in (None, torch.tensor([0, 1])):  # of a head that classifies
+        with pytest.raises(switchyard.ConfigError, match="position_ids end with 3 zeros.* Give labels"):
+            segments_of_batch({**batch, "labels": labels})
+    labels = torch.full_like(positions, 5)  # documents of one token, scored
+    assert segments_of_batch({**batch, "labels": labels})[1] == 7
+
+
 @pytest.mark.parametrize("scope", ["optimizer_batch", "sequences(4)"])
 def test_a_model_alone_cannot_see_the_step(scope):
     with pytest.raises(switchyard.ConfigError, match="a bare model cannot see them. Attach to the Trainer"):
