@@ -16,21 +16,51 @@ ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
 MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
 
 
-def find_routers(model: nn.Module) -> list[Any]:
-    """The routers of a model in layer order. Raises ConfigError for a model without a known one, or with others beside."""
-    routers, others = [], []
-    for name, module in model.named_modules():
+def _versions(module: nn.Module) -> list[nn.Module]:
+    """What may run in place of a module that peft wrapped to train it whole (modules_to_save), what runs now first; else nothing.
+
+    The wrapper keeps the original and a copy for each adapter, and runs one of them.
+    """
+    original, copies = module._modules.get("original_module"), module._modules.get("modules_to_save")
+    if original is None or not isinstance(copies, nn.ModuleDict):
+        return []
+    active = [] if getattr(module, "disable_adapters", False) else list(getattr(module, "active_adapters", ()))
+    now = next((copies[name] for name in active if name in copies), original)
+    return [now, *(other for other in (original, *copies.values()) if other is not now)]
+
+
+def find_layers(model: nn.Module) -> list[list[Any]]:
+    """The routers of each MoE layer, in layer order: one, or where peft made copies all versions, that which runs now first.
+    Raises ConfigError for a model without a known one, or with others beside."""
+    others: list[str] = []
+    seen: set[nn.Module] = set()
+
+    def layers_of(module: nn.Module, name: str) -> list[list[Any]]:
+        if module in seen:
+            return []
+        seen.add(module)
         kinds = [kind.__name__ for kind in type(module).__mro__]
         if any(kind in ROUTERS for kind in kinds):
-            routers.append(module)
-        elif kinds[0].endswith(("Router", "Gate", "Gating")):
+            return [[module]]
+        if kinds[0].endswith(("Router", "Gate", "Gating")):
             others.append(f"{name} ({kinds[0]})")
-    if not routers or others:
-        seen = f"; what looks like a router: {', '.join(others[:3])}" if others else ""
+        versions = _versions(module)
+        if versions:
+            return [sum(same, []) for same in zip(*(layers_of(version, name) for version in versions))]
+        return [layer for part, child in module.named_children() for layer in layers_of(child, f"{name}.{part}".lstrip("."))]
+
+    layers = layers_of(model, "")
+    if not layers or others:
+        looks = f"; what looks like a router: {', '.join(others[:3])}" if others else ""
         raise ConfigError(
-            f"{type(model).__name__} has {len(routers)} routers that are known here ({', '.join(ROUTERS)}){seen}. Known "
+            f"{type(model).__name__} has {len(layers)} routers that are known here ({', '.join(ROUTERS)}){looks}. Known "
             f"models: {MODELS}. For others call BalanceLoss.through() and record() in the model's router")
-    return routers
+    return layers
+
+
+def find_routers(model: nn.Module) -> list[Any]:
+    """The routers of a model in layer order, each the version that runs now. Raises as find_layers()."""
+    return [versions[0] for versions in find_layers(model)]
 
 
 def gives_probs(router: Any) -> bool:

@@ -22,7 +22,8 @@ from .balance import BalanceLoss, StepReport
 from .config import Averaging, Contract, LayerReduction, Scope, Weighting
 from .errors import ConfigError, StateError
 from .frame import Frame
-from .hf_model import divides_by_items, find_routers, gives_probs, refuse_own_loss, segments_of_batch
+from .hf_model import divides_by_items, find_layers, gives_probs, refuse_own_loss, segments_of_batch
+from .hf_model import find_routers as find_routers  # for callers: examples import it from here
 from .ops import Path
 
 
@@ -51,8 +52,9 @@ class OuterHook(Hook):
 class _CopiedHook:
     def __call__(self, module: nn.Module, *args: Any) -> None:
         if module.training and torch.is_grad_enabled():
-            raise StateError("this model is a copy of one that was attached, so no balancing loss acts on it: attach() the copy "
-                             "too, or detach() before copying")
+            raise StateError("this model is a copy of one that was attached, or has a router that is, as peft makes one of "
+                             "modules_to_save, so no balancing loss acts on it: attach() the copy too, or detach() before copying; "
+                             "with peft detach(), and attach() after get_peft_model()")
 
 
 def _forget_copied_hooks(model: nn.Module) -> None:
@@ -69,7 +71,8 @@ class Attachment(abc.ABC):
                  weighting: Weighting, layers: LayerReduction, process_group: Optional[Any], ops: Path,
                  on_recount: Literal["error", "report"]):
         self.model = model
-        routers = find_routers(model)
+        versions_L = find_layers(model)
+        routers = [versions[0] for versions in versions_L]
         refuse_own_loss(model)
         devices = {router.weight.device for router in routers}
         if len(devices) != 1:
@@ -82,7 +85,7 @@ class Attachment(abc.ABC):
         self._routers = routers
         _forget_copied_hooks(model)
         self._handles = [router.register_forward_hook(Hook(self._router_hook(layer, gives_probs(router))))
-                         for layer, router in enumerate(routers)]
+                         for layer, versions in enumerate(versions_L) for router in versions]
 
     def _router_hook(self, layer: int, gives_probs: bool):
         def hook(router: Any, inputs: tuple, outputs: tuple) -> Optional[tuple]:

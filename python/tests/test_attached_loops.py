@@ -55,6 +55,64 @@ def test_adapters_that_came_after_attaching_end_the_step():
         assert attachment.last_report.tokens == int(batch.inputs["attention_mask"].sum())
 
 
+class SavedModule(nn.Module):
+    """As PEFT trains a module whole: the original is kept, a copy for each adapter of modules_to_save runs."""
+
+    def __init__(self, module, *adapters):
+        super().__init__()
+        self.original_module = module
+        self.modules_to_save = nn.ModuleDict({name: copy.deepcopy(module) for name in adapters})
+        self.active_adapters, self.disable_adapters = [adapters[0]], False
+        for number, router in enumerate(self.modules_to_save.values()):
+            router.weight.data *= number + 1.5
+
+    def forward(self, hidden):
+        return (self.original_module if self.disable_adapters else self.modules_to_save[self.active_adapters[0]])(hidden)
+
+
+def save_routers(model):
+    for layer in model.model.layers:
+        layer.mlp.gate = SavedModule(layer.mlp.gate, "default", "other")
+    return [layer.mlp.gate for layer in model.model.layers]
+
+
+def check_balance(model, attachment, batch):
+    """With a fresh step, then without it."""
+    def run():
+        model.zero_grad()
+        model(**batch.inputs).loss.backward()
+        return gradients_of(model)
+
+    balanced, report = run(), attachment.end_step()
+    attachment.detach()
+    part = balancing_part(balanced, run())
+    loss, lbl, _ = dense_loss(model, [[batch]], "micro_batch", coefficient=5.0)
+    assert largest_difference(part, dense_gradients(loss, model)) < TOLERANCE
+    assert report.lbl_L == pytest.approx([float(value.detach()) for value in lbl], abs=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["default", "other", None])
+def test_routers_that_an_adapter_saves(adapter):
+    """Also where another adapter became active, or none, after attaching."""
+    model = make_model()
+    gates = save_routers(model)
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    for gate in gates:
+        gate.active_adapters, gate.disable_adapters = [adapter], adapter is None
+    check_balance(model, attachment, *batches_of(1))
+
+
+def test_routers_that_an_adapter_saves_after_attaching():
+    model = make_model()
+    attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
+    save_routers(model)
+    (batch,) = batches_of(1)
+    with pytest.raises(switchyard.StateError, match=r"with peft detach\(\), and attach\(\) after get_peft_model\(\)"):
+        model(**batch.inputs)
+    attachment.detach()
+    check_balance(model, switchyard.attach(model, scope="micro_batch", coefficient=5.0), batch)
+
+
 def test_a_step_that_no_optimizer_ends_warns_once():
     """Such as an optimizer of copies of the parameters. Other optimizers may step under accumulation, so no error."""
     model = make_model()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import switchyard
-from switchyard.huggingface import segments_of_batch
+from switchyard.hf_model import segments_of_batch
 
 MODELS = ["qwen3_moe", "mixtral", "olmoe"]
 # The models compute in float32; gradients are of order 1.
