@@ -211,7 +211,8 @@ class Frame:
             where = f"{self.place}, layer {layer}: "
             if row[RUNS] == 0:
                 return where + "no choices were recorded. Call record() in every MoE layer; a layer that is skipped, or " \
-                    "replaced by a fused kernel, cannot be balanced"
+                    "replaced by a fused kernel, cannot be balanced. Under torch.compile a graph of before may have run: torch._dynamo" \
+                    ".reset()"
             if row[BAD_IDS] > 0:
                 return where + f"{row[BAD_IDS]} choices are neither an expert, 0 to {self.config.num_experts - 1}, nor -1 for an " \
                     "unused slot. Give record() the ids that the router chose, with -1 where a token used fewer experts"

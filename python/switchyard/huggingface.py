@@ -64,6 +64,15 @@ def _forget_copied_hooks(model: nn.Module) -> None:
                 del hooks[key]
 
 
+def _let_compilers_see_hooks() -> None:
+    """Once in a process: unless told to, torch.compile takes a graph of a class of models for each of them, whether or not it
+    was compiled with hooks, so that of a model that is not attached would run in place of the attached one's."""
+    config = torch._dynamo.config
+    if getattr(config, "skip_nnmodule_hook_guards", False):
+        config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()  # the graphs that were made so
+
+
 class Attachment(abc.ABC):
     """What attach() returns. `loss` is the BalanceLoss behind it, `last_report` the values of the last finished step."""
 
@@ -84,6 +93,7 @@ class Attachment(abc.ABC):
         self.last_report: Optional[StepReport] = None
         self._routers = routers
         _forget_copied_hooks(model)
+        _let_compilers_see_hooks()
         self._handles = [router.register_forward_hook(Hook(self._router_hook(layer, gives_probs(router))))
                          for layer, versions in enumerate(versions_L) for router in versions]
 

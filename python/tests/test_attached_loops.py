@@ -257,6 +257,27 @@ def test_forwards_that_were_not_used_are_not_kept():
     assert alive == ["gone"]
 
 
+def test_a_compiled_model_beside_one_that_is_not_attached(monkeypatch):
+    """Of one class: torch.compile takes the graph of the other, without hooks, unless it is told to look at them."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)  # as torch has it
+    first, second = batches_of(2)
+    eager, model, other = (make_model(experts="batched_mm") for _ in range(3))
+    attachments = [switchyard.attach(eager, scope="prefix", coefficient=5.0)]
+    for batch in (first, second):
+        eager(**batch.inputs).loss.backward()
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+    compiled, beside = (torch.compile(each, backend="aot_eager") for each in (model, other))
+    beside(**first.inputs).loss.backward()
+    attachments.append(switchyard.attach(model, scope="prefix", coefficient=5.0))
+    compiled(**first.inputs).loss.backward()
+    beside(**first.inputs).loss.backward()
+    compiled(**second.inputs).loss.backward()
+    assert largest_difference(gradients_of(model), gradients_of(eager)) < 1e-6
+    reports = [attachment.end_step() for attachment in attachments]
+    assert torch.equal(reports[0].counts_LE, reports[1].counts_LE)
+
+
 COPIES = {"deepcopy": copy.deepcopy, "average": AveragedModel, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
 
 
