@@ -225,5 +225,6 @@ class Frame:
                 return where + "the router's logits did not go through_logits(), so the z-loss could not act"
         for layer, call in self._missed():
             return f"{self.place}, layer {layer}: backward did not come to what {call} returned, so the loss did not act. Go on " \
-                "with what it returns"
+                "with what it returns. Or this backward failed or was cut short: call abandon_step() of the loss " \
+                "(attachment.loss.abandon_step()) after a batch that you skip"
         return ""

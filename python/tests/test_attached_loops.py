@@ -161,6 +161,33 @@ def test_a_failed_forward_is_forgotten():
         assert report.lbl_L == expected.lbl_L and torch.equal(report.counts_LE, expected.counts_LE)
 
 
+def test_a_failed_backward_is_an_error_that_says_how_to_go_on():
+    """Its forward was counted, so it cannot be forgotten in silence."""
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    def skip_a_batch():
+        handle = model.model.layers[0].register_forward_hook(lambda module, inputs, output: output.register_hook(fail) and None)
+        with pytest.raises(torch.OutOfMemoryError):
+            model(**batches_of(1)[0].inputs).loss.backward()
+        handle.remove()
+        optimizer.zero_grad()
+
+    skip_a_batch()
+    model(**batches_of(2)[1].inputs).loss.backward()
+    with pytest.raises(switchyard.StateError, match=r"micro-batch 0, .*backward failed.* call abandon_step\(\)"):
+        optimizer.step()
+    skip_a_batch()
+    attachment.loss.abandon_step()
+    model(**batches_of(2)[1].inputs).loss.backward()
+    optimizer.step()
+    assert attachment.last_report.micro_batch_counts_MLE.shape[0] == 1
+
+
 def test_a_failed_forward_on_several_ranks_is_an_error_that_says_how_to_go_on(monkeypatch):
     """The other ranks may have added theirs up."""
     model = make_model()
