@@ -148,7 +148,7 @@ def test_a_failed_forward_is_forgotten():
         for number, batch in enumerate(batches_of(2)):
             if number == failing:
                 run_out_of_memory(model, batches_of(3)[2])
-            model(**batch.inputs).loss.backward()
+            model(**batch.inputs, num_items_in_batch=torch.tensor(30)).loss.backward()
         if failing == 2:
             run_out_of_memory(model, batches_of(3)[2])
         optimizer.step()
@@ -201,6 +201,24 @@ def test_a_failed_forward_on_several_ranks_is_an_error_that_says_how_to_go_on(mo
     monkeypatch.undo()
     model(**batch.inputs).loss.backward()
     assert attachment.end_step().step == 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_a_forward_of_ones_own_among_those_with_items(first):
+    """Under a Trainer: its micro-batches are shares of the step, and what is beside them has no weight."""
+    model = make_model()
+    attachment = switchyard.attach(model, scope="prefix", coefficient=5.0)
+    own, batch = batches_of(2)
+    calls = [own.inputs, {**batch.inputs, "num_items_in_batch": torch.tensor(30)}]
+    one, other = calls if first else calls[::-1]
+    model(**one)
+    with pytest.raises(switchyard.StateError, match=r"micro-batch 1.* micro-batches \[0\] of this step.*torch.no_grad\(\)"):
+        model(**other)
+    attachment.loss.abandon_step()
+    with torch.no_grad():
+        model(**own.inputs)
+    model(**calls[1]).loss.backward()
+    assert attachment.end_step().micro_batch_counts_MLE.shape[0] == 1
 
 
 def preference_loss(chosen, rejected):
