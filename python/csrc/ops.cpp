@@ -133,7 +133,7 @@ void mark(at::Tensor state_LX, int64_t layer, int64_t column) {
 void check_filled(double entry, const at::Tensor& scale_1) {
   TORCH_CHECK(!std::isnan(scale_1.const_data_ptr<double>()[0]),
               "switchyard: backward of a loss that was not joined. Call join(loss) on it, or let the model compute it ",
-              "(labels=...)");
+              "(labels=...). Under a Trainer that makes its own loss, attach to the Trainer");
   TORCH_CHECK(!std::isnan(entry),
               "switchyard: backward came before its balancing coefficients are known. Call close_forward() after the last ",
               "layer and, for scopes that need the whole step, close_counting() after the last forward, before backward");

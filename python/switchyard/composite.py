@@ -66,7 +66,7 @@ def _check_filled(entry: Tensor, scale_1: Tensor) -> None:
         return
     if bool(scale_1.isnan()):
         raise RuntimeError("switchyard: backward of a loss that was not joined. Call join(loss) on it, or let the model "
-                           "compute it (labels=...)")
+                           "compute it (labels=...). Under a Trainer that makes its own loss, attach to the Trainer")
     if bool(entry.isnan()):
         raise RuntimeError(
             "switchyard: backward came before its balancing coefficients are known. Call close_forward() after the last layer "

@@ -16,6 +16,17 @@ ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
 MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
 
 
+def check_kind(model: nn.Module) -> None:
+    """Raises ConfigError for what is wrapped around a model in a way that hides it."""
+    name = type(model).__name__
+    if not hasattr(model, "config"):
+        raise ConfigError(f"{name} has no config, so it is no model of transformers. If it holds one, attach that "
+                          "(attach(wrapper.model, ...)), and pass the loss of the wrapper through attachment.join(loss)")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ConfigError(f"{name} puts virtual tokens before the inputs (prompt tuning of peft), so they are not what the routers "
+                          "see. Attach model.get_base_model()")
+
+
 def _versions(module: nn.Module) -> list[nn.Module]:
     """What may run in place of a module that peft wrapped to train it whole (modules_to_save), what runs now first; else nothing.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -83,12 +84,17 @@ class TrainerAttachment(Attachment):
     def begin_batches(self, batches: list[dict[str, Any]]) -> None:
         refuse_own_loss(self.model)
         _refuse_trainers_own_loss(self.trainer)
-        self.check_device()
+        for batch in batches:
+            if not isinstance(batch, Mapping):
+                raise ConfigError(f"the {type(self.trainer).__name__} trains on a batch that is a {type(batch).__name__}, not inputs "
+                                  "of the model by name, as where the model first generates (GRPO, RLOO); such a step cannot be "
+                                  "planned, so this Trainer is not supported")
         tokens = [tokens_of_segments(*segments_of_batch(batch)) for batch in batches]
         flat = iter(torch.cat(tokens).tolist())  # the one wait for the device
         self.loss.begin_step([[next(flat) for _ in tokens_S] for tokens_S in tokens])
 
     def begin(self, inputs: dict[str, Any], micro_batch: int) -> None:
+        self.check_model()
         segments_T, num_segments = segments_of_batch(inputs)
         self.loss.begin_forward(segments_T.to(self.loss.device), micro_batch=micro_batch, num_segments=num_segments)
 

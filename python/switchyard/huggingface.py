@@ -22,7 +22,7 @@ from .balance import BalanceLoss, StepReport
 from .config import Averaging, Contract, LayerReduction, Scope, Weighting
 from .errors import ConfigError, StateError
 from .frame import Frame
-from .hf_model import divides_by_items, find_layers, gives_probs, refuse_own_loss, segments_of_batch
+from .hf_model import check_kind, divides_by_items, find_layers, gives_probs, refuse_own_loss, segments_of_batch
 from .hf_model import find_routers as find_routers  # for callers: examples import it from here
 from .ops import Path
 
@@ -80,6 +80,7 @@ class Attachment(abc.ABC):
                  weighting: Weighting, layers: LayerReduction, process_group: Optional[Any], ops: Path,
                  on_recount: Literal["error", "report"]):
         self.model = model
+        check_kind(model)
         versions_L = find_layers(model)
         routers = [versions[0] for versions in versions_L]
         refuse_own_loss(model)
@@ -91,7 +92,7 @@ class Attachment(abc.ABC):
                                 weighting=weighting, layers=layers, process_group=process_group, device=devices.pop(),
                                 ops=ops, on_recount=on_recount)
         self.last_report: Optional[StepReport] = None
-        self._routers = routers
+        self._versions_L = versions_L
         _forget_copied_hooks(model)
         _let_compilers_see_hooks()
         self._handles = [router.register_forward_hook(Hook(self._router_hook(layer, gives_probs(router))))
@@ -120,9 +121,14 @@ class Attachment(abc.ABC):
 
         return hook
 
-    def check_device(self) -> None:
-        """Raises StateError where the model was moved after attaching."""
-        device = self._routers[0].weight.device
+    def check_model(self) -> None:
+        """Before a forward that trains. Raises StateError where the model was moved, or a layer of it does not train."""
+        for layer, versions in enumerate(self._versions_L):
+            if not any(router.training for router in versions):
+                raise StateError(f"the router of MoE layer {layer} is in eval mode while the model trains, so its choices would not "
+                                 "be counted nor balanced. Call its train(); a layer is frozen by requires_grad_(False), not by "
+                                 "eval()")
+        device = self._versions_L[0][0].weight.device
         if device.type != self.loss.device.type:
             raise StateError(f"the model is on {device}, but was on {self.loss.device} when it was attached; attach after "
                              "moving it")
@@ -179,7 +185,7 @@ class ModelAttachment(Attachment):
             return
         batch = self._arguments(args, kwargs)
         refuse_own_loss(model, batch.get("output_router_logits"))
-        self.check_device()
+        self.check_model()
         self.loss.discard_failed()
         if not self.loss.in_step:
             self.loss.begin_step()

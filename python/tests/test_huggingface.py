@@ -1,5 +1,7 @@
 """attach(model): each scope that needs nothing ahead, on each model, against the dense oracle; and what it refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hf_models import (dense_gradients, dense_loss, gradients_of, make_model, make_rows, stack, step_counts, weights_of)
@@ -277,12 +279,34 @@ def test_a_model_that_moved_is_an_error():
         switchyard.attach(make_model().to("meta"), scope="prefix", coefficient=1e-3)
 
 
+def test_what_hides_the_model_is_refused():
+    class WithValueHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = make_model()
+
+    with pytest.raises(switchyard.ConfigError, match=r"WithValueHead has no config.*attachment.join\(loss\)"):
+        switchyard.attach(WithValueHead(), scope="prefix", coefficient=1e-3)
+    model = make_model()
+    model.active_peft_config = SimpleNamespace(is_prompt_learning=True)
+    with pytest.raises(switchyard.ConfigError, match=r"virtual tokens .* Attach model.get_base_model\(\)"):
+        switchyard.attach(model, scope="prefix", coefficient=1e-3)
+
+
+def test_a_layer_in_eval_mode_is_an_error_that_says_so():
+    model = make_model()
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    model.model.layers[1].eval()
+    with pytest.raises(switchyard.StateError, match=r"MoE layer 1 is in eval mode.* frozen by requires_grad_\(False\)"):
+        model(**stack(make_rows(2)).inputs)
+
+
 def test_a_loss_made_outside_the_model_must_be_joined():
     model = make_model()
     attachment = switchyard.attach(model, scope="micro_batch", coefficient=5.0)
     batch = stack(equal_rows(2))
     inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
-    with pytest.raises(RuntimeError, match="a loss that was not joined"):
+    with pytest.raises(RuntimeError, match="a loss that was not joined.*Under a Trainer .* attach to the Trainer"):
         model(**inputs).logits.sum().backward()
     attachment.loss.abandon_step()
     labels = batch.inputs["labels"]

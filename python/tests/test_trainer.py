@@ -293,6 +293,15 @@ def test_a_batch_that_was_not_fetched():
         trainer.training_step(trainer.model, stack(make_rows(2)).inputs)
 
 
+def test_batches_that_are_no_inputs_of_the_model():
+    """As those of GRPO: lists of prompts, from which the Trainer generates."""
+    trainer, _ = build(make_rows(4))
+    trainer.get_batch_samples = lambda *_: ([[{"prompt": "x"}], [{"prompt": "y"}]], None)
+    switchyard.attach(trainer, scope="prefix", coefficient=COEFFICIENT)
+    with pytest.raises(switchyard.ConfigError, match="the Trainer trains on a batch that is a list"):
+        trainer.train()
+
+
 def test_detaching_leaves_the_trainer_as_it_was():
     trainer, keeper = build(make_rows(4))
     switchyard.attach(trainer, scope="optimizer_batch", coefficient=COEFFICIENT).detach()
