@@ -234,6 +234,11 @@ class BalanceLoss:
         """Forgets a step that failed, so that another may begin."""
         self._step, self.frame = None, None
 
+    def forget(self) -> None:
+        """Back to the first step: nothing of earlier steps is left. On every rank."""
+        self.abandon_step()
+        self.step_number, self._previous_counts_LE, self._ema_fractions_LE = 0, None, None
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within it forwards leave no trace: for an evaluation in the middle of a step. Run it under torch.no_grad()."""

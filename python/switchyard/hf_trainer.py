@@ -63,6 +63,7 @@ class TrainerAttachment(Attachment):
         super().__init__(trainer.accelerator.unwrap_model(trainer.model), **settings)
         self.trainer = trainer
         self.prepass_forwards = 0
+        self._has_trained = False  # since its state was loaded, or is that of a beginning
         self.number = 0  # among those of the Trainer
         self._hub = getattr(trainer, "_switchyard_hub", None) or _Hub(trainer)
         self._hub.add(self)
@@ -80,10 +81,12 @@ class TrainerAttachment(Attachment):
 
     def load(self, folder: str | pathlib.Path) -> None:
         self.loss.load_state_dict(torch.load(self._file(folder), weights_only=True))
+        self._has_trained = False
 
     def begin_batches(self, batches: list[dict[str, Any]]) -> None:
         refuse_own_loss(self.model)
         _refuse_trainers_own_loss(self.trainer)
+        self._has_trained = True
         for batch in batches:
             if not isinstance(batch, Mapping):
                 raise ConfigError(f"the {type(self.trainer).__name__} trains on a batch that is a {type(batch).__name__}, not inputs "
@@ -107,6 +110,9 @@ class TrainerAttachment(Attachment):
 
     def resume(self, args: Any, state: Any) -> None:
         self.loss.abandon_step()
+        if state.global_step == 0 and self._has_trained:  # train() once more, or again with smaller batches
+            self.loss.forget()
+        self._has_trained = False
         if self.trainer.accelerator.unwrap_model(self.trainer.model) is not self.model:
             raise ConfigError("the Trainer trains another model than when it was attached, as it does with model_init: it is "
                               "called again in train(). Give the Trainer model=..., not model_init=...")

@@ -272,6 +272,26 @@ def test_a_model_made_anew_by_train():
         anew.train()
 
 
+def test_training_once_more_begins_anew():
+    """Also after auto_find_batch_size has failed once: it calls the same loop again."""
+    trainer, keeper = build(make_rows(8), steps=2)
+    keeper.attachment = switchyard.attach(trainer, scope="previous_step", coefficient=COEFFICIENT)
+    trainer.train()
+    trainer.train()
+    assert [report.step for report in keeper.reports] == [0, 1, 0, 1]
+    assert [report.lbl_L != [] for report in keeper.reports] == [False, True, False, True]
+
+
+def test_a_state_that_was_loaded_stays(tmp_path):
+    trainer, keeper = build(make_rows(8), steps=2)
+    keeper.attachment = switchyard.attach(trainer, scope="previous_step", coefficient=COEFFICIENT)
+    trainer.train()
+    keeper.attachment.save(tmp_path)
+    keeper.attachment.load(tmp_path)
+    trainer.train()
+    assert [report.lbl_L != [] for report in keeper.reports] == [False, True, True, True]
+
+
 class StopWithinStep(TrainerCallback):
     def on_substep_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
