@@ -120,7 +120,7 @@ int build(const BuildArguments& arguments, Session& session) {
 }
 
 int show(const std::string& folder, OutputFormat format, Session& session) {
-  SWITCHYARD_CHECK(fs::is_directory(folder), UsageError, "no folder ", folder, "; expected a data set, as switchyard data build writes it");
+  SWITCHYARD_CHECK(folder_exists(folder), UsageError, "no folder ", folder, "; expected a data set, as switchyard data build writes it");
   const Dataset dataset{fs::path(folder)};
   dataset.check_files();
   if (format == OutputFormat::Json) {

@@ -22,7 +22,7 @@ struct ExportArguments {
 
 // A run folder stands for its newest whole checkpoint.
 fs::path checkpoint_path(const fs::path& given, Session& session) {
-  if (fs::exists(given / "manifest.json")) return given;
+  if (path_exists(given / "manifest.json")) return given;
   SWITCHYARD_CHECK(!list_checkpoints(given).empty(), DataError, given.string(),
                    " holds no checkpoint; expected one (RUN/checkpoints/step-...), or a run that has saved one");
   const FoundCheckpoint found = find_checkpoint(given);
@@ -31,7 +31,7 @@ fs::path checkpoint_path(const fs::path& given, Session& session) {
 }
 
 int export_model(const ExportArguments& arguments, Session& session) {
-  SWITCHYARD_CHECK(fs::is_directory(arguments.checkpoint), UsageError, "no folder ", arguments.checkpoint,
+  SWITCHYARD_CHECK(folder_exists(arguments.checkpoint), UsageError, "no folder ", arguments.checkpoint,
                    "; expected a checkpoint (RUN/checkpoints/step-...) or a run");
   const fs::path checkpoint = checkpoint_path(arguments.checkpoint, session);
   const CheckpointInfo info = verify_checkpoint(checkpoint);

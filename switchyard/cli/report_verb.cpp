@@ -3,6 +3,7 @@
 
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
 #include "switchyard/report/report.hpp"
 
 namespace switchyard {
@@ -18,7 +19,7 @@ struct ReportArguments {
 int make_report(const ReportArguments& arguments, Session& session) {
   std::vector<fs::path> folders;
   for (const std::string& run : arguments.runs) {
-    SWITCHYARD_CHECK(fs::is_directory(run), UsageError, "no folder ", run, "; expected a run or a testbed folder");
+    SWITCHYARD_CHECK(folder_exists(run), UsageError, "no folder ", run, "; expected a run or a testbed folder");
     folders.emplace_back(run);
   }
   write_report(folders, arguments.out);

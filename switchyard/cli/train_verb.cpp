@@ -11,6 +11,7 @@
 #include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/files.hpp"
 #include "switchyard/core/text.hpp"
 #include "switchyard/report/settings.hpp"
 #include "switchyard/testbed/number_text.hpp"
@@ -148,7 +149,7 @@ RunConfig read_run(const TrainArguments& arguments) {
                    "--out and --resume are both given; a resumed run stays in its folder");
   SWITCHYARD_CHECK(!arguments.config.empty() || !arguments.resume.empty(), UsageError,
                    "no CONFIG given; expected a file like configs/train/quick.toml, or --resume DIR");
-  SWITCHYARD_CHECK(arguments.resume.empty() || fs::exists(fs::path(arguments.resume) / "config.toml"), UsageError,
+  SWITCHYARD_CHECK(arguments.resume.empty() || path_exists(fs::path(arguments.resume) / "config.toml"), UsageError,
                    arguments.resume, " is no run folder: it has no config.toml; start a run there with --out instead");
   const fs::path path = arguments.config.empty() ? fs::path(arguments.resume) / "config.toml" : fs::path(arguments.config);
   RunConfig config;

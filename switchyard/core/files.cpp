@@ -100,6 +100,13 @@ std::pair<fs::path, int> open_part_file(const fs::path& path) {
   throw_failed("write", path, EEXIST);
 }
 
+fs::file_status status_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::none) throw_failed("look at", path, error.value());  // else it is there, or it is not
+  return status;
+}
+
 // Where the bytes go: a link is followed, and a device such as /dev/null is refused, because renaming would replace it.
 fs::path resolve_target(const fs::path& path) {
   std::error_code error;
@@ -188,10 +195,12 @@ StagedFolder::StagedFolder(fs::path target) : target_(std::move(target)) {
   fs::create_directories(parent_of(target_), error);
   if (error) throw_failed("create folder", parent_of(target_), error.value());
   staging_ = part_path(target_);
+  if (fs::create_directory(staging_, error)) return;
+  if (error && error != std::errc::file_exists) throw_failed("create folder", target_, error.value());
   // A process that was killed may have left a folder of this name: process numbers repeat, above all in containers.
   fs::remove_all(staging_, error);
   if (error) throw_failed("remove", staging_, error.value());
-  if (!fs::create_directory(staging_, error)) throw_failed("create folder", staging_, error ? error.value() : EEXIST);
+  if (!fs::create_directory(staging_, error)) throw_failed("create folder", target_, error ? error.value() : EEXIST);
 }
 
 StagedFolder::~StagedFolder() {
@@ -210,6 +219,9 @@ void StagedFolder::commit() {
   staging_ = target_;
   sync_path(parent_of(target_));
 }
+
+bool path_exists(const fs::path& path) { return fs::exists(status_of(path)); }
+bool folder_exists(const fs::path& path) { return fs::is_directory(status_of(path)); }
 
 std::string read_file(const fs::path& path) {
   std::string content;

@@ -39,6 +39,11 @@ class StagedFolder {
   std::filesystem::path staging_;
 };
 
+/// Whether something is there, and whether a folder is; a link is followed.
+/// @throws DataError "cannot look at PATH: Permission denied" where that cannot be told: what cannot be seen is not absent
+[[nodiscard]] bool path_exists(const std::filesystem::path& path);
+[[nodiscard]] bool folder_exists(const std::filesystem::path& path);
+
 /// Whole file as bytes. Throws DataError that names it.
 [[nodiscard]] std::string read_file(const std::filesystem::path& path);
 

@@ -25,8 +25,7 @@ void check_options(const BuildOptions& options) {
                    " bytes was given; expected 0 (none) or more");
   SWITCHYARD_CHECK(options.num_threads >= 1, UsageError, options.num_threads, " threads were asked for; expected at least 1");
   if (options.from.empty()) (void)find_preset(options.preset);
-  std::error_code ignored;
-  SWITCHYARD_CHECK(options.from.empty() || fs::is_directory(options.from, ignored), UsageError, "no folder ", options.from.string(),
+  SWITCHYARD_CHECK(options.from.empty() || folder_exists(options.from), UsageError, "no folder ", options.from.string(),
                    "; expected one that holds a folder of text files per domain");
 }
 

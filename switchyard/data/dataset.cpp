@@ -54,8 +54,7 @@ TokenShard open_shard(const fs::path& folder, const SplitRecord& split, int64_t 
 
 Dataset::Dataset(const fs::path& folder, ShardCheck check) : folder_(folder) {
   const fs::path path = folder / "manifest.json";
-  std::error_code ignored;
-  SWITCHYARD_CHECK(fs::exists(path, ignored), DataError, missing_text(folder));
+  SWITCHYARD_CHECK(path_exists(path), DataError, missing_text(folder));
   const std::string text = read_file(path);
   manifest_ = manifest_from_json(text, path.string());
   hash_ = sha256_hex(text);

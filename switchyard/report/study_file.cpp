@@ -75,7 +75,7 @@ std::optional<RunInput> find_run(const fs::path& folder, const std::string& name
   const fs::path config = folder / "config.toml";
   return RunInput{.name = name,
                   .log = *std::move(log),
-                  .config_toml = fs::exists(config) ? read_file(config) : "# config.toml is missing in the run folder\n"};
+                  .config_toml = path_exists(config) ? read_file(config) : "# config.toml is missing in the run folder\n"};
 }
 
 /// Arms of several testbeds stand under their own kinds, in the order of the testbeds. One name is one arm.
@@ -161,9 +161,9 @@ ReportSource read_report_source(const std::vector<fs::path>& folders, ReportOpti
   source.options = std::move(options);
   std::vector<fs::path> folder_of_run;
   const auto num_studies = static_cast<size_t>(
-      std::count_if(folders.begin(), folders.end(), [](const fs::path& folder) { return fs::exists(folder / kStudyFileName); }));
+      std::count_if(folders.begin(), folders.end(), [](const fs::path& folder) { return path_exists(folder / kStudyFileName); }));
   for (const fs::path& folder : folders) {
-    if (fs::exists(folder / kStudyFileName)) {
+    if (path_exists(folder / kStudyFileName)) {
       add_study(source, folder_of_run, folder, num_studies);
     } else {
       std::optional<RunInput> found = find_run(folder, folder_name(folder));

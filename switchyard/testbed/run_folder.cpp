@@ -32,8 +32,8 @@ void check_same_config(const fs::path& folder, const RunConfig& expected) {
 }  // namespace
 
 FolderState inspect_run_folder(const fs::path& folder, const RunConfig& expected) {
-  if (!fs::exists(folder) || is_abandoned_start(folder)) return FolderState::Missing;
-  SWITCHYARD_CHECK(fs::exists(folder / "config.toml"), DataError, folder.string(),
+  if (!path_exists(folder) || is_abandoned_start(folder)) return FolderState::Missing;
+  SWITCHYARD_CHECK(path_exists(folder / "config.toml"), DataError, folder.string(),
                    " has no config.toml, so it is not a run; move it away or choose another --out");
   check_same_config(folder, expected);
   return read_finished_log(folder) ? FolderState::Done : FolderState::Unfinished;
@@ -50,7 +50,7 @@ void check_same_data(const fs::path& folder, const std::vector<PlannedRun>& runs
     const std::string& path = run.config.data.path;
     const fs::path manifest = fs::path(path) / "manifest.json";
     if (!seen_at.contains(path)) {
-      seen_at[path] = fs::exists(manifest) ? Seen{sha256_file(manifest), "is there now"} : Seen{log->start.data_hash, run.name + " saw"};
+      seen_at[path] = path_exists(manifest) ? Seen{sha256_file(manifest), "is there now"} : Seen{log->start.data_hash, run.name + " saw"};
     }
     const Seen& seen = seen_at[path];
     SWITCHYARD_CHECK(log->start.data_hash == seen.hash, UsageError, (folder / run.name).string(), " ran on another data set: ", path,

@@ -55,14 +55,14 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
   if (resume == Resume::No) {
     make_folder(path_);
   } else {
-    SWITCHYARD_CHECK(fs::exists(path_ / kConfigName), UsageError, path_.string(), " is no run folder: it has no ",
+    SWITCHYARD_CHECK(path_exists(path_ / kConfigName), UsageError, path_.string(), " is no run folder: it has no ",
                      kConfigName, "; to start a run there, leave --resume out");
   }
   lock_ = FolderLock::take(path_, "the run folder " + path_.string());
   SWITCHYARD_CHECK(lock_ != nullptr, UsageError, "the run folder ", path_.string(),
                    " is in use by another process; wait for it or end it");
   // It may have been begun and ended since it was looked at.
-  SWITCHYARD_CHECK(resume == Resume::Yes || !fs::exists(path_ / kConfigName), UsageError, "the run folder ", path_.string(),
+  SWITCHYARD_CHECK(resume == Resume::Yes || !path_exists(path_ / kConfigName), UsageError, "the run folder ", path_.string(),
                    " was taken by another process; resume that run with --resume, or give another folder");
   remove_leftovers(path_);
 }

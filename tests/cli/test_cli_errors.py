@@ -96,6 +96,20 @@ def test_a_folder_without_checkpoint_cannot_be_exported(tmp_path):
     assert "holds no checkpoint" in error_of("export", tmp_path, tmp_path / "out", code=1)
 
 
+@pytest.mark.parametrize("verb", [
+    ["train", "--resume", "loop"], ["report", "loop"], ["export", "loop", "out"], ["data", "show", "loop"],
+    ["data", "build", "--from", "loop", "--out", "out"], ["train", "run.toml", "--out", "out"],
+])
+def test_a_path_that_cannot_be_looked_at_says_why(tmp_path, verb):
+    """A loop of links stands for a missing right, which root has always."""
+    (tmp_path / "loop").symlink_to("loop")
+    write_config(tmp_path / "run.toml", tmp_path / "loop")
+    done = run(*verb, code=1, cwd=tmp_path)
+    assert "loop" in done.stderr and "Too many levels of symbolic links" in done.stderr
+    assert done.stderr.startswith("switchyard: cannot look at ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "run.toml"]
+
+
 @pytest.mark.parametrize("damage", ["empty domain", "not UTF-8", "no folder"])
 def test_wrong_text_leaves_no_data_set(tmp_path, damage):
     text = tmp_path / "text"

@@ -166,6 +166,29 @@ TEST_F(FilesTest, StagedFolderDoesNotReplaceATargetThatCameMeanwhile) {
   EXPECT_EQ(read_file(folder_ / "run" / "a"), "content");
 }
 
+// What cannot be seen is neither there nor absent: a loop of links stands for a missing right, which root has always.
+TEST_F(FilesTest, ToldApartFromAbsenceIsWhatCannotBeLookedAt) {
+  fs::create_symlink("loop", folder_ / "loop");
+  fs::create_symlink("nowhere", folder_ / "dangling");
+  std::ofstream(folder_ / "file") << "x";
+  EXPECT_TRUE(path_exists(folder_) && folder_exists(folder_) && path_exists(folder_ / "file"));
+  for (const char* absent : {"none", "dangling", "file/below", "none/below"}) {
+    EXPECT_FALSE(path_exists(folder_ / absent) || folder_exists(folder_ / absent)) << absent;
+  }
+  EXPECT_FALSE(folder_exists(folder_ / "file"));
+  for (const std::string& name : {std::string("loop"), std::string("loop/below"), std::string(300, 'a')}) {
+    const auto says = ThrowsMessage<DataError>(AllOf(HasSubstr("cannot look at " + (folder_ / name).string() + ": ")));
+    EXPECT_THAT([&] { (void)path_exists(folder_ / name); }, says);
+    EXPECT_THAT([&] { (void)folder_exists(folder_ / name); }, says);
+  }
+}
+
+TEST_F(FilesTest, StagedFolderNamesItsTargetWhereItCannotBeMade) {
+  const std::string name(250, 'a');  // the name beside it is longer
+  EXPECT_THAT([&] { StagedFolder(folder_ / name); },
+              ThrowsMessage<DataError>(HasSubstr("cannot create folder " + (folder_ / name).string() + ": File name too long")));
+}
+
 TEST(FolderName, IsTheLastNameHoweverThePathIsWritten) {
   EXPECT_EQ(folder_name("data/mix8"), "mix8");
   EXPECT_EQ(folder_name("data/mix8/"), "mix8");

@@ -75,6 +75,13 @@ TEST_F(DatasetTest, WhatDoesNotFitIsRefused) {
   EXPECT_THAT(open_error(), HasSubstr("not a data set manifest"));
 }
 
+// A loop of links stands for a missing right, which root has always.
+TEST_F(DatasetTest, WhatCannotBeLookedAtIsNotCalledMissing) {
+  std::filesystem::create_symlink("loop", scratch_.path() / "loop");
+  EXPECT_THAT(error_of<DataError>([this] { Dataset dataset(scratch_.path() / "loop"); }),
+              AllOf(HasSubstr("cannot look at " + (scratch_.path() / "loop" / "manifest.json").string()), HasSubstr("symbolic links")));
+}
+
 // The command that is told makes what was missed, under the name that was meant, from whatever folder it is called.
 TEST_F(DatasetTest, AMissingDataSetIsNamedWithACommandThatMakesIt) {
   const auto missing = [](const std::filesystem::path& path) { return error_of<DataError>([&] { Dataset dataset(path); }); };
