@@ -98,7 +98,7 @@ class Runner::Impl {
       try {
         active_.push_back({index, start(index, plan), Clock::now()});
         change(index, RunStatus::Running);
-      } catch (const DataError& error) {
+      } catch (const Error& error) {
         progress_[index].error = error.what();
         change(index, RunStatus::Failed);
       }
@@ -109,19 +109,29 @@ class Runner::Impl {
 
   std::unique_ptr<ChildProcess> start(size_t index, const ProcessPlan& plan) {
     const fs::path folder = options_.folder / runs_[index].name;
+    check_still_as_planned(index);
     ChildCommand command{.arguments = options_.command, .environment = {{"OMP_NUM_THREADS", std::to_string(plan.threads)}}};
     if (states_[index] == FolderState::Unfinished) {
       command.arguments.insert(command.arguments.end(), {"--resume", folder.string(), "--json"});
     } else {
-      fs::remove_all(folder);  // a lock file at most, see inspect_run_folder
       RunConfig config = runs_[index].config;
       if (config.execution.threads == 0) config.execution.threads = plan.threads;
       const fs::path path = options_.folder / "configs" / (runs_[index].name + ".toml");
-      fs::create_directories(path.parent_path());
+      std::error_code error;
+      fs::create_directories(path.parent_path(), error);
+      SWITCHYARD_CHECK(!error, DataError, "cannot create folder ", path.parent_path().string(), ": ", error.message());
       write_file_atomically(path, to_toml(config));
       command.arguments.insert(command.arguments.end(), {path.string(), "--out", folder.string(), "--json"});
     }
     return std::make_unique<ChildProcess>(command);
+  }
+
+  // Runs wait for hours; somebody else may have worked in the folder since.
+  void check_still_as_planned(size_t index) const {
+    const fs::path folder = options_.folder / runs_[index].name;
+    SWITCHYARD_CHECK(inspect_run_folder(folder, runs_[index].config) == states_[index], DataError, folder.string(),
+                     " has changed since this testbed began: another process started, went on with or removed that run. It was left "
+                     "as it is; when nobody works on it any more, repeat the command to take it up");
   }
 
   void change(size_t index, RunStatus status) {

@@ -146,6 +146,35 @@ TEST(RunTestbed, StopsChildrenAndResumesThem) {
   EXPECT_EQ(read_file(scratch.path() / "arm1-seed0" / "starts"), "start 2\n");
 }
 
+// Somebody else may begin a run while it waits for its turn.
+TEST(RunTestbed, LeavesARunThatAppearedWhileItWaited) {
+  const test::ScratchFolder scratch;
+  class Other : public TestbedSink {
+   public:
+    explicit Other(fs::path folder) : folder_(std::move(folder)) {}
+    void update(const std::vector<RunProgress>& runs, int64_t) override {
+      if (runs[0].status != RunStatus::Running || fs::exists(folder_)) return;
+      fs::create_directory(folder_);
+      std::ofstream(folder_ / "config.toml") << to_toml(runs_[1].config);
+      std::ofstream(folder_ / "notes") << "precious";
+    }
+    std::vector<PlannedRun> runs_;
+
+   private:
+    fs::path folder_;
+  } sink(scratch.path() / "arm0-seed1");
+  const TestbedConfig config = make_config({{}});
+  sink.runs_ = expand(config);
+  RunnerOptions options = make_options(scratch.path());
+  options.jobs = 1;
+  const TestbedResult result = run_testbed(config, options, sink);
+  EXPECT_EQ(statuses(result), (std::vector<RunStatus>{RunStatus::Done, RunStatus::Failed}));
+  EXPECT_THAT(result.runs[1].error, AllOf(HasSubstr("arm0-seed1 has changed since this testbed began"), HasSubstr("repeat the command")));
+  EXPECT_EQ(read_file(scratch.path() / "arm0-seed1" / "notes"), "precious");
+  EXPECT_FALSE(fs::exists(scratch.path() / "configs" / "arm0-seed1.toml"));
+  EXPECT_TRUE(run(config, scratch.path()).all_done()) << "the command, repeated, takes it up";
+}
+
 TEST(RunTestbed, RunsTwoAtATime) {
   const test::ScratchFolder scratch;
   std::atomic<bool> stop{false};
