@@ -20,7 +20,7 @@ struct Session {
   std::ostream& err;
   Screen out_screen = Screen::Plain;
   Screen err_screen = Screen::Plain;
-  const std::atomic<bool>* stop = nullptr;  // set by SIGINT or SIGTERM; never null when a verb runs
+  const std::atomic<bool>* stop = nullptr;  // set by a wish to stop, see main.cpp; never null when a verb runs
   std::string program = {};                  // path of this executable, for the children of a testbed
   std::string command = {};                  // as typed; recorded in run logs
 };

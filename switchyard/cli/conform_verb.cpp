@@ -152,7 +152,7 @@ void add_conform_verb(CLI::App& app, Action& chosen) {
       "Example:\n  switchyard conform --only B7");
   verb->callback([arguments, &chosen] {
     chosen = [arguments](Session& session) {
-      for (const int number : {SIGINT, SIGTERM}) std::signal(number, SIG_DFL);  // there is nothing to save
+      for (const int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, SIG_DFL);  // there is nothing to save
       at::set_num_threads(1);  // thousands of steps of a few tokens: threads would only wait for each other
       const std::optional<std::string> only = arguments->only.empty() ? std::nullopt : std::optional(arguments->only);
       return print_conformance(run_suite(*conform::own_implementation(), only), arguments->format, session);

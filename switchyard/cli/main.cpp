@@ -6,20 +6,43 @@
 #include <iostream>
 
 #include "switchyard/cli/cli.hpp"
-#include "switchyard/comm/mpi.hpp"
 #include "switchyard/core/text.hpp"
 #include "switchyard/kernels/memory.hpp"
 
 namespace {
 
-// The one global of the program: a signal handler can reach nothing else.
+// The globals of the program: a signal handler can reach nothing else.
 std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only use lock-free atomics");
+std::atomic<bool> was_told{false};  // by who started us
+std::atomic<pid_t> first_parent{0};
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<pid_t>::is_always_lock_free,
+              "a signal handler may only use lock-free atomics");
+
+void end_by(int signal_number) {
+  std::signal(signal_number, SIG_DFL);
+  (void)raise(signal_number);  // acts when the handler returns
+}
 
 extern "C" void request_stop(int signal_number) {
   stop_requested.store(true);
-  // A second signal ends the program at once. That of a launcher is told over and over.
-  if (signal_number != SIGUSR1) std::signal(signal_number, SIG_DFL);
+  std::signal(signal_number, SIG_DFL);  // a second one ends the program at once
+}
+
+// A wish that a testbed or a launcher hands on. It is no second wish: whoever asked them may have asked this process too, and a
+// launcher tells it over and over. It is also what a dying testbed leaves: one that had told it before was asked twice.
+extern "C" void be_told(int signal_number) {
+  stop_requested.store(true);
+  const bool insists = was_told.exchange(true) && getppid() != first_parent.load();
+  if (insists) end_by(signal_number);
+}
+
+void handle_signals() {
+  first_parent.store(getppid());
+  std::signal(SIGCHLD, SIG_DFL);  // a parent may hand on that it ignores it: nobody could tell then how our children ended
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  std::signal(SIGUSR1, be_told);
+  std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
 }
 
 std::string executable_path(const char* fallback) {
@@ -31,11 +54,7 @@ std::string executable_path(const char* fallback) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGCHLD, SIG_DFL);  // a parent may hand on that it ignores it: nobody could tell then how our children ended
-  std::signal(SIGINT, request_stop);
-  std::signal(SIGTERM, request_stop);
-  if (switchyard::started_by_mpi()) std::signal(SIGUSR1, request_stop);  // mpirun hands it on, and kills the ranks on others
-  std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
+  handle_signals();
   switchyard::keep_freed_memory();
   switchyard::Session session{std::cout, std::cerr};
   session.out_screen = switchyard::detect_screen(STDOUT_FILENO);

@@ -56,16 +56,16 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
 
 // Between fork and exec only calls that are safe in a signal handler: other threads of the parent may hold locks.
 // @param output, error  -1: those of the parent
-[[noreturn]] void become(char** arguments, char** environment, const char* folder, pid_t parent, int output, int error,
-                         int failure) {
+[[noreturn]] void become(char** arguments, char** environment, const char* folder, pid_t parent, int orphaned, int output,
+                         int error, int failure) {
   setpgid(0, 0);
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  prctl(PR_SET_PDEATHSIG, orphaned);
   const int nothing = open("/dev/null", O_RDONLY);
   if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 &&
       (output < 0 || dup2(output, STDOUT_FILENO) >= 0) && (error < 0 || dup2(error, STDERR_FILENO) >= 0) &&
       chdir(folder) == 0) {
     // What is ignored would stay so through exec.
-    for (const int number : {SIGINT, SIGTERM, SIGPIPE}) ::signal(number, SIG_DFL);
+    for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGPIPE}) ::signal(number, SIG_DFL);
     execvpe(arguments[0], arguments, environment);
   }
   const int reason = errno;
@@ -109,7 +109,7 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
   pid_ = fork();
   if (pid_ == 0) {
     become(const_cast<char**>(argument_pointers.data()), const_cast<char**>(environment_pointers.data()), folder.c_str(), parent,
-           output.write_end, error.write_end, failure.write_end);
+           command.orphaned, output.write_end, error.write_end, failure.write_end);
   }
   const int fork_error = errno;
   close_once(output.write_end);

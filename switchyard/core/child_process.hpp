@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -22,10 +23,11 @@ struct ChildCommand {
   std::map<std::string, std::string> environment = {};  // beside that of this process
   std::filesystem::path folder = {};                    // to run in; empty: that of this process
   ChildOutput output = ChildOutput::Read;               // and errors
+  int orphaned = SIGTERM;                               // the signal that it gets when its parent dies
 };
 
 /// Runs with an empty standard input, in a process group of its own, so that Ctrl-C reaches only the parent, which decides;
-/// ends by SIGTERM when the parent, or the thread of it that made this object, dies. Its output is read without blocking.
+/// gets a signal when the parent, or the thread of it that made this object, dies. Its output is read without blocking.
 class ChildProcess {
  public:
   /// @throws DataError when the program cannot be started, with the reason

@@ -19,6 +19,8 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kPollInterval{200};
+// Not SIGTERM: who ends a service sends that to the runs as well, and they would take ours for a second, urgent wish.
+constexpr int kSaveAndEnd = SIGUSR1;
 
 struct ActiveRun {
   size_t index = 0;
@@ -78,7 +80,7 @@ class Runner::Impl {
     sink_.update(progress_, -1);
     while (true) {
       if (is_stopped(options_) && !told_to_stop) {
-        for (ActiveRun& active : active_) active.child->signal(SIGTERM);
+        for (ActiveRun& active : active_) active.child->signal(kSaveAndEnd);
         told_to_stop = true;
       }
       while (!is_stopped(options_) && static_cast<int64_t>(active_.size()) < plan.jobs && start_next(plan)) {
@@ -110,7 +112,9 @@ class Runner::Impl {
   std::unique_ptr<ChildProcess> start(size_t index, const ProcessPlan& plan) {
     const fs::path folder = options_.folder / runs_[index].name;
     check_still_as_planned(index);
-    ChildCommand command{.arguments = options_.command, .environment = {{"OMP_NUM_THREADS", std::to_string(plan.threads)}}};
+    ChildCommand command{.arguments = options_.command,
+                         .environment = {{"OMP_NUM_THREADS", std::to_string(plan.threads)}},
+                         .orphaned = kSaveAndEnd};
     if (states_[index] == FolderState::Unfinished) {
       command.arguments.insert(command.arguments.end(), {"--resume", folder.string(), "--json"});
     } else {

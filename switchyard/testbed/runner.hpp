@@ -48,13 +48,13 @@ struct RunnerOptions {
   std::vector<std::string> command;    // program and verb: {"/usr/bin/switchyard", "train"}
   int64_t cores = 1;                   // that all runs together may use
   int64_t jobs = 0;                    // 0: as many as there are cores
-  const std::atomic<bool>* stop = nullptr;  // when set, children get SIGTERM and are waited for
+  const std::atomic<bool>* stop = nullptr;  // when set, children get SIGUSR1 and are waited for
 };
 
 /// Finished runs are skipped, unfinished ones resumed, the rest started; a run that fails leaves the others alone.
 /// A child is called as `command... CONFIG --out FOLDER --json` or `command... --resume FOLDER --json` and writes one JSON
 /// object a line: {"kind": "step", "step": 3, "total_steps": 300, "loss": 8.1, "tokens_per_second": 9000}; lines of other
-/// kinds are passed over.
+/// kinds are passed over. At SIGUSR1, which it also gets when this process dies, it saves and ends.
 class Runner {
  public:
   /// Looks at all folders, starts and changes nothing. Arguments must outlive the runner.

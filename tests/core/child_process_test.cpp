@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 
@@ -73,6 +75,31 @@ TEST(ChildProcess, ReportsTheSignalThatEndedIt) {
   ChildProcess exits(shell("exit 143"));  // as one does whose own child was ended by a signal
   EXPECT_EQ(exits.wait(), 128 + SIGTERM);
   EXPECT_EQ(exits.ending_signal(), std::nullopt);
+}
+
+// The parent must be another process than this one: it dies.
+TEST(ChildProcess, GetsTheSignalItIsToGetWhenItsParentDies) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t parent = fork();
+  if (parent == 0) {
+    ChildCommand command = shell("trap 'echo told; exit 0' USR1; echo ready; while true; do true; done");
+    command.output = ChildOutput::Inherited;
+    command.orphaned = SIGUSR1;
+    dup2(ends[1], STDOUT_FILENO);
+    const ChildProcess orphan(command);
+    close(ends[1]);
+    while (true) pause();
+  }
+  close(ends[1]);
+  std::string said;
+  char letter = 0;
+  while (said != "ready\n" && read(ends[0], &letter, 1) == 1) said += letter;
+  kill(parent, SIGKILL);
+  waitpid(parent, nullptr, 0);
+  while (read(ends[0], &letter, 1) == 1) said += letter;
+  close(ends[0]);
+  EXPECT_EQ(said, "ready\ntold\n");
 }
 
 TEST(RunChild, GivesOutputErrorsAndExitCode) {

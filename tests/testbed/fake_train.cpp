@@ -1,5 +1,5 @@
 // Stands in for `switchyard train` in the tests of the runner: same arguments, same files, no training.
-// model.init_deviation chooses how it behaves: 1 fails; 2 waits for SIGTERM when started, finishes when resumed; 3 says it is
+// model.init_deviation chooses how it behaves: 1 fails; 2 waits for SIGUSR1 when started, finishes when resumed; 3 says it is
 // done and leaves no log.
 
 #include <csignal>
@@ -34,7 +34,7 @@ switchyard::StartRecord start_record(const switchyard::RunConfig& config) {
 void wait_for_termination() {
   sigset_t signals;
   sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGUSR1);
   sigprocmask(SIG_BLOCK, &signals, nullptr);
   std::cout << R"({"kind": "step", "step": 1, "total_steps": 4, "loss": 2.5, "tokens_per_second": 100})" << std::endl;
   int received = 0;
