@@ -28,6 +28,9 @@ extern "C" void request_stop(int signal_number) {
   std::signal(signal_number, SIG_DFL);  // a second one ends the program at once
 }
 
+// A terminal that is closed tells it twice: the kernel does, and the shell.
+extern "C" void hang_up(int) { stop_requested.store(true); }
+
 // A wish that a testbed or a launcher hands on. It is no second wish: whoever asked them may have asked this process too, and a
 // launcher tells it over and over. It is also what a dying testbed leaves: one that had told it before was asked twice.
 extern "C" void be_told(int signal_number) {
@@ -42,6 +45,7 @@ void handle_signals() {
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
   std::signal(SIGUSR1, be_told);
+  if (std::signal(SIGHUP, hang_up) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup
   std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
 }
 

@@ -64,7 +64,7 @@ def catches(pid, number):
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_wish_to_stop_saves(work, config, number):
     folder = work / number.name
     process = start_run(config, folder)
@@ -73,9 +73,9 @@ def test_a_wish_to_stop_saves(work, config, number):
     assert_saved(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_what_is_told_more_than_once_is_still_one_wish(work, config, number):
-    """A service manager tells every process, and the testbed hands on what it was told."""
+    """A terminal that is closed: the kernel tells it, and the shell. A service manager: SIGTERM, then SIGHUP."""
     folder = work / f"{number.name}-again"
     process = start_run(config, folder, "--set", "data.sequence_length=256", "--set", "data.micro_batches=60")
     process.send_signal(signal.SIGTERM)
@@ -94,6 +94,15 @@ def test_a_second_ctrl_c_ends_at_once(work, config):
     code, _, _ = stop(process, signal.SIGINT)
     assert code == -signal.SIGINT
     assert records(folder, "end") == []
+
+
+def test_nohup_is_heeded(work, config):
+    folder = work / "nohup"
+    process = start_run(config, folder, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    before = len(records(folder, "step"))
+    wait_until(lambda: len(records(folder, "step")) > before + 2, process)
+    assert stop(process)[0] == 1
 
 
 def test_a_service_that_is_ended_saves_its_runs(work, config):
