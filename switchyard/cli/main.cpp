@@ -47,6 +47,7 @@ void handle_signals() {
   std::signal(SIGUSR1, be_told);
   if (std::signal(SIGHUP, hang_up) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup
   std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
+  std::signal(SIGXFSZ, SIG_IGN);  // ulimit -f: likewise
 }
 
 std::string executable_path(const char* fallback) {

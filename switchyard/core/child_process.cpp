@@ -65,7 +65,7 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
       (output < 0 || dup2(output, STDOUT_FILENO) >= 0) && (error < 0 || dup2(error, STDERR_FILENO) >= 0) &&
       chdir(folder) == 0) {
     // What is ignored would stay so through exec.
-    for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGPIPE}) ::signal(number, SIG_DFL);
+    for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGPIPE, SIGXFSZ}) ::signal(number, SIG_DFL);
     execvpe(arguments[0], arguments, environment);
   }
   const int reason = errno;

@@ -1,7 +1,8 @@
-"""What ends the program before its time: signals."""
+"""What ends the program before its time: signals, limits."""
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -144,3 +145,15 @@ def wait_for_end(handle, seconds=300):
 
     assert select.select([handle], [], [], seconds)[0], "it lives on"
     os.close(handle)
+
+
+def test_a_limit_of_file_sizes_is_told_like_a_full_disk(work, config):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+
+    options = {"preexec_fn": limit, "restore_signals": False, "code": 1}
+    assert "File too large" in run("train", config, "--out", work / "limited", **options).stderr
+    built = run("data", "build", "--from", work / "text", "--out", work / "limited_data", "--vocab-size", 400, **options)
+    assert "File too large" in built.stderr
+    assert [path.name for path in work.iterdir() if "limited_data" in path.name] == []
