@@ -4,6 +4,7 @@
 #include <climits>
 #include <csignal>
 #include <iostream>
+#include <string_view>
 
 #include "switchyard/cli/cli.hpp"
 #include "switchyard/core/text.hpp"
@@ -39,6 +40,17 @@ extern "C" void be_told(int signal_number) {
   if (insists) end_by(signal_number);
 }
 
+// Else reading a mapped file that was cut off ends the program without a word. Only calls that are safe in a signal handler.
+extern "C" void tell_lost_page(int signal_number, siginfo_t* info, void*) {
+  if (info->si_code != BUS_ADRERR) return end_by(signal_number);
+  constexpr std::string_view kText =
+      "switchyard: a file that was being read has become shorter, or its disk failed: was the data set or a checkpoint changed "
+      "while it was in use? Put it back; what was saved can be resumed: switchyard train --resume RUN\n";
+  const ssize_t ignored = write(STDERR_FILENO, kText.data(), kText.size());
+  (void)ignored;
+  _exit(switchyard::kExitFailed);
+}
+
 void handle_signals() {
   first_parent.store(getppid());
   std::signal(SIGCHLD, SIG_DFL);  // a parent may hand on that it ignores it: nobody could tell then how our children ended
@@ -48,6 +60,12 @@ void handle_signals() {
   if (std::signal(SIGHUP, hang_up) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup
   std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
   std::signal(SIGXFSZ, SIG_IGN);  // ulimit -f: likewise
+  struct sigaction before {};
+  struct sigaction lost_page {};
+  lost_page.sa_sigaction = tell_lost_page;
+  lost_page.sa_flags = SA_SIGINFO;
+  const bool is_free = sigaction(SIGBUS, nullptr, &before) == 0 && before.sa_handler == SIG_DFL;  // a sanitizer tells more
+  if (is_free) sigaction(SIGBUS, &lost_page, nullptr);
 }
 
 std::string executable_path(const char* fallback) {

@@ -1,4 +1,4 @@
-"""What ends the program before its time: signals, limits."""
+"""What ends the program before its time: signals, limits, a data set that is cut off under it."""
 
 import json
 import os
@@ -157,3 +157,15 @@ def test_a_limit_of_file_sizes_is_told_like_a_full_disk(work, config):
     built = run("data", "build", "--from", work / "text", "--out", work / "limited_data", "--vocab-size", 400, **options)
     assert "File too large" in built.stderr
     assert [path.name for path in work.iterdir() if "limited_data" in path.name] == []
+
+
+def test_a_data_set_that_is_cut_off_is_told(work):
+    data = work / "cut"
+    run("data", "build", "--from", work / "text", "--out", data, "--vocab-size", 400)
+    process = start_run(write_config(work / "cut.toml", data), work / "cut_run")
+    for shard in data.glob("*.tokens"):
+        os.truncate(shard, 0)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert err.startswith("switchyard: a file that was being read has become shorter")
+    assert err.count("\n") == 1
