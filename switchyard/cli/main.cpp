@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <climits>
 #include <csignal>
 #include <iostream>
@@ -68,6 +70,14 @@ void handle_signals() {
   if (is_free) sigaction(SIGBUS, &lost_page, nullptr);
 }
 
+// A closed descriptor would be that of the next file which is opened, and what is said would be written into that. Writing fails
+// as before.
+void fill_closed_descriptors() {
+  for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
+    if (fcntl(descriptor, F_GETFD) < 0 && errno == EBADF) (void)open("/dev/null", O_RDONLY);  // takes the lowest that is free
+  }
+}
+
 std::string executable_path(const char* fallback) {
   char path[PATH_MAX];
   const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
@@ -77,6 +87,7 @@ std::string executable_path(const char* fallback) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  fill_closed_descriptors();
   handle_signals();
   switchyard::keep_freed_memory();
   switchyard::Session session{std::cout, std::cerr};

@@ -1,14 +1,15 @@
-"""What ends the program before its time: signals, limits, a data set that is cut off under it."""
+"""What ends the program before its time: signals, limits, a closed output, a data set that is cut off under it."""
 
 import json
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from switchyard_program import make_corpus, run, start, stop, wait_until, write_config, write_testbed
+from switchyard_program import PROGRAM, make_corpus, run, start, stop, wait_until, write_config, write_testbed
 
 FOREVER = "steps=100000"
 LONG_STEPS = ["--set", "run.data.sequence_length=256", "--set", "run.data.micro_batches=60"]
@@ -157,6 +158,14 @@ def test_a_limit_of_file_sizes_is_told_like_a_full_disk(work, config):
     built = run("data", "build", "--from", work / "text", "--out", work / "limited_data", "--vocab-size", 400, **options)
     assert "File too large" in built.stderr
     assert [path.name for path in work.iterdir() if "limited_data" in path.name] == []
+
+
+def test_a_closed_output_is_no_file_of_the_run(work, config):
+    folder = work / "closed"
+    done = subprocess.run([PROGRAM, "train", config, "--out", folder], stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "switchyard: the output could not be written (disk full or pipe closed)\n")
+    assert (folder / ".lock").read_bytes() == b""
+    assert records(folder)[-1]["reason"] == "done"
 
 
 def test_a_data_set_that_is_cut_off_is_told(work):
