@@ -72,7 +72,7 @@ void Dataset::check_files() const {
   const auto check = [this](const fs::path& file, const std::string& expected) {
     SWITCHYARD_CHECK(sha256_file(file) == expected, DataError, file.string(),
                      " is not the file that this data set was built with: its SHA-256 is not the one in ",
-                     (folder_ / "manifest.json").string(), "; build the data set again");
+                     (folder_ / "manifest.json").string(), "; put the old file back, or build the data set again");
   };
   check(tokenizer_path(), manifest_.tokenizer_sha256);
   for (const DomainRecord& domain : manifest_.domains) {

@@ -46,6 +46,7 @@ RunConfig resolve(RunConfig config) {
 Dataset open_fitting_dataset(const RunConfig& config) {
   Dataset dataset(config.data.path);
   check_fits(config, dataset);
+  dataset.check_files();  // a file of another data set may be whole in itself, and fit; each rank reads its own
   return dataset;
 }
 

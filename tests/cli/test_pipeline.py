@@ -70,7 +70,7 @@ def test_data_can_be_shown(data):
 
 
 @pytest.mark.parametrize("file", ["tokenizer.model", "greek.train.tokens"])
-def test_a_file_of_other_data_is_named(work, data, file):
+def test_a_file_of_other_data_is_named(work, data, config, file):
     """Whole in itself, but not the one of the manifest."""
     other = work / f"other-{file}"
     shutil.copytree(data, other)
@@ -81,7 +81,10 @@ def test_a_file_of_other_data_is_named(work, data, file):
         split = next(domain["train"] for domain in manifest["domains"] if domain["train"]["file"] == file)
         split["sha256"] = split["sha256"][::-1]
         (other / "manifest.json").write_text(json.dumps(manifest))
-    assert f"{file} is not the file that this data set was built with" in run("data", "show", other, code=1).stderr
+    says = f"{file} is not the file that this data set was built with"
+    assert says in run("data", "show", other, code=1).stderr
+    assert says in run("train", config, "--out", work / "misled", "--set", f"data.path={other}", code=1).stderr
+    assert not (work / "misled").exists()
 
 
 def test_equal_text_gives_equal_data(work, data):
