@@ -116,15 +116,21 @@ int report_error(Session& session, const std::string& message, int code) {
   return code;
 }
 
-int report_no_memory(Session& session) {
-  return report_error(session, "out of memory: use a smaller model, fewer sequences per step, or execution.recompute = \"layers\"",
-                      kExitFailed);
-}
+constexpr const char* kNoMemory =
+    "out of memory: use a smaller model, fewer sequences per step, or execution.recompute = \"layers\"";
 
 // libtorch has no type of its own for memory that the system does not give; these are its allocator's words.
-bool is_no_memory(const c10::Error& error) {
-  const std::string text = error.what_without_backtrace();
+bool is_no_memory(const std::string& text) {
   return text.find("can't allocate memory") != std::string::npos || text.find("not enough memory") != std::string::npos;
+}
+
+// oneDNN refuses shapes when it describes a primitive; one that it described it cannot create when no memory is left for its code.
+bool seems_no_memory(const std::string& text) { return text == "could not create a primitive"; }
+
+int report_unexpected(Session& session, const std::string& text) {
+  if (is_no_memory(text)) return report_error(session, kNoMemory, kExitFailed);
+  if (seems_no_memory(text)) return report_error(session, join_text(kNoMemory, " (oneDNN says: ", text, ")"), kExitFailed);
+  return report_error(session, "unexpected error, please report it: " + text, kExitFailed);
 }
 
 }  // namespace
@@ -140,12 +146,11 @@ int run_action(const Action& action, Session& session) {
   } catch (const Error& error) {
     return report_error(session, error.what(), kExitFailed);
   } catch (const std::bad_alloc&) {
-    return report_no_memory(session);
+    return report_error(session, kNoMemory, kExitFailed);
   } catch (const c10::Error& error) {
-    if (is_no_memory(error)) return report_no_memory(session);
-    return report_error(session, join_text("unexpected error, please report it: ", error.what_without_backtrace()), kExitFailed);
+    return report_unexpected(session, error.what_without_backtrace());
   } catch (const std::exception& error) {
-    return report_error(session, join_text("unexpected error, please report it: ", error.what()), kExitFailed);
+    return report_unexpected(session, error.what());
   }
 }
 

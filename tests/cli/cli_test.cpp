@@ -150,6 +150,19 @@ TEST(Cli, ExplainsErrorsOfLibtorchWithoutABacktrace) {
   EXPECT_EQ(message_of("something else"), "switchyard: unexpected error, please report it: something else\n");
 }
 
+TEST(Cli, TakesOneDnnWithoutMemoryForWhatItIs) {
+  const auto message_of = [](const std::string& text) {
+    std::ostringstream out;
+    std::ostringstream err;
+    Session session{out, err};
+    EXPECT_EQ(run_action([&](Session&) -> int { throw std::runtime_error(text); }, session), kExitFailed);
+    return err.str();
+  };
+  EXPECT_THAT(message_of("could not create a primitive"),
+              AllOf(HasSubstr("out of memory: use a smaller model"), HasSubstr("(oneDNN says: could not create a primitive)")));
+  EXPECT_THAT(message_of("could not create a primitive descriptor"), HasSubstr("report it"));
+}
+
 TEST(Cli, FailsWhenItsOutputCannotBeWritten) {
   std::ostringstream out;
   std::ostringstream err;
