@@ -191,8 +191,10 @@ int run_cli(const std::vector<std::string>& arguments, Session& session) {
       const std::vector<std::string> verbs = verb_names(deepest_chosen(app));
       return report_error(session, unknown_name("verb", arguments[place], verbs), kExitWrongUse);
     }
-    session.out << app.help();  // that of the deepest verb given
-    return kExitDone;
+    chosen = [&app](Session& told) {
+      told.out << app.help();  // that of the deepest verb given
+      return kExitDone;
+    };
   } catch (const CLI::ParseError& error) {
     const CLI::App& verb = deepest_chosen(app);
     return report_error(session, join_text(explain(app, error, arguments), "\nSee: ", full_name(verb), " --help"), kExitWrongUse);

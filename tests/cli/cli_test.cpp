@@ -164,12 +164,15 @@ TEST(Cli, TakesOneDnnWithoutMemoryForWhatItIs) {
 }
 
 TEST(Cli, FailsWhenItsOutputCannotBeWritten) {
-  std::ostringstream out;
-  std::ostringstream err;
-  out.setstate(std::ios::badbit);
-  Session session{out, err};
-  EXPECT_EQ(run_cli({"list", "scopes"}, session), kExitFailed);
-  EXPECT_THAT(err.str(), HasSubstr("could not be written"));
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"list", "scopes"}, {"--help"}, {"train", "--help"}, {"data", "build", "--help"}}) {
+    std::ostringstream out;
+    std::ostringstream err;
+    out.setstate(std::ios::badbit);
+    Session session{out, err};
+    EXPECT_EQ(run_cli(arguments, session), kExitFailed) << arguments.back();
+    EXPECT_THAT(err.str(), HasSubstr("could not be written")) << arguments.back();
+  }
 }
 
 }  // namespace
