@@ -64,6 +64,13 @@ DomainRecord domain_from(const Json& json) {
   return domain;
 }
 
+// Without the library's name for it: "[json.exception.out_of_range.403] key 'version' not found".
+std::string plain_text(const nlohmann::json::exception& error) {
+  const std::string text = error.what();
+  const size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
 }  // namespace
 
 std::string manifest_to_json(const Manifest& manifest) {
@@ -84,7 +91,7 @@ std::string manifest_to_json(const Manifest& manifest) {
 Manifest manifest_from_json(std::string_view text, std::string_view name) {
   try {
     const Json json = Json::parse(text);
-    SWITCHYARD_CHECK(json.at("format").get<std::string>() == kFormat, DataError, name, ": 'format' is not '", kFormat, "'");
+    SWITCHYARD_CHECK(json.at("format").get<std::string>() == kFormat, DataError, name, ": 'format' is not '", kFormat, "'; build the data set again");
     const auto version = json.at("version").get<int64_t>();
     SWITCHYARD_CHECK(version == kDatasetVersion, DataError, name, ": data set version ", version, ", this program reads ",
                      kDatasetVersion, "; build the data set again");
@@ -98,7 +105,7 @@ Manifest manifest_from_json(std::string_view text, std::string_view name) {
     for (const Json& domain : json.at("domains")) manifest.domains.push_back(domain_from(domain));
     return manifest;
   } catch (const nlohmann::json::exception& error) {
-    throw DataError(join_text(name, ": not a data set manifest: ", error.what()));
+    throw DataError(join_text(name, ": not a data set manifest: ", plain_text(error), "; build the data set again"));
   }
 }
 

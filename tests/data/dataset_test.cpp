@@ -70,7 +70,8 @@ TEST_F(DatasetTest, WhatDoesNotFitIsRefused) {
   EXPECT_THAT(open_error(), HasSubstr("not a plain file name"));
   replace_in_manifest("../data/ada.train.tokens", "ada.train.tokens");
   replace_in_manifest("\"heldout\"", "\"held\"");
-  EXPECT_THAT(open_error(), HasSubstr("heldout"));
+  EXPECT_THAT(open_error(), AllOf(HasSubstr("not a data set manifest: key 'heldout' not found; build the data set again"),
+                                  Not(HasSubstr("json.exception"))));
   test::put_file(folder() / "manifest.json", "{");
   EXPECT_THAT(open_error(), HasSubstr("not a data set manifest"));
 }
