@@ -48,6 +48,8 @@ class Flattener {
   std::map<std::string, std::string>& values_;
 };
 
+bool is_control_character(char letter) { return static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f; }
+
 /// A router that learns must hear of the text; where each weight is p / p it does not.
 void check_router_learns(const ModelConfig& model, const SectionCheck& check) {
   const bool learns = find_router(model.router.name).balancing == TakesBalancing::Yes;
@@ -87,6 +89,8 @@ void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
 void RunDataConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(!path.empty(), "path", "empty", "the folder of a data set");
+  // The system would take what stands before it, and the configuration would tell of another data set than was read.
+  check(path.find('\0') == std::string::npos, "path", toml_value(path), "a path, which holds no NUL character");
   batcher.validate(where);
 }
 
@@ -106,6 +110,8 @@ void EvaluationConfig::validate(const std::string& where) const {
 void RunConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(!name.empty(), "name", "empty", "a name");
+  check(std::none_of(name.begin(), name.end(), is_control_character), "name", toml_value(name),
+        "a name without control characters: it is a folder, and shown on screens");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
   check_router_learns(model, check);

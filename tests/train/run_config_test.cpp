@@ -89,6 +89,15 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[optimizer]\nlearning_rat = 1"), testing::HasSubstr("did you mean 'learning_rate'"));
 }
 
+// The system takes a name up to its NUL; a screen takes the others for commands.
+TEST(RunConfig, NamesHaveNoControlCharacters) {
+  for (const char* name : {R"("x\u0000y")", R"("x\u001b[31m")", R"("x\u007f")"}) {
+    EXPECT_THAT(error_of(join_text("name = ", name)), testing::HasSubstr("name is \"x\\")) << name;
+  }
+  EXPECT_THAT(error_of(R"(data.path = "data\u0000mix8")"), testing::AllOf(testing::HasSubstr("data.path is \"data\\u0000mix8\""), testing::HasSubstr("NUL")));
+  EXPECT_EQ(read(R"(data.path = "two\nlines")").data.path, "two\nlines");
+}
+
 TEST(RunConfig, NumbersMustBeFinite) {
   for (const char* key : {"optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "optimizer.clip_norm",
                           "model.rope_theta", "model.norm_epsilon", "model.init_deviation", "model.router.init_deviation"}) {
