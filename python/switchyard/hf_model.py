@@ -12,16 +12,17 @@ from .balance import segments_of_mask
 from .errors import ConfigError
 
 # Router classes whose forward returns (scores [T, E], weights of the chosen [T, K], choices [T, K]) from softmax(h W^T).
-ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
-MODELS = "Qwen3MoeForCausalLM, MixtralForCausalLM, OlmoeForCausalLM"
+ROUTERS = ("Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter", "Qwen2MoeTopKRouter", "Qwen3NextTopKRouter",
+           "Qwen3_5MoeTopKRouter", "Qwen3VLMoeTextTopKRouter", "FlexOlmoTopKRouter", "MiniMaxTopKRouter")
+MODELS = "Qwen3-MoE, Qwen2-MoE, Qwen3-Next, Qwen3.5-MoE, Qwen3-VL-MoE, Mixtral, OLMoE, FlexOlmo, MiniMax"
 
 
 def check_kind(model: nn.Module) -> None:
     """Raises ConfigError for what is wrapped around a model in a way that hides it."""
     name = type(model).__name__
     if not hasattr(model, "config"):
-        raise ConfigError(f"{name} has no config, so it is no model of transformers. If it holds one, attach that "
-                          "(attach(wrapper.model, ...)), and pass the loss of the wrapper through attachment.join(loss)")
+        raise ConfigError(f"{name} has no config, so it is no model of transformers, but holds one. Attach that (attach("
+                          "wrapper.model, ...)), and pass the loss of the wrapper through attachment.join(loss)")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ConfigError(f"{name} puts virtual tokens before the inputs (prompt tuning of peft), so they are not what the routers "
                           "see. Attach model.get_base_model()")
@@ -118,13 +119,14 @@ def refuse_own_loss(model: nn.Module, output_router_logits: Optional[bool] = Non
 
 def divides_by_items(model: nn.Module) -> bool:
     """Whether the model's own loss is the sum over num_items_in_batch where that is given. Heads that classify take it and do
-    not use it: theirs is a mean over the micro-batch. Raises ConfigError for another head."""
+    not use it, as do models with pictures: theirs is a mean over the micro-batch. Raises ConfigError for another head."""
     head = next((module for module in model.modules() if hasattr(type(module), "loss_function")), model)
     kinds = [kind.__name__ for kind in type(head).__mro__]
-    if any(kind.endswith(("ForCausalLM", "ForConditionalGeneration")) for kind in kinds):
-        return True
-    if any(kind.endswith(("ForSequenceClassification", "ForTokenClassification")) for kind in kinds):
+    if not getattr(head, "accepts_loss_kwargs", True) or \
+            any(kind.endswith(("ForSequenceClassification", "ForTokenClassification")) for kind in kinds):
         return False
+    if any(kind.endswith("ForCausalLM") for kind in kinds):
+        return True
     raise ConfigError(f"whether the loss of {type(head).__name__} is divided by num_items_in_batch, which it is given, is not "
                       "known here, so neither is the weight of the balancing loss beside it. If it is a mean over the "
                       "micro-batch, do not give it: trainer.model_accepts_loss_kwargs = False")

@@ -80,8 +80,8 @@ class Attachment(abc.ABC):
                  weighting: Weighting, layers: LayerReduction, process_group: Optional[Any], ops: Path,
                  on_recount: Literal["error", "report"]):
         self.model = model
-        check_kind(model)
         versions_L = find_layers(model)
+        check_kind(model)
         routers = [versions[0] for versions in versions_L]
         refuse_own_loss(model)
         devices = {router.weight.device for router in routers}

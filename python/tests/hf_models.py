@@ -5,9 +5,8 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+import transformers
 from oracle import step_loss
-from transformers import (MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
-                          Qwen3MoeForSequenceClassification)
 
 from switchyard.huggingface import find_routers
 
@@ -17,17 +16,38 @@ SHARED = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=12, num_h
               pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
+# By family: the parts of its class names, and what its config needs beside SHARED.
+SHARED_EXPERT = dict(num_experts=6, moe_intermediate_size=12, shared_expert_intermediate_size=8)
+FULL_ATTENTION = dict(head_dim=8, layer_types=["full_attention"] * 2)
+ROTARY = dict(rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4})
+VISION = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=8, out_hidden_size=16, num_position_embeddings=16,
+              deepstack_visual_indexes=[0])
+FAMILIES = {
+    "qwen3_moe": ("Qwen3Moe", "ForCausalLM", dict(head_dim=8, moe_intermediate_size=12, num_experts=6, norm_topk_prob=True)),
+    "mixtral": ("Mixtral", "ForCausalLM", dict(num_local_experts=6)),
+    "olmoe": ("Olmoe", "ForCausalLM", dict(num_experts=6, norm_topk_prob=False)),
+    "qwen2_moe": ("Qwen2Moe", "ForCausalLM", SHARED_EXPERT),
+    "qwen3_next": ("Qwen3Next", "ForCausalLM", {**SHARED_EXPERT, **FULL_ATTENTION}),
+    "qwen3_5_moe": ("Qwen3_5Moe", "ForCausalLM", {**SHARED_EXPERT, **FULL_ATTENTION}),
+    "flex_olmo": ("FlexOlmo", "ForCausalLM", dict(num_experts=6)),
+    "minimax": ("MiniMax", "ForCausalLM", dict(num_local_experts=6, **FULL_ATTENTION)),
+    "qwen3_vl_moe": ("Qwen3VLMoe", "ForConditionalGeneration", dict(num_experts=6, moe_intermediate_size=12, head_dim=8, **ROTARY)),
+}
+FAMILIES["classes"] = ("Qwen3Moe", "ForSequenceClassification", FAMILIES["qwen3_moe"][2])
+
+
+def make_config(kind, **changes):
+    name, _, own = FAMILIES[kind]
+    settings = {**SHARED, **own, **changes}
+    if kind == "qwen3_vl_moe":
+        return transformers.Qwen3VLMoeConfig(text_config=settings, vision_config=VISION)
+    return getattr(transformers, "Qwen3_5MoeTextConfig" if kind == "qwen3_5_moe" else f"{name}Config")(**settings)
+
+
 def make_model(kind="qwen3_moe", seed=0, experts=None, **changes):
-    settings = {**SHARED, **changes}
-    if kind in ("qwen3_moe", "classes"):
-        config = Qwen3MoeConfig(**settings, head_dim=8, moe_intermediate_size=12, num_experts=6, norm_topk_prob=True)
-        build = Qwen3MoeForCausalLM if kind == "qwen3_moe" else Qwen3MoeForSequenceClassification
-    elif kind == "mixtral":
-        config, build = MixtralConfig(**settings, num_local_experts=6), MixtralForCausalLM
-    else:
-        config, build = OlmoeConfig(**settings, num_experts=6, norm_topk_prob=False), OlmoeForCausalLM
+    name, head, _ = FAMILIES[kind]
     torch.manual_seed(seed)
-    model = build(config).train()
+    model = getattr(transformers, name + head)(make_config(kind, **changes)).train()
     if experts is not None:
         model.set_experts_implementation(experts)
     return model

@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hf_models import (dense_gradients, dense_loss, gradients_of, make_model, make_rows, stack, step_counts, weights_of)
+from hf_models import (FAMILIES, dense_gradients, dense_loss, gradients_of, make_model, make_rows, stack, step_counts, weights_of,
+                       with_classes)
 from oracle import largest_difference
 from torch import nn
-from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM
 
 import switchyard
-from switchyard.hf_model import segments_of_batch
+from switchyard.hf_model import divides_by_items, segments_of_batch
 
-MODELS = ["qwen3_moe", "mixtral", "olmoe"]
+MODELS = [kind for kind, parts in FAMILIES.items() if parts[1] != "ForSequenceClassification"]
 # The models compute in float32; gradients are of order 1.
 TOLERANCE = 2e-5
 
@@ -163,6 +164,15 @@ def test_the_loss_weighs_its_micro_batches_by_scored_tokens():
     assert report.lbl_L == pytest.approx([float(v.detach()) for v in lbl], abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_whose_loss_is_divided_by_the_items(kind):
+    model = make_model(kind)
+    rows = make_rows(2)
+    inputs = stack(with_classes(rows) if kind == "classes" else rows).inputs
+    one, half = (float(model(**inputs, num_items_in_batch=torch.tensor(items)).loss.detach()) for items in (10, 20))
+    assert one / half == pytest.approx(2.0 if divides_by_items(model) else 1.0, rel=1e-4)
+
+
 def test_evaluation_leaves_no_trace():
     model = make_model()
     (batch,) = [stack(make_rows(2))]
@@ -221,10 +231,10 @@ def test_a_model_alone_cannot_see_the_step(scope):
 
 def test_unknown_models_are_refused():
     """B24."""
-    config = Qwen2MoeConfig(vocab_size=31, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-                            num_key_value_heads=2, moe_intermediate_size=8, num_experts=4, shared_expert_intermediate_size=8)
-    with pytest.raises(switchyard.ConfigError, match="Qwen2MoeForCausalLM has 0 routers .* looks like .*Qwen2MoeTopKRouter"):
-        switchyard.attach(Qwen2MoeForCausalLM(config), scope="prefix", coefficient=1e-3)
+    config = GptOssConfig(vocab_size=31, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+                          num_key_value_heads=2, head_dim=8, num_local_experts=4)
+    with pytest.raises(switchyard.ConfigError, match="GptOssForCausalLM has 0 routers .* looks like .*GptOssTopKRouter"):
+        switchyard.attach(GptOssForCausalLM(config), scope="prefix", coefficient=1e-3)
     with pytest.raises(switchyard.ConfigError, match="Linear has 0 routers"):
         switchyard.attach(nn.Linear(2, 2), scope="prefix", coefficient=1e-3)
     with pytest.raises(switchyard.ConfigError, match="takes a model or a transformers Trainer, not a str"):
@@ -250,7 +260,7 @@ def test_the_models_own_loss_is_never_beside_ours():
         model(**stack(make_rows(2)).inputs, output_router_logits=True)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "qwen3_vl_moe"])
 def test_the_coefficient_of_the_models_own_loss_is_the_one_it_keeps(kind):
     """Set in the config after the model was made, it changes nothing."""
     model = make_model(kind, output_router_logits=True, router_aux_loss_coef=0.5)
@@ -259,6 +269,19 @@ def test_the_coefficient_of_the_models_own_loss_is_the_one_it_keeps(kind):
         switchyard.attach(model, scope="prefix", coefficient=1e-3)
     model.config.router_aux_loss_coef, model.router_aux_loss_coef = 0.5, 0.0
     switchyard.attach(model, scope="prefix", coefficient=1e-3)
+
+
+def test_a_model_with_pictures_takes_its_own_loss_from_the_forward():
+    """Its config has the coefficient one level down, and it asks only when told."""
+    model = make_model("qwen3_vl_moe", router_aux_loss_coef=0.5)
+    inputs = stack(make_rows(2)).inputs
+    plain, own = model(**inputs).loss, model(**inputs, output_router_logits=True).loss
+    assert float((own - plain).detach()) > 0.1
+    switchyard.attach(model, scope="prefix", coefficient=1e-3)
+    with pytest.raises(switchyard.ConfigError, match="router_aux_loss_coef=0.5"):
+        model(**inputs, output_router_logits=True)
+    model.config.text_config.router_aux_loss_coef = 0.0
+    model(**inputs, output_router_logits=True)
 
 
 def test_a_layer_whose_router_is_bypassed_is_an_error():
