@@ -211,8 +211,8 @@ class Frame:
             where = f"{self.place}, layer {layer}: "
             if row[RUNS] == 0:
                 return where + "no choices were recorded. Call record() in every MoE layer; a layer that is skipped, or " \
-                    "replaced by a fused kernel, cannot be balanced. Under torch.compile a graph of before may have run: torch._dynamo" \
-                    ".reset()"
+                    "replaced by a fused kernel, cannot be balanced. Under torch.compile a graph of before may have run: call " \
+                    "torch._dynamo.reset()"
             if row[BAD_IDS] > 0:
                 return where + f"{row[BAD_IDS]} choices are neither an expert, 0 to {self.config.num_experts - 1}, nor -1 for an " \
                     "unused slot. Give record() the ids that the router chose, with -1 where a token used fewer experts"
@@ -224,7 +224,7 @@ class Frame:
             if self.config.z_coefficient > 0.0 and row[PASSED_LOGITS] == 0:
                 return where + "the router's logits did not go through_logits(), so the z-loss could not act"
         for layer, call in self._missed():
-            return f"{self.place}, layer {layer}: backward did not come to what {call} returned, so the loss did not act. Go on " \
-                "with what it returns. Or this backward failed or was cut short: call abandon_step() of the loss " \
+            return f"{self.place}, layer {layer}: backward did not come to what {call} returned, so the loss did not act. " \
+                "Go on with what it returns. Or this backward failed or was cut short: call abandon_step() of the loss " \
                 "(attachment.loss.abandon_step()) after a batch that you skip"
         return ""

@@ -24,12 +24,12 @@ def check_kind(model: nn.Module) -> None:
         raise ConfigError(f"{name} has no config, so it is no model of transformers, but holds one. Attach that (attach("
                           "wrapper.model, ...)), and pass the loss of the wrapper through attachment.join(loss)")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ConfigError(f"{name} puts virtual tokens before the inputs (prompt tuning of peft), so they are not what the routers "
-                          "see. Attach model.get_base_model()")
+        raise ConfigError(f"{name} puts virtual tokens before the inputs (prompt tuning of peft), so they are not what the "
+                          "routers see. Attach model.get_base_model()")
 
 
 def _versions(module: nn.Module) -> list[nn.Module]:
-    """What may run in place of a module that peft wrapped to train it whole (modules_to_save), what runs now first; else nothing.
+    """What may run where peft wrapped a module to train it whole (modules_to_save), what runs now first; else nothing.
 
     The wrapper keeps the original and a copy for each adapter, and runs one of them.
     """
@@ -110,11 +110,11 @@ def refuse_own_loss(model: nn.Module, output_router_logits: Optional[bool] = Non
     coefficient = _own_coefficient(model) if asked else 0.0
     if coefficient:
         where = "its config asks for it" if output_router_logits is None else "its forward was given output_router_logits=True"
-        raise ConfigError(f"the model adds its own balancing loss ({where}, router_aux_loss_coef={coefficient}), so there would "
-                          "be two. Set model.config.output_router_logits = False and do not ask a forward for it, or set "
+        raise ConfigError(f"the model adds its own balancing loss ({where}, router_aux_loss_coef={coefficient}), so there "
+                          "would be two. Set model.config.output_router_logits = False and do not ask a forward for it, or set "
                           "model.router_aux_loss_coef = 0.0, which the model reads instead of its config's. In transformers "
-                          "5.2.0 that loss acts 1/E as strongly as its formula: about as coefficient=router_aux_loss_coef * K / E "
-                          "does here, times the micro-batches of a step under the Trainer (docs/losses.md)")
+                          "5.2.0 that loss acts 1/E as strongly as its formula: about as coefficient=router_aux_loss_coef * K "
+                          "/ E does here, times the micro-batches of a step under the Trainer (docs/losses.md)")
 
 
 def divides_by_items(model: nn.Module) -> bool:
@@ -133,8 +133,8 @@ def divides_by_items(model: nn.Module) -> bool:
 
 
 def _padding_at_the_end(positions_BS: Tensor, labels: Optional[Tensor]) -> Tensor:
-    """Where packed rows are padded, bool [B, S]: by positions 0 at their end that nobody scores, as collators without an attention
-    mask do. Raises ConfigError where they may as well be documents of one token."""
+    """Where packed rows are padded, bool [B, S]: by positions 0 at their end that nobody scores, as collators without an
+    attention mask do. Raises ConfigError where they may as well be documents of one token."""
     def at_the_end(which_BS: Tensor) -> Tensor:
         return which_BS.flip(1).long().cumprod(1).flip(1).bool()
 
@@ -143,15 +143,15 @@ def _padding_at_the_end(positions_BS: Tensor, labels: Optional[Tensor]) -> Tenso
         return zeros_BS & at_the_end(labels == -100)
     longest = int(zeros_BS.sum(1).max())
     if longest > 1:
-        raise ConfigError(f"position_ids end with {longest} zeros, and there are no labels of every token: whether they are padding "
-                          "or documents of one token is not known. Give labels with -100 on padding, or an attention_mask, or "
+        raise ConfigError(f"position_ids end with {longest} zeros, and there are no labels of every token: whether they are "
+                          "padding or documents of one token is not known. Give labels with -100 on padding, or an attention_mask, or "
                           "leave the padding out")
     return torch.zeros_like(zeros_BS)
 
 
 def segments_of_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:
-    """Segments [T] of a model's inputs, -1 for padding, and their number: rows with an attention mask, else packed documents where
-    positions begin again, else rows."""
+    """Segments [T] of a model's inputs, -1 for padding, and their number: rows with an attention mask, else packed documents
+    where positions begin again, else rows."""
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
     tokens = batch.get("input_ids") if batch.get("input_ids") is not None else batch.get("inputs_embeds")
     if mask is not None:

@@ -38,8 +38,8 @@ class SeenForward:
     def begin(self) -> None:
         self.number += 1
         if self.number > 1:
-            raise StateError("compute_loss() ran the model twice with gradients. Under a Trainer the balancing loss of a micro-batch "
-                             "acts in one forward, and would act in each. Use attach(model) in place of attach(trainer), and "
+            raise StateError("compute_loss() ran the model twice with gradients. Under a Trainer the balancing loss of a "
+                             "micro-batch acts in one forward, and would act in each. Use attach(model) in place of attach(trainer), and "
                              "return attachment.join(loss) from compute_loss(); or run both in one forward, as one batch")
 
     def look(self, kwargs: dict[str, Any], outputs: Any) -> None:
@@ -52,8 +52,8 @@ def _refuse_unknown_smoothing(trainer: Any) -> None:
     """A compute_loss() that smooths labels outside of the model: what else it does with the mean does not show in the graph."""
     kind = getattr(trainer.args, "loss_type", "nll")
     if kind != "nll":
-        raise ConfigError(f"label_smoothing_factor with loss_type='{kind}' of the {type(trainer).__name__}: whether it smooths is "
-                          "not known here. Set label_smoothing_factor=0")
+        raise ConfigError(f"label_smoothing_factor with loss_type='{kind}' of the {type(trainer).__name__}: whether it smooths "
+                          "is not known here. Set label_smoothing_factor=0")
     if trainer.args.average_tokens_across_devices and trainer.accelerator.num_processes > 1:
         raise ConfigError(f"label_smoothing_factor with the compute_loss() of {type(trainer).__name__} on "
                           f"{trainer.accelerator.num_processes} ranks: whether it multiplies its mean by the ranks, as that of "

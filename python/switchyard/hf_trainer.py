@@ -89,9 +89,9 @@ class TrainerAttachment(Attachment):
         self._has_trained = True
         for batch in batches:
             if not isinstance(batch, Mapping):
-                raise ConfigError(f"the {type(self.trainer).__name__} trains on a batch that is a {type(batch).__name__}, not inputs "
-                                  "of the model by name, as where the model first generates (GRPO, RLOO); such a step cannot be "
-                                  "planned, so this Trainer is not supported")
+                raise ConfigError(f"the {type(self.trainer).__name__} trains on a batch that is a {type(batch).__name__}, not "
+                                  "inputs of the model by name, as where the model first generates (GRPO, RLOO); such a step "
+                                  "cannot be planned, so this Trainer is not supported")
         tokens = [tokens_of_segments(*segments_of_batch(batch)) for batch in batches]
         flat = iter(torch.cat(tokens).tolist())  # the one wait for the device
         self.loss.begin_step([[next(flat) for _ in tokens_S] for tokens_S in tokens])
@@ -181,7 +181,7 @@ class _Hub(TrainerCallback):
         return batches, num_items
 
     def _count_ahead(self, model: nn.Module, num_items: Optional[Tensor | int]) -> None:
-        """The pre-pass. Random states are put back, so dropout repeats in the forwards with gradients, which begin with its states.
+        """The pre-pass. Random states are put back, so dropout repeats: forwards with gradients begin with those it had.
 
         Not before the first compute_loss() of a step: only then the Trainer has prepared all that a forward depends on (random
         states of a checkpoint, on_step_begin(), the weights of a schedule-free optimizer).

@@ -53,8 +53,8 @@ class _CopiedHook:
     def __call__(self, module: nn.Module, *args: Any) -> None:
         if module.training and torch.is_grad_enabled():
             raise StateError("this model is a copy of one that was attached, or has a router that is, as peft makes one of "
-                             "modules_to_save, so no balancing loss acts on it: attach() the copy too, or detach() before copying; "
-                             "with peft detach(), and attach() after get_peft_model()")
+                             "modules_to_save, so no balancing loss acts on it: attach() the copy too, or detach() before "
+                             "copying; with peft detach(), and attach() after get_peft_model()")
 
 
 def _forget_copied_hooks(model: nn.Module) -> None:
@@ -105,9 +105,9 @@ class Attachment(abc.ABC):
                 return None
             if frame is None:
                 if torch.is_grad_enabled():
-                    raise StateError(f"the router of MoE layer {layer} ran with gradients, but in no forward of the step, so the "
-                                     "balancing loss could not act. Train through the model that was attached (or its Trainer), "
-                                     "not through a part of it or beside its steps; for a forward that trains nothing use "
+                    raise StateError(f"the router of MoE layer {layer} ran with gradients, but in no forward of the step, so "
+                                     "the balancing loss could not act. Train through the model that was attached (or its "
+                                     "Trainer), not through a part of it or beside its steps; for a forward that trains nothing use "
                                      "torch.no_grad(); detach() ends the balancing")
                 return None
             scores_TE, weights_TK, ids_TK = outputs
@@ -125,9 +125,9 @@ class Attachment(abc.ABC):
         """Before a forward that trains. Raises StateError where the model was moved, or a layer of it does not train."""
         for layer, versions in enumerate(self._versions_L):
             if not any(router.training for router in versions):
-                raise StateError(f"the router of MoE layer {layer} is in eval mode while the model trains, so its choices would not "
-                                 "be counted nor balanced. Call its train(); a layer is frozen by requires_grad_(False), not by "
-                                 "eval()")
+                raise StateError(f"the router of MoE layer {layer} is in eval mode while the model trains, so its choices would "
+                                 "not be counted nor balanced. Call its train(); a layer is frozen by requires_grad_(False), not "
+                                 "by eval()")
         device = self._versions_L[0][0].weight.device
         if device.type != self.loss.device.type:
             raise StateError(f"the model is on {device}, but was on {self.loss.device} when it was attached; attach after "

@@ -235,14 +235,13 @@ class OpenStep(Step):
         return self._make_frame(ops, micro_batch, segment_T, num_segments)
 
     def _check_shares(self, micro_batch: int, share: Optional[Tensor]) -> None:
-        """Raises StateError where some micro-batches carry their own weight and others do not: they have none beside each other."""
-        without = [earlier for earlier in self.frames if earlier != micro_batch and earlier not in self._share_of]
-        odd = without if share is not None else list(self._share_of)
-        if odd and [micro_batch] != odd:
-            given, other = ("a share", "none") if share is not None else ("no share", "one")
-            raise StateError(f"{self.place(micro_batch)}: the forward carries {given} of the step's items (num_items_in_batch), but "
-                             f"micro-batches {odd} of this step carried {other}. Give it to all or to none; run a forward that "
-                             "trains nothing under torch.no_grad(), or end the step before it with end_step()")
+        """Raises StateError where some micro-batches carry their own weight: the others have none beside them."""
+        odd = [earlier for earlier in self.frames if earlier != micro_batch and (earlier in self._share_of) == (share is None)]
+        if odd:
+            given, other = ("no share", "one") if share is None else ("a share", "none")
+            raise StateError(f"{self.place(micro_batch)}: the forward carries {given} of the step's items (num_items_in_batch), "
+                             f"but micro-batches {odd} of this step carried {other}. Give it to all or to none; run a forward "
+                             "that trains nothing under torch.no_grad(), or end the step before it with end_step()")
 
     def discard_unclosed(self) -> None:
         for micro_batch in self.unclosed():
