@@ -268,12 +268,12 @@ TEST(Lifecycle, CallsOutOfOrder) {
       [&] {
         record_explicit(balance, 0, 1, explicit_forward({{0, {0}, {.5, .3, .2}}}, 3));
       },
-      "over 3 experts; expected 2");
+      "scores of shape [1, 3] with segment numbers of shape [1]; expected [T, 2]");
   expect_message<ShapeError>(
       [&] {
         record_explicit(balance, 0, 1, explicit_forward({{1, {0}, {.5, .5}}}, 2));
       },
-      "token 0 is in group 1");
+      "segment numbers are 1 to 1; expected -1 (padding) to 0");
 }
 
 TEST(Lifecycle, AStateOfAnotherModelIsRefused) {

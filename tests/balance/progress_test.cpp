@@ -90,11 +90,14 @@ TEST(BadInput, ProgressThatDoesNotFitIsRefusedBeforeItIsTaken) {
 
 // The shapes are the same, so nothing but what was saved beside the counts can tell.
 TEST(BadInput, ProgressOfAStepThatWasBegunOtherwiseIsRefused) {
-  const BalanceConfig config = config_of(ScopeKind::PreviousStep);
   const StepPlan plan = plan_of_three();
-  StepBalance saved_at(config, kShape, plan, {});
-  run_and_close(saved_at, 0, 0);
-  const StepProgress saved = saved_at.progress();
+  const auto saved_of = [&](const BalanceConfig& with) {
+    StepBalance balance(with, kShape, plan, {});
+    run_and_close(balance, 0, 0);
+    return balance.progress();
+  };
+  BalanceConfig config = config_of(ScopeKind::OptimizerBatch);
+  StepProgress saved = saved_of(config);
   const auto expect_refused = [&](const BalanceConfig& with, const BalanceShape& shape, const StepPlan& planned,
                                   const BalanceState& state, const std::string& text) {
     StepBalance balance(with, shape, planned, state);
@@ -118,6 +121,8 @@ TEST(BadInput, ProgressOfAStepThatWasBegunOtherwiseIsRefused) {
   expect_refused(config, kShape, later, {}, "0 steps done, this one has 9");
   expect_refused(config, kShape, averaged, {}, "as contract over micro-batches");
   expect_refused(config, kShape, labelled, {}, "as domains of the segments");
+  config = config_of(ScopeKind::PreviousStep);
+  saved = saved_of(config);
   const BalanceState history{.previous_counts_LE = saved.tensors.at("counts_LSE").sum(1)};
   expect_refused(config, kShape, plan, history, "previous_counts_LE of the balance state");
 }

@@ -197,7 +197,7 @@ TEST(Selection, TakesTensorsOfAnyStride) {
     const at::Tensor offsets_LE = Rng(3, "offsets").normal_tensor({2, kExperts}, 0.1);
     const auto updated = [&](const at::Tensor& segments, const at::Tensor& offsets) {
       BalanceState state{.selection_offsets_LE = offsets};
-      StepBalance balance({.method = "none", .selection = {.rule = rule, .decay = 0.5}},
+      StepBalance balance({.method = "none", .selection = {.rule = rule, .decay = rule == SelectionRule::Bias ? 0.0 : 0.5}},
                           {.num_layers = 2, .num_experts = kExperts, .num_chosen = kChosen}, plan, state);
       for (int64_t layer = 0; layer < 2; ++layer) {
         balance.record(0, layer, route(logits_TE, balance.selection_offsets_E(layer), rule), segments);
