@@ -62,12 +62,10 @@ void handle_signals() {
   if (std::signal(SIGHUP, hang_up) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // nohup
   std::signal(SIGPIPE, SIG_IGN);  // `switchyard list scopes | head -1`: the write fails instead
   std::signal(SIGXFSZ, SIG_IGN);  // ulimit -f: likewise
-  struct sigaction before {};
   struct sigaction lost_page {};
   lost_page.sa_sigaction = tell_lost_page;
   lost_page.sa_flags = SA_SIGINFO;
-  const bool is_free = sigaction(SIGBUS, nullptr, &before) == 0 && before.sa_handler == SIG_DFL;  // a sanitizer tells more
-  if (is_free) sigaction(SIGBUS, &lost_page, nullptr);
+  sigaction(SIGBUS, &lost_page, nullptr);
 }
 
 // A closed descriptor would be that of the next file which is opened, and what is said would be written into that. Writing fails
