@@ -38,8 +38,8 @@ TEST(CheckClaimsCompare, RefusesDifferencesOfUnlikeMeasures) {
     EXPECT_THAT(expanding("loss", change), ThrowsMessage<ConfigError>(HasSubstr("claims[0]")));
     EXPECT_THAT(expanding("specialization", change), ThrowsMessage<ConfigError>(HasSubstr("claims[0]")));
   }
-  EXPECT_THAT(expanding("specialization", "model.num_chosen=1"), ThrowsMessage<ConfigError>(HasSubstr("model.num_chosen")));
-  EXPECT_NO_THROW(expanding("loss", "model.num_chosen=1")());
+  EXPECT_THAT(expanding("specialization", "model.num_experts=32"), ThrowsMessage<ConfigError>(HasSubstr("model.num_experts")));
+  EXPECT_NO_THROW(expanding("loss", "model.num_experts=32")());
   EXPECT_THAT(expanding("max_vio_micro_batch", "data.sequences_per_micro_batch=20"),
               ThrowsMessage<ConfigError>(HasSubstr("data.sequences_per_micro_batch")));
   EXPECT_NO_THROW(expanding("max_vio", "data.sequences_per_micro_batch=20")());
@@ -62,7 +62,7 @@ TEST(UnlikeNotes, SayWhatDoesNotCompare) {
   EXPECT_THAT(notes("data.sequences_per_micro_batch=20"),
               ElementsAre(AllOf(HasSubstr("Arms differ in data.sequences_per_micro_batch ("), HasSubstr("20 for arm other"),
                                 HasSubstr("MaxVio of micro-batches does not compare"))));
-  EXPECT_THAT(notes("model.num_chosen=1"), ElementsAre(HasSubstr("of them only losses compare")));
+  EXPECT_THAT(notes("model.num_experts=32"), ElementsAre(HasSubstr("of them only losses compare")));
   EXPECT_THAT(notes("data.domains=['cpp', 'perl']"), ElementsAre(HasSubstr("measured on different text")));
 }
 

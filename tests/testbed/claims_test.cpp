@@ -67,7 +67,7 @@ TEST(CheckClaim, SaysValueAndBoundsSoThatTheVerdictFollows) {
   const auto detail = [](double value, double bound) { return check_claim(at_least(bound, ""), {row("wide", 0, value)}).detail; };
   EXPECT_EQ(detail(0.0002334, -0.00045), "specialization 0.000 (seed 0); asked: at least -0.00045");
   EXPECT_EQ(detail(0.0996, 0.1), "specialization 0.0996 (seed 0); asked: at least 0.1");  // three decimals would read .100
-  EXPECT_EQ(detail(-0.0004501, -0.00045), "specialization -0.0004501 (seed 0); asked: at least -0.00045");
+  EXPECT_EQ(detail(-0.0004501, -0.00045), "specialization -0.0005 (seed 0); asked: at least -0.00045");
   EXPECT_EQ(detail(0.5, 0.1), "specialization 0.500 (seed 0); asked: at least 0.1");
 }
 
