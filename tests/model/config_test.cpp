@@ -29,10 +29,10 @@ void expect_refused(const Change& change, const std::string& key) {
 
 TEST(ModelConfig, RefusesWhatCannotBeBuilt) {
   EXPECT_NO_THROW(ModelConfig{}.validate("here"));
-  expect_refused([](ModelConfig& c) { c.head_width = 33; }, "head_width 33 is odd");
-  expect_refused([](ModelConfig& c) { c.num_chosen = 17; }, "num_chosen 17");
+  expect_refused([](ModelConfig& c) { c.head_width = 33; }, "head_width is 33; expected an even number");
+  expect_refused([](ModelConfig& c) { c.num_chosen = 17; }, "num_chosen is 17; expected at most num_experts = 16");
   expect_refused([](ModelConfig& c) { c.num_chosen = 0; }, "num_chosen");
-  expect_refused([](ModelConfig& c) { c.num_kv_heads = 3; }, "num_kv_heads 3");
+  expect_refused([](ModelConfig& c) { c.num_kv_heads = 3; }, "num_heads is 4; expected a multiple of num_kv_heads = 3");
   expect_refused([](ModelConfig& c) { c.num_kv_heads = 0; }, "num_kv_heads");
   expect_refused([](ModelConfig& c) { c.vocab_size = 0; }, "vocab_size");
   expect_refused([](ModelConfig& c) { c.num_layers = 0; }, "num_layers");
