@@ -115,10 +115,14 @@ def markdown(report):
 
 
 def processor_name():
+    """As it names itself; of AMD's, which virtual machines call all the same, with the generation."""
+    facts = {}
     for line in open("/proc/cpuinfo", encoding="utf-8"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name", platform.machine())
+    zen = {"26": 5, "25": 4 if "avx512f" in facts.get("flags", "").split() else 3}.get(facts.get("cpu family"))
+    return f"{name}, Zen{zen}" if zen and "AMD" in name else name
 
 
 def instructions():
