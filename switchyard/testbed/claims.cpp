@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 
+#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/text.hpp"
 #include "switchyard/testbed/config.hpp"
@@ -40,17 +40,10 @@ const RunResultRow* find_row(const std::vector<RunResultRow>& rows, const std::s
 
 bool is_inside(const ClaimConfig& claim, double value) { return value >= claim.at_least && value <= claim.at_most; }
 
-// As it was written.
-std::string bound_text(double bound) {
-  std::array<char, 32> buffer{};
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), bound);
-  return {buffer.data(), end.ptr};
-}
-
 std::string bounds_text(const ClaimConfig& claim) {
   std::vector<std::string> bounds;
-  if (std::isfinite(claim.at_least)) bounds.push_back("at least " + bound_text(claim.at_least));
-  if (std::isfinite(claim.at_most)) bounds.push_back("at most " + bound_text(claim.at_most));
+  if (std::isfinite(claim.at_least)) bounds.push_back("at least " + toml_value(claim.at_least));
+  if (std::isfinite(claim.at_most)) bounds.push_back("at most " + toml_value(claim.at_most));
   return bounds.size() == 2 ? bounds[0] + " and " + bounds[1] : bounds.at(0);
 }
 
