@@ -1,11 +1,14 @@
 #include "switchyard/kernels/cross_entropy.hpp"
 
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "kernels/check.hpp"
 #include "kernels/instruction_sets.hpp"
@@ -83,11 +86,11 @@ TEST_P(LinearCrossEntropy, StaysFiniteForLargeLogits) {
   EXPECT_EQ(linear_cross_entropy(hidden, head, at::tensor({1}, at::kLong), kIgnored).item<double>(), 2000.0);
 }
 
-// The head's gradient is summed by tiles where the processor has them: one token, odd sizes, several chunks and panels, gaps, rows
-// of logits that are whole pages.
+// The head's gradient is summed by tiles where the processor has them: one token, one word, odd sizes, several chunks and panels, gaps,
+// rows of logits that are whole pages.
 void expect_close_losses(at::ScalarType type, double tolerance) {
   for (const auto& [tokens, width, vocabulary, ignored_every] :
-       {std::array<int64_t, 4>{1, 2, 3, 0}, {65, 16, 50, 0}, {33, 5, 7, 2}, {1100, 34, 300, 3}, {513, 136, 260, 0}, {544, 8, 1024, 0}}) {
+       {std::array<int64_t, 4>{1, 2, 3, 0}, {3, 2, 1, 0}, {65, 16, 50, 0}, {33, 5, 7, 2}, {1600, 34, 301, 3}, {130, 300, 193, 0}, {1025, 8, 1024, 0}}) {
     SCOPED_TRACE(::testing::Message() << type << ", " << tokens << " tokens, width " << width << ", vocabulary " << vocabulary);
     const at::Tensor targets = random_targets(tokens, vocabulary, ignored_every);
     std::vector<at::Tensor> in = {random_tensor({tokens, width}, 1), random_tensor({vocabulary, width}, 2)};
@@ -105,6 +108,44 @@ void expect_close_losses(at::ScalarType type, double tolerance) {
 
 TEST_P(LinearCrossEntropy, IsCloseInBfloat16) { expect_close_losses(at::kBFloat16, 0.02); }
 TEST_P(LinearCrossEntropy, IsCloseInFloat32) { expect_close_losses(at::kFloat, 4e-6); }
+
+// Loss and gradients, those of hidden and head, of both.
+std::vector<at::Tensor> loss_and_gradients(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets) {
+  const at::Tensor hidden_TD = hidden.detach().clone().set_requires_grad(true), head_VD = head.detach().clone().set_requires_grad(true);
+  const at::Tensor loss = linear_cross_entropy(hidden_TD, head_VD, targets, kIgnored);
+  loss.backward();
+  return {loss.detach(), hidden_TD.grad(), head_VD.grad()};
+}
+
+// The target's logit is 20, the others' are 0.
+TEST_P(LinearCrossEntropy, KeepsTheLossOfASureToken) {
+  constexpr int64_t kWords = 70;
+  const double others = (kWords - 1) * std::exp(-20.0);
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    for (const int64_t target : {int64_t{0}, kWords - 1}) {
+      const at::Tensor hidden = at::full({1, 2}, 10.0, type), head = at::zeros({kWords, 2}, type);
+      head[target].fill_(1.0);
+      const auto result = loss_and_gradients(hidden, head, at::full({1}, target, at::kLong));
+      EXPECT_NEAR(result[0].item<double>(), std::log1p(others), 1e-4 * others) << type;
+      EXPECT_NEAR(result[2][target][0].item<double>(), -10.0 * others / (1.0 + others), 0.01 * others * 10.0) << type;
+    }
+  }
+}
+
+// One token's NaN is its own; words that are infinitely improbable do not count.
+TEST_P(LinearCrossEntropy, KeepsInfinityAndNanWhereTheyAre) {
+  constexpr int64_t kWords = 130;
+  const double infinite = std::numeric_limits<double>::infinity();
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+    const at::Tensor hidden = at::ones({3, 2}, type), head = at::zeros({kWords, 2}, type);
+    hidden[1].fill_(std::nan(""));
+    head.narrow(0, 2, kWords - 2).fill_(-infinite);
+    const at::Tensor losses = linear_token_losses(hidden, head, at::tensor(c10::ArrayRef<int64_t>({0, 0, kWords - 1})), kIgnored);
+    EXPECT_NEAR(losses[0].item<double>(), std::log(2.0), 1e-6) << type;
+    EXPECT_TRUE(std::isnan(losses[1].item<double>())) << type;
+    EXPECT_EQ(losses[2].item<double>(), infinite) << type;
+  }
+}
 
 TEST_P(LinearCrossEntropy, RejectsATargetOutsideTheVocabulary) {
   const at::Tensor hidden = random_tensor({2, 3}, 1);
