@@ -7,6 +7,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <benchmark/benchmark.h>
@@ -31,6 +32,7 @@
 #include "switchyard/kernels/memory.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/rope.hpp"
+#include "switchyard/kernels/router_scores.hpp"
 #include "switchyard/kernels/swiglu.hpp"
 #include "switchyard/kernels/tile_outer.hpp"
 
@@ -212,6 +214,20 @@ void add_experts(const std::string& name, const ExpertSizes& sizes, const Expert
   add("grouped_experts/" + name + "aten", work, [=] { grouped_experts_reference(hidden, gate_up, down, slots).backward(direction); }, type);
 }
 
+// Of as many experts as (ii) and (iv) have.
+void add_router(int64_t num_experts) {
+  const std::string name = "E" + std::to_string(num_experts) + "/";
+  const at::Tensor hidden = leaf({kTokens, kWidth}), weight = leaf({num_experts, kWidth}, at::kFloat);
+  const at::Tensor direction = at::ones({kTokens, num_experts}, at::kFloat);
+  const Work work{6.0 * kTokens * kWidth * static_cast<double>(num_experts), 2.0 * kTokens * (2.0 * kWidth + 4.0 * static_cast<double>(num_experts))};
+  add("router_scores/" + name + "ours", work, [=] { router_scores(hidden, weight).backward(direction); });
+  add("router_scores/" + name + "aten", work, [=] { router_scores_reference(hidden, weight).backward(direction); });
+  const at::Tensor scores = leaf({kTokens, num_experts}, at::kFloat).detach();
+  const Work reading{0.0, 4.0 * kTokens * static_cast<double>(num_experts)};
+  add("largest_ids/" + name + "ours", reading, [=] { (void)largest_ids(scores, kChosen); });
+  add("largest_ids/" + name + "aten", reading, [=] { (void)at::topk(scores, kChosen, -1); });
+}
+
 // Tokens to their slots and back, as divided experts send them.
 void add_rows() {
   const at::Tensor hidden = leaf({kTokens, kWidth}).detach();
@@ -310,6 +326,7 @@ int main(int count, char** values) {
     add_experts("large_", {256, 2048, 768}, some_slots(kFew), type);  // an expert's weights are larger than the cache
     add_outer(type);
   }
+  for (const int64_t num_experts : {kExperts, int64_t{128}}) add_router(num_experts);
   add_rows();
   add_embedding();
   add_halves();

@@ -1,10 +1,9 @@
 // Softmax over all experts, then the K largest (arXiv 2101.03961, Switch, for K = 1; Qwen3-MoE for any K). `frozen_random`
 // is the same with weights that are never trained and no balancing: a null.
 
-#include <ATen/ops/linear.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/topk.h>
 
+#include "switchyard/kernels/router_scores.hpp"
 #include "switchyard/router/choice.hpp"
 #include "switchyard/router/routers.hpp"
 
@@ -28,10 +27,9 @@ class TopKRouter : public Router {
 
   Routing route(const at::Tensor& hidden_TD, const RouteContext& context) override {
     check_route_inputs(name_, shape_, hidden_TD, context);
-    const at::ScalarType type = score_type(hidden_TD);
     // A frozen router is a null: a loss that moved the hidden states instead of its weights would make it something else.
     const bool balanced = weight_.training == Training::Trained;
-    at::Tensor logits_TE = at::linear(hidden_TD.to(type), weight_.compute.to(type));
+    at::Tensor logits_TE = router_scores(hidden_TD, weight_.compute);
     if (balanced && context.through_logits) logits_TE = context.through_logits(logits_TE);
     at::Tensor probs_TE = at::softmax(logits_TE, -1);
     if (balanced && context.through_probs) probs_TE = context.through_probs(probs_TE);
@@ -59,7 +57,7 @@ class TopKRouter : public Router {
       if (context.selection_score == SelectionScore::Probs) scores_TE = probs_TE.detach();
       scores_TE = scores_TE.add(context.selection_offsets_E.to(scores_TE.options()));
     }
-    return std::get<1>(at::topk(scores_TE, shape_.num_chosen, -1));
+    return largest_ids(scores_TE, shape_.num_chosen);
   }
 
   std::string name_;

@@ -18,6 +18,7 @@
 #include "switchyard/kernels/experts.hpp"
 #include "switchyard/kernels/rms_norm.hpp"
 #include "switchyard/kernels/rope.hpp"
+#include "switchyard/kernels/router_scores.hpp"
 #include "switchyard/kernels/swiglu.hpp"
 
 namespace switchyard {
@@ -61,6 +62,8 @@ std::vector<FusedOperation> fused_operations() {
       {"rms_norm", [](const auto& in) { return rms_norm(in[0], in[1], 1e-6); }, {random_tensor({2, 3}, 1), random_tensor({3}, 2)}},
       {"residual_rms_norm", [](const auto& in) { return residual_rms_norm(in[0], in[0], in[1], 1e-6).normed_TD; },
        {random_tensor({2, 3}, 1), random_tensor({3}, 2)}},
+      {"router_scores", [](const auto& in) { return router_scores(in[0], in[1]); },
+       {random_tensor({2, 3}, 1, at::kFloat), random_tensor({4, 3}, 2, at::kFloat)}},
       {"split_norm_rotate", rotated, {random_tensor({3, 12}, 1), random_tensor({4}, 2)}},
       {"swiglu", [](const auto& in) { return swiglu(in[0]); }, {random_tensor({2, 6}, 1)}},
   };
