@@ -52,7 +52,7 @@ HWY_INLINE void store(hn::Vec<hn::ScalableTag<Wide>> value, Wide* to, Whole) {
 
 // AVX512-BF16 rounds a vector in one instruction; it takes what is below the smallest normal number for 0. Highway has a name for it
 // from version 1.0.5 on. The branch costs less than the nine instructions that do without.
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3
 HWY_INLINE bool rounds_in_one() { return __builtin_cpu_supports("avx512bf16"); }
 HWY_INLINE hn::Vec<hn::Rebind<uint16_t, hn::ScalableTag<float>>> rounded_in_one(hn::Vec<hn::ScalableTag<float>> value) {
   hn::Vec<hn::Rebind<uint16_t, hn::ScalableTag<float>>> result;
@@ -65,7 +65,7 @@ HWY_INLINE hn::Vec<hn::Rebind<uint16_t, hn::ScalableTag<float>>> rounded_in_one(
 // not ensure.
 HWY_INLINE hn::Vec<hn::ScalableTag<uint32_t>> rounded_bits(hn::Vec<hn::ScalableTag<float>> value) {
   const hn::ScalableTag<uint32_t> bits;
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3
   if (rounds_in_one()) return hn::ShiftLeft<16>(hn::PromoteTo(bits, rounded_in_one(value)));
 #endif
   const auto raw = hn::BitCast(bits, value);
@@ -82,7 +82,7 @@ HWY_INLINE void store_rounded(hn::Vec<hn::ScalableTag<uint32_t>> rounded, c10::B
 }
 
 HWY_INLINE void store(hn::Vec<hn::ScalableTag<float>> value, c10::BFloat16* to, Whole) {
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3
   if (rounds_in_one()) {
     hn::StoreU(rounded_in_one(value), hn::Rebind<uint16_t, hn::ScalableTag<float>>(), reinterpret_cast<uint16_t*>(to));
     return;
