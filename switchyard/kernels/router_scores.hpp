@@ -8,6 +8,7 @@
 namespace switchyard {
 
 /// hidden_TD * weight_ED^T, in fp32 (double where hidden is double); differentiable in both, by tiles once (first_derivative.hpp).
+/// By tiles a token's scores are the same bits whatever tokens are with it, and on any number of threads.
 /// @param hidden_TD  bf16, fp32 or double; its gradient is summed in fp32 and rounded once
 /// @param weight_ED  fp32 or double
 [[nodiscard]] at::Tensor router_scores(const at::Tensor& hidden_TD, const at::Tensor& weight_ED);

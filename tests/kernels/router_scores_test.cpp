@@ -75,6 +75,18 @@ TEST_P(RouterScores, AreTheSameBitsOnAnyNumberOfThreads) {
   }
 }
 
+// So a step chooses the same experts however it is cut into micro-batches and ranks, near ties included.
+TEST_P(RouterScores, OfATokenDoNotDependOnItsNeighbours) {
+  if (!has_tile_products(at::kFloat)) return;
+  const at::Tensor weight = random_tensor({17, 50}, 2, at::kFloat);
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    const at::Tensor hidden = random_tensor({700, 50}, 1).to(type), all = router_scores(hidden, weight);
+    for (const auto& [begin, count] : {std::array<int64_t, 2>{0, 1}, {3, 64}, {63, 130}, {511, 189}, {699, 1}}) {
+      EXPECT_TRUE(router_scores(hidden.narrow(0, begin, count), weight).equal(all.narrow(0, begin, count))) << type << " " << begin;
+    }
+  }
+}
+
 TEST_P(RouterScores, OfNoTokens) {
   const Result result = differentiated(at::empty({0, 3}, at::kBFloat16), random_tensor({2, 3}, 1, at::kFloat));
   EXPECT_EQ(result.scores_TE.sizes(), (std::vector<int64_t>{0, 2}));
