@@ -25,62 +25,71 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kTokens = 512;    // whose products with one another are summed at a time
+constexpr int64_t kTokens = 512;    // that a product of the weight's gradient sums over
 constexpr int64_t kMostParts = 16;  // sums of the weight's gradient before they are added up; the same for any number of threads
 
-// body(first token, tokens), at most `size` at a time, in parallel
+// body(begin, end) in parallel over tokens; every begin is a multiple of `unit`.
 template <typename Body>
-void for_each_tokens(int64_t num_tokens, int64_t size, const Body& body) {
-  at::parallel_for(0, at::divup(num_tokens, size), 1, [&](int64_t first, int64_t last) {
+void for_each_range(int64_t num_tokens, int64_t unit, const Body& body) {
+  at::parallel_for(0, at::divup(num_tokens, unit), 1, [&](int64_t first, int64_t last) {
     const c10::NoGradGuard no_grad;  // of this thread
-    for (int64_t i = first; i < last; ++i) body(i * size, std::min(size, num_tokens - i * size));
+    body(first * unit, std::min(last * unit, num_tokens));
   });
 }
 
-// Rows in fp32, with zeros behind them: products then have one size.
+// Behind a row of fp32 numbers, so that rows are never whole pages apart.
+int64_t padded(int64_t width) {
+  constexpr int64_t kNumbersOfPage = 4096 / sizeof(float);
+  const int64_t leading = width + kPadFloats;
+  return leading % kNumbersOfPage == 0 ? leading + kPadFloats : leading;
+}
+
+// The rows in fp32, filled up with zeros: products then have one size.
 template <typename Value>
-MatrixView<const float> widened(const Value* rows, int64_t count, int64_t width, const MatrixView<float>& to) {
+MatrixView<const float> filled_up(const Value* rows, int64_t count, const MatrixView<float>& to) {
   for (int64_t row = 0; row < count; ++row) {
-    const Value* const from = rows + row * width;
-    row_ops<Value>().sum_rows(&from, 1, 0, to.data + row * to.leading, width);
+    const Value* const from = rows + row * to.columns;
+    row_ops<Value>().sum_rows(&from, 1, 0, to.data + row * to.leading, to.columns);
   }
-  for (int64_t row = count; row < to.rows; ++row) std::fill_n(to.data + row * to.leading, width, 0.0F);
-  return {to.data, to.rows, width, to.leading};
+  for (int64_t row = count; row < to.rows; ++row) std::fill_n(to.data + row * to.leading, to.columns, 0.0F);
+  return {to.data, to.rows, to.columns, to.leading};
 }
 
 template <typename Value>
-void scores(const Value* hidden_TD, const at::Tensor& weight_ED, const at::Tensor& out_TE) {
-  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = width + kPadFloats;
+void multiply_by_weight(const Value* hidden_TD, const at::Tensor& weight_ED, const at::Tensor& scores_TE) {
+  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded(width);
   Scratch<float> shared(Panels<float>::numbers(width, experts));
   Panels<float> weight_t(shared.take(Panels<float>::numbers(width, experts)), width, experts);
   weight_t.take_transposed({weight_ED.const_data_ptr<float>(), experts, width, width});
-  float* const out = out_TE.mutable_data_ptr<float>();
-  for_each_tokens(out_TE.size(0), kTokens, [&](int64_t begin, int64_t count) {
+  float* const scores = scores_TE.mutable_data_ptr<float>();
+  for_each_range(scores_TE.size(0), kTileRows, [&](int64_t begin, int64_t end) {
     const TileProducts products;
     Scratch<float> scratch(kTileRows * leading);
     const MatrixView<float> block{scratch.take(kTileRows * leading), kTileRows, width, leading};
-    for (int64_t token = begin; token < begin + count; token += kTileRows) {
-      const int64_t rows = std::min(kTileRows, begin + count - token);
-      multiply(widened(hidden_TD + token * width, rows, width, block), weight_t, {out + token * experts, rows, experts, experts});
+    for (int64_t token = begin; token < end; token += kTileRows) {
+      const int64_t rows = std::min(kTileRows, end - token);
+      multiply(filled_up(hidden_TD + token * width, rows, block), weight_t, {scores + token * experts, rows, experts, experts});
     }
   });
 }
 
 template <typename Value>
 void hidden_gradient(const at::Tensor& weight_ED, const at::Tensor& d_scores_TE, Value* d_hidden_TD) {
-  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = width + kPadFloats;
+  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded(width);
   Scratch<float> shared(Panels<float>::numbers(experts, width));
   Panels<float> weight(shared.take(Panels<float>::numbers(experts, width)), experts, width);
   weight.take({weight_ED.const_data_ptr<float>(), experts, width, width});
   const float* const d_scores = d_scores_TE.const_data_ptr<float>();
-  for_each_tokens(d_scores_TE.size(0), kTokens, [&](int64_t begin, int64_t count) {
+  for_each_range(d_scores_TE.size(0), kTileRows, [&](int64_t begin, int64_t end) {
     const TileProducts products;
     Scratch<float> scratch(kTileRows * (experts + leading));
-    const MatrixView<float> block{scratch.take(kTileRows * experts), kTileRows, experts, experts};
+    const MatrixView<float> last{scratch.take(kTileRows * experts), kTileRows, experts, experts};
     float* const sums = scratch.take(kTileRows * leading);
-    for (int64_t token = begin; token < begin + count; token += kTileRows) {
-      const int64_t rows = std::min(kTileRows, begin + count - token);
-      const auto left = widened(d_scores + token * experts, rows, experts, block);
+    for (int64_t token = begin; token < end; token += kTileRows) {
+      const int64_t rows = std::min(kTileRows, end - token);
+      const float* const from = d_scores + token * experts;
+      const MatrixView<const float> left =
+          rows == kTileRows ? MatrixView<const float>{from, rows, experts, experts} : filled_up(from, rows, last);
       multiply(left, weight, {sums, kTileRows, width, leading}, TileSum::Overwrite);
       for (int64_t row = 0; row < rows; ++row) {
         row_ops<Value>().store(sums + row * leading, d_hidden_TD + (token + row) * width, width);
@@ -91,25 +100,24 @@ void hidden_gradient(const at::Tensor& weight_ED, const at::Tensor& d_scores_TE,
 
 template <typename Value>
 at::Tensor weight_gradient(const Value* hidden_TD, const at::Tensor& d_scores_TE, int64_t width) {
-  const int64_t tokens = d_scores_TE.size(0), experts = d_scores_TE.size(1), leading = width + kPadFloats;
-  const int64_t tokens_of_part = rounded_up(at::divup(std::max<int64_t>(tokens, 1), kMostParts), kTokens);
   constexpr int64_t kColumns = kTokens + kPadFloats;
+  const int64_t tokens = d_scores_TE.size(0), experts = d_scores_TE.size(1), leading = padded(width);
+  const int64_t tokens_of_part = rounded_up(at::divup(std::max<int64_t>(tokens, 1), kMostParts), kTokens);
   const float* const d_scores = d_scores_TE.const_data_ptr<float>();
   at::Tensor parts_GED = at::empty({at::divup(tokens, tokens_of_part), experts, width}, at::kFloat);
   float* const parts = parts_GED.mutable_data_ptr<float>();
-  for_each_tokens(tokens, tokens_of_part, [&](int64_t begin, int64_t count) {
+  for_each_range(tokens, tokens_of_part, [&](int64_t begin, int64_t end) {
     const TileProducts products;
-    Scratch<float> scratch(kTokens * leading + experts * kColumns + Panels<float>::numbers(kTokens, width));
+    Scratch<float> scratch(kTokens * leading + experts * kColumns);
     float* const rows = scratch.take(kTokens * leading);
     float* const d_scores_t = scratch.take(experts * kColumns);
-    float* const panels = scratch.take(Panels<float>::numbers(kTokens, width));
-    const MatrixView<float> out{parts + begin / tokens_of_part * experts * width, experts, width, width};
-    for (int64_t token = begin; token < begin + count; token += kTokens) {
-      const int64_t some = std::min(kTokens, begin + count - token), filled = rounded_up(some, kRowUnit);
-      Panels<float> hidden(panels, filled, width);
-      hidden.take(widened(hidden_TD + token * width, some, width, {rows, filled, width, leading}));
+    for (int64_t token = begin; token < end; token += kTokens) {
+      const int64_t some = std::min(kTokens, end - token), filled = rounded_up(some, kRowUnit);
+      Panels<float> hidden(nullptr, filled, width);  // which stay where they are: rows are padded()
+      hidden.take(filled_up(hidden_TD + token * width, some, {rows, filled, width, leading}));
       layout_ops<float>().transpose({d_scores + token * experts, some, experts, experts}, {d_scores_t, experts, filled, kColumns});
-      multiply({d_scores_t, experts, filled, kColumns}, hidden, out, token == begin ? TileSum::Overwrite : TileSum::Add);
+      multiply({d_scores_t, experts, filled, kColumns}, hidden, {parts + token / tokens_of_part * experts * width, experts, width, width},
+               token % tokens_of_part == 0 ? TileSum::Overwrite : TileSum::Add);
     }
   });
   return parts_GED.sum(0);
@@ -120,7 +128,9 @@ struct ScoresFunction : torch::autograd::Function<ScoresFunction> {
     const KernelScope profiled("router scores");
     const at::Tensor hidden = hidden_TD.contiguous(), weight = weight_ED.contiguous();
     at::Tensor scores_TE = at::empty({hidden.size(0), weight.size(0)}, at::kFloat);
-    for_tile_type(hidden.scalar_type(), [&](auto number) { scores(hidden.const_data_ptr<decltype(number)>(), weight, scores_TE); });
+    for_tile_type(hidden.scalar_type(), [&](auto number) {
+      multiply_by_weight(hidden.const_data_ptr<decltype(number)>(), weight, scores_TE);
+    });
     context->save_for_backward({hidden, weight});
     // Not needs_input_grad(), see cross_entropy.cpp.
     context->saved_data["hidden"] = hidden_TD.requires_grad();
@@ -132,7 +142,8 @@ struct ScoresFunction : torch::autograd::Function<ScoresFunction> {
     refuse_second_derivative("router_scores", "router_scores_reference()");
     const KernelScope profiled("router scores backward");
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &hidden = saved[0], &weight = saved[1], d_scores_TE = gradients[0].contiguous();
+    const at::Tensor &hidden = saved[0], &weight = saved[1];
+    const at::Tensor d_scores_TE = gradients[0].contiguous();
     at::Tensor d_hidden_TD, d_weight_ED;
     for_tile_type(hidden.scalar_type(), [&](auto number) {
       using Value = decltype(number);
@@ -150,7 +161,8 @@ struct ScoresFunction : torch::autograd::Function<ScoresFunction> {
 
 bool has_tile_scores(const at::Tensor& hidden_TD, const at::Tensor& weight_ED) {
   const bool known = hidden_TD.scalar_type() == at::kBFloat16 || hidden_TD.scalar_type() == at::kFloat;
-  return hidden_TD.is_cpu() && weight_ED.is_cpu() && known && weight_ED.scalar_type() == at::kFloat && has_tile_products(at::kFloat);
+  return hidden_TD.is_cpu() && weight_ED.is_cpu() && known && weight_ED.scalar_type() == at::kFloat && weight_ED.numel() > 0 &&
+         has_tile_products(at::kFloat);
 }
 
 // Insertion into a list of K: few numbers come in, since most are below the last of it.
@@ -189,21 +201,26 @@ at::Tensor largest_ids(const at::Tensor& scores_TE, int64_t num_chosen) {
   const at::ScalarType type = scores_TE.scalar_type();
   if (!scores_TE.is_cpu() || (type != at::kFloat && type != at::kDouble)) return std::get<1>(at::topk(scores_TE, num_chosen, -1));
   const KernelScope profiled("largest scores");
-  const at::Tensor scores = scores_TE.contiguous();
-  const int64_t num_experts = scores.size(1);
-  at::Tensor ids_TK = at::empty({scores.size(0), num_chosen}, at::kLong);
+  constexpr int64_t kUnit = 256;  // tokens that are worth a thread
+  const at::Tensor rows_TE = scores_TE.contiguous();
+  const int64_t num_experts = rows_TE.size(1);
+  at::Tensor ids_TK = at::empty({rows_TE.size(0), num_chosen}, at::kLong);
   int64_t* const ids = ids_TK.mutable_data_ptr<int64_t>();
   const auto choose = [&](auto number) {
     using Score = decltype(number);
-    const Score* const rows = scores.const_data_ptr<Score>();
-    for_each_tokens(scores.size(0), kTokens, [&](int64_t begin, int64_t count) {
+    const Score* const rows = rows_TE.const_data_ptr<Score>();
+    for_each_range(rows_TE.size(0), kUnit, [&](int64_t begin, int64_t end) {
       std::vector<Score> largest(static_cast<size_t>(num_chosen));
-      for (int64_t token = begin; token < begin + count; ++token) {
+      for (int64_t token = begin; token < end; ++token) {
         largest_of_row(rows + token * num_experts, num_experts, num_chosen, largest.data(), ids + token * num_chosen);
       }
     });
   };
-  type == at::kFloat ? choose(0.0F) : choose(0.0);
+  if (type == at::kFloat) {
+    choose(0.0F);
+  } else {
+    choose(0.0);
+  }
   return ids_TK;
 }
 

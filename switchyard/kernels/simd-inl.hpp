@@ -50,8 +50,9 @@ HWY_INLINE void store(hn::Vec<hn::ScalableTag<Wide>> value, Wide* to, Whole) {
   hn::StoreU(value, hn::ScalableTag<Wide>(), to);
 }
 
-// AVX512-BF16 rounds a vector in one instruction; it takes what is below the smallest normal number for 0. Highway has a name for it
-// from version 1.0.5 on. The branch costs less than the nine instructions that do without.
+// AVX512-BF16 rounds a vector in one instruction; it takes what is below the smallest normal number for 0. Debian's Highway (1.0.3)
+// has no name for it. The branch costs less than the nine instructions that do without, which such a processor runs (and tests) only
+// under lesser instruction sets.
 #if HWY_TARGET <= HWY_AVX3
 HWY_INLINE bool rounds_in_one() { return __builtin_cpu_supports("avx512bf16"); }
 HWY_INLINE hn::Vec<hn::Rebind<uint16_t, hn::ScalableTag<float>>> rounded_in_one(hn::Vec<hn::ScalableTag<float>> value) {

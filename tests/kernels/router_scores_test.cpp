@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
@@ -22,6 +23,7 @@ namespace {
 
 using testing::expect_close_in;
 using testing::expect_same_function;
+using testing::max_difference;
 using testing::random_tensor;
 
 SWITCHYARD_ON_EACH_INSTRUCTION_SET(RouterScores);
@@ -35,7 +37,6 @@ std::vector<at::Tensor> hidden_and_weight(const std::array<int64_t, 3>& shape) {
   return {random_tensor({tokens, width}, 1), random_tensor({experts, width}, 2)};
 }
 
-// In bf16 the weight stays fp32, and nothing is rounded but the gradient of the hidden states.
 TEST_P(RouterScores, EqualTheirReference) {
   for (const auto& shape : kShapes) {
     SCOPED_TRACE(::testing::Message() << shape[0] << " tokens, width " << shape[1] << ", " << shape[2] << " experts");
@@ -63,7 +64,7 @@ TEST_P(RouterScores, AreTheSameBitsOnAnyNumberOfThreads) {
   if (!has_tile_products(at::kFloat)) return;
   const int threads = at::get_num_threads();
   for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
-    const at::Tensor hidden = random_tensor({9000, 34}, 1).to(type), weight = random_tensor({17, 34}, 2).to(at::kFloat);
+    const at::Tensor hidden = random_tensor({9000, 300}, 1).to(type), weight = random_tensor({130, 300}, 2).to(at::kFloat);
     at::set_num_threads(3);
     const Result together = differentiated(hidden, weight);
     at::set_num_threads(1);
@@ -75,7 +76,7 @@ TEST_P(RouterScores, AreTheSameBitsOnAnyNumberOfThreads) {
   }
 }
 
-// So a step chooses the same experts however it is cut into micro-batches and ranks, near ties included.
+// Near ties are chosen alike where the same hidden states come in another company.
 TEST_P(RouterScores, OfATokenDoNotDependOnItsNeighbours) {
   if (!has_tile_products(at::kFloat)) return;
   const at::Tensor weight = random_tensor({17, 50}, 2, at::kFloat);
@@ -93,16 +94,32 @@ TEST_P(RouterScores, OfNoTokens) {
   EXPECT_EQ(result.d_weight_ED.abs().max().item<double>(), 0.0);
 }
 
-// A frozen router: the hidden states' gradient alone, and the other way round.
+// The weight stays fp32, and nothing is rounded but the gradient of the hidden states.
+TEST_P(RouterScores, OfBfloat16AreThoseOfTheSameNumbersInFloat32) {
+  if (!has_tile_products(at::kFloat)) return;
+  const at::Tensor hidden = random_tensor({600, 34}, 1).to(at::kBFloat16), weight = random_tensor({7, 34}, 2, at::kFloat);
+  const Result narrow = differentiated(hidden, weight), wide = differentiated(hidden.to(at::kFloat), weight);
+  EXPECT_TRUE(narrow.scores_TE.equal(wide.scores_TE));
+  EXPECT_TRUE(narrow.d_weight_ED.equal(wide.d_weight_ED));
+  EXPECT_TRUE(narrow.d_hidden_TD.equal(wide.d_hidden_TD.to(at::kBFloat16)));
+}
+
+// A frozen router: the hidden states' gradient alone, and the other way round. Inputs lie across, and the gradient of a sum is one
+// number that stands for all.
 TEST_P(RouterScores, AreDifferentiatedInWhatIsTrained) {
-  const at::Tensor hidden = random_tensor({5, 4}, 1, at::kFloat), weight = random_tensor({3, 4}, 2, at::kFloat);
+  const at::Tensor hidden = random_tensor({4, 70}, 1, at::kFloat), weight = random_tensor({4, 3}, 2, at::kFloat);
   for (const bool of_hidden : {true, false}) {
-    const at::Tensor hidden_TD = hidden.clone().set_requires_grad(of_hidden), weight_ED = weight.clone().set_requires_grad(!of_hidden);
-    router_scores(hidden_TD, weight_ED).sum().backward();
-    EXPECT_EQ(hidden_TD.grad().defined(), of_hidden);
-    EXPECT_EQ(weight_ED.grad().defined(), !of_hidden);
+    const at::Tensor hidden_DT = hidden.clone().set_requires_grad(of_hidden), weight_DE = weight.clone().set_requires_grad(!of_hidden);
+    const at::Tensor scores_TE = router_scores(hidden_DT.t(), weight_DE.t());
+    EXPECT_LE(max_difference(scores_TE, at::mm(hidden.t(), weight)), 1e-5);
+    scores_TE.sum().backward();
+    EXPECT_EQ(hidden_DT.grad().defined(), of_hidden);
+    EXPECT_EQ(weight_DE.grad().defined(), !of_hidden);
+    const at::Tensor gradient = of_hidden ? hidden_DT.grad() : weight_DE.grad();
+    const at::Tensor expected = (of_hidden ? weight : hidden).sum(1, /*keepdim=*/true).expand_as(gradient);
+    EXPECT_LE(max_difference(gradient, expected), 1e-4);
   }
-  EXPECT_FALSE(router_scores(hidden, weight).requires_grad());
+  EXPECT_FALSE(router_scores(hidden.t(), weight.t()).requires_grad());
 }
 
 TEST_P(RouterScores, RejectShapesThatDoNotFit) {
@@ -111,7 +128,9 @@ TEST_P(RouterScores, RejectShapesThatDoNotFit) {
 
 TEST(LargestIds, AreOrderedAndTheFirstOfEqualOnes) {
   const at::Tensor scores = at::tensor({1.0, 3.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0}, at::kDouble).reshape({2, 4});
-  EXPECT_TRUE(largest_ids(scores, 3).equal(at::tensor({1, 3, 2, 0, 1, 2}, at::kLong).reshape({2, 3})));
+  const at::Tensor expected = at::tensor({1, 3, 2, 0, 1, 2}, at::kLong).reshape({2, 3});
+  EXPECT_TRUE(largest_ids(scores, 3).equal(expected));
+  EXPECT_TRUE(largest_ids(scores.t().contiguous().t(), 3).equal(expected));
 }
 
 // Scores of few values, so that many are equal; every K.
