@@ -1,11 +1,10 @@
 #include "switchyard/kernels/router_scores.hpp"
 
-#include <ATen/Parallel.h>
+#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/topk.h>
-#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "switchyard/core/error.hpp"
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/kernels/first_derivative.hpp"
+#include "switchyard/kernels/parallel_operations.hpp"
 #include "switchyard/kernels/rounded_up.hpp"
 #include "switchyard/kernels/row_ops.hpp"
 #include "switchyard/kernels/scratch.hpp"
@@ -31,17 +31,9 @@ constexpr int64_t kMostParts = 16;  // sums of the weight's gradient before they
 // body(begin, end) in parallel over tokens; every begin is a multiple of `unit`.
 template <typename Body>
 void for_each_range(int64_t num_tokens, int64_t unit, const Body& body) {
-  at::parallel_for(0, at::divup(num_tokens, unit), 1, [&](int64_t first, int64_t last) {
-    const c10::NoGradGuard no_grad;  // of this thread
+  parallel_operations(at::divup(num_tokens, unit), [&](int64_t first, int64_t last) {
     body(first * unit, std::min(last * unit, num_tokens));
   });
-}
-
-// Behind a row of fp32 numbers, so that rows are never whole pages apart.
-int64_t padded(int64_t width) {
-  constexpr int64_t kNumbersOfPage = 4096 / sizeof(float);
-  const int64_t leading = width + kPadFloats;
-  return leading % kNumbersOfPage == 0 ? leading + kPadFloats : leading;
 }
 
 // The rows in fp32, filled up with zeros: products then have one size.
@@ -57,7 +49,7 @@ MatrixView<const float> filled_up(const Value* rows, int64_t count, const Matrix
 
 template <typename Value>
 void multiply_by_weight(const Value* hidden_TD, const at::Tensor& weight_ED, const at::Tensor& scores_TE) {
-  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded(width);
+  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded_floats(width);
   Scratch<float> shared(Panels<float>::numbers(width, experts));
   Panels<float> weight_t(shared.take(Panels<float>::numbers(width, experts)), width, experts);
   weight_t.take_transposed({weight_ED.const_data_ptr<float>(), experts, width, width});
@@ -75,7 +67,7 @@ void multiply_by_weight(const Value* hidden_TD, const at::Tensor& weight_ED, con
 
 template <typename Value>
 void hidden_gradient(const at::Tensor& weight_ED, const at::Tensor& d_scores_TE, Value* d_hidden_TD) {
-  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded(width);
+  const int64_t experts = weight_ED.size(0), width = weight_ED.size(1), leading = padded_floats(width);
   Scratch<float> shared(Panels<float>::numbers(experts, width));
   Panels<float> weight(shared.take(Panels<float>::numbers(experts, width)), experts, width);
   weight.take({weight_ED.const_data_ptr<float>(), experts, width, width});
@@ -101,7 +93,7 @@ void hidden_gradient(const at::Tensor& weight_ED, const at::Tensor& d_scores_TE,
 template <typename Value>
 at::Tensor weight_gradient(const Value* hidden_TD, const at::Tensor& d_scores_TE, int64_t width) {
   constexpr int64_t kColumns = kTokens + kPadFloats;
-  const int64_t tokens = d_scores_TE.size(0), experts = d_scores_TE.size(1), leading = padded(width);
+  const int64_t tokens = d_scores_TE.size(0), experts = d_scores_TE.size(1), leading = padded_floats(width);
   const int64_t tokens_of_part = rounded_up(at::divup(std::max<int64_t>(tokens, 1), kMostParts), kTokens);
   const float* const d_scores = d_scores_TE.const_data_ptr<float>();
   at::Tensor parts_GED = at::empty({at::divup(tokens, tokens_of_part), experts, width}, at::kFloat);
@@ -113,7 +105,7 @@ at::Tensor weight_gradient(const Value* hidden_TD, const at::Tensor& d_scores_TE
     float* const d_scores_t = scratch.take(experts * kColumns);
     for (int64_t token = begin; token < end; token += kTokens) {
       const int64_t some = std::min(kTokens, end - token), filled = rounded_up(some, kRowUnit);
-      Panels<float> hidden(nullptr, filled, width);  // which stay where they are: rows are padded()
+      Panels<float> hidden(nullptr, filled, width);  // no memory: padded rows are read as they lie
       hidden.take(filled_up(hidden_TD + token * width, some, {rows, filled, width, leading}));
       layout_ops<float>().transpose({d_scores + token * experts, some, experts, experts}, {d_scores_t, experts, filled, kColumns});
       multiply({d_scores_t, experts, filled, kColumns}, hidden, {parts + token / tokens_of_part * experts * width, experts, width, width},
@@ -206,21 +198,15 @@ at::Tensor largest_ids(const at::Tensor& scores_TE, int64_t num_chosen) {
   const int64_t num_experts = rows_TE.size(1);
   at::Tensor ids_TK = at::empty({rows_TE.size(0), num_chosen}, at::kLong);
   int64_t* const ids = ids_TK.mutable_data_ptr<int64_t>();
-  const auto choose = [&](auto number) {
-    using Score = decltype(number);
-    const Score* const rows = rows_TE.const_data_ptr<Score>();
+  AT_DISPATCH_FLOATING_TYPES(type, "largest_ids", [&] {
+    const scalar_t* const rows = rows_TE.const_data_ptr<scalar_t>();
     for_each_range(rows_TE.size(0), kUnit, [&](int64_t begin, int64_t end) {
-      std::vector<Score> largest(static_cast<size_t>(num_chosen));
+      std::vector<scalar_t> largest(static_cast<size_t>(num_chosen));
       for (int64_t token = begin; token < end; ++token) {
         largest_of_row(rows + token * num_experts, num_experts, num_chosen, largest.data(), ids + token * num_chosen);
       }
     });
-  };
-  if (type == at::kFloat) {
-    choose(0.0F);
-  } else {
-    choose(0.0);
-  }
+  });
   return ids_TK;
 }
 

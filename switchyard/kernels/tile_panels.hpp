@@ -19,6 +19,14 @@ inline constexpr int64_t kPanelLeading = kPanelColumns + 16;  // no power of two
 inline constexpr int64_t kRowUnit = 32;
 // Numbers from the end of a row to the next, no power of two either: of bf16, of fp32.
 inline constexpr int64_t kPad = 32, kPadFloats = 16;
+// Rows of fp32 that are whole pages apart fall on the same lines of the cache.
+inline constexpr int64_t kFloatsOfPage = 4096 / sizeof(float);
+
+/// From one row of `width` fp32 numbers to the next, so that Panels reads them as they lie.
+[[nodiscard]] constexpr int64_t padded_floats(int64_t width) {
+  const int64_t leading = width + kPadFloats;
+  return leading % kFloatsOfPage == 0 ? leading + kPadFloats : leading;
+}
 
 /// A right-hand matrix in panels of kPanelColumns columns. In bf16 the number of rows is even.
 template <typename Value>
@@ -63,10 +71,8 @@ class Panels {
   }
 
  private:
-  // fp32 is read as it lies, unless rows are whole pages apart and fall on the same lines of the cache.
   [[nodiscard]] bool can_stay(const MatrixView<const Value>& given) const {
-    constexpr int64_t kNumbersOfPage = 4096 / sizeof(float);
-    return kStaysWide<Value> && given.rows == rows_ && given.leading % kNumbersOfPage != 0;
+    return kStaysWide<Value> && given.rows == rows_ && given.leading % kFloatsOfPage != 0;
   }
 
   template <typename Body>

@@ -2,11 +2,11 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/sort.h>
-#include <ATen/ops/topk.h>
 
 #include <algorithm>
 
 #include "switchyard/core/error.hpp"
+#include "switchyard/kernels/router_scores.hpp"
 
 namespace switchyard {
 
@@ -15,7 +15,7 @@ int64_t count_other_choices(const Routing& routing, const at::Tensor& ids_TK) {
   const at::Tensor& scores_TE = routing.logits_TE.defined() ? routing.logits_TE : routing.probs_TE;
   if (!scores_TE.defined()) return 0;
   const at::NoGradGuard no_grad;
-  const at::Tensor own_TK = std::get<1>(at::topk(scores_TE.detach(), ids_TK.size(1), /*dim=*/1));
+  const at::Tensor own_TK = largest_ids(scores_TE, ids_TK.size(1));  // as routers choose, equal scores too
   const at::Tensor own_sorted_TK = std::get<0>(at::sort(own_TK, /*dim=*/1));
   const at::Tensor used_sorted_TK = std::get<0>(at::sort(ids_TK, /*dim=*/1));
   const at::Tensor valid_T = ids_TK.select(1, 0).ge(0);

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/topk.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -150,6 +151,15 @@ TEST(LargestIds, EqualAStableSort) {
       }
     }
   }
+}
+
+TEST(LargestIds, OfManyTokensOnSomeThreads) {
+  const at::Tensor scores = random_tensor({1500, 24}, 1);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(3);
+  const at::Tensor ids = largest_ids(scores, 5);
+  at::set_num_threads(threads);
+  EXPECT_TRUE(ids.equal(std::get<1>(at::topk(scores, 5, -1))));
 }
 
 TEST(LargestIds, NeverTakeAnExpertTwice) {

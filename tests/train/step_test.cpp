@@ -245,6 +245,18 @@ TEST(Step, RecordedChoicesAreReplayedOnRequest) {
   EXPECT_TRUE(at::equal(disturbed.step_counts_LE, calm.step_counts_LE));
 }
 
+// A router that has no preference yet: all scores are equal, and the same experts are chosen again.
+TEST(Step, EqualScoresAreNoOtherChoices) {
+  Decoder model = make_model();
+  for (Parameter* weight : model.router_weights()) weight->master.zero_();
+  ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
+  execution.on_replay_mismatch = OnReplayMismatch::Replay;
+  BalanceState state;
+  const StepResult result =
+      run_step(model, make_balance("optimizer_batch"), state, make_micro_batches(1), execution, kSeed, 0, Alone().ranks);
+  EXPECT_EQ(result.replay_differences, 0);
+}
+
 // What replays gives the same gradients as choosing again.
 TEST(Step, ReplayOfEqualChoicesChangesNothing) {
   ExecutionConfig execution = execution_of(ExactOrder::Prepass, ForwardPacking::Separate);
