@@ -2,6 +2,8 @@
 
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/diagonal.h>
+#include <ATen/ops/fill_diagonal.h>
+#include <ATen/ops/ones.h>
 
 #include "switchyard/core/error.hpp"
 
@@ -14,9 +16,9 @@ at::Tensor orthogonality_loss(const at::Tensor& outputs_TKD) {
   const at::Tensor wide_TKD = outputs_TKD.to(outputs_TKD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const at::Tensor products_TKK = at::bmm(wide_TKD, wide_TKD.transpose(1, 2));
   const at::Tensor squares_TK = at::diagonal(products_TKK, 0, 1, 2);
-  const at::Tensor all_TKK = products_TKK.square().div(squares_TK.unsqueeze(1).add(kEpsilon));
-  const at::Tensor own_TK = squares_TK.square().div(squares_TK.add(kEpsilon));
-  return all_TKK.sum({1, 2}).sub(own_TK.sum(1));
+  // Left out before the sum: their squares are so much larger that taking them away afterwards would leave rounding errors.
+  const at::Tensor others_KK = at::ones({outputs_TKD.size(1), outputs_TKD.size(1)}, wide_TKD.options()).fill_diagonal_(0.0);
+  return products_TKK.mul(others_KK).square().div(squares_TK.unsqueeze(1).add(kEpsilon)).sum({1, 2});
 }
 
 }  // namespace switchyard

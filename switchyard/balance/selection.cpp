@@ -196,6 +196,9 @@ std::vector<double> SelectionStep::updated_thresholds_E(int64_t layer, double ab
                              ? threshold_of(bins, histogram_.data() + row * kAllBins, above)
                              : threshold_sums_LE_[static_cast<size_t>(row)] /
                                    std::max(micro_batches_L_[static_cast<size_t>(layer)], 1.0);
+    SWITCHYARD_CHECK(std::isfinite(fresh), ShapeError, "balance.selection.rule = \"", to_string(config_.rule), "\": the threshold of expert ",
+                     expert, " of MoE layer ", layer, " is ", fresh, "; expected finite logits of every expert. To keep tokens from an expert "
+                     "set its logits low, not to -infinity");
     const double old = -static_cast<double>(old_offsets(layer)[expert]);
     thresholds_E.push_back(config_.decay * old + (1.0 - config_.decay) * fresh);
   }

@@ -49,12 +49,13 @@ class TopKRouter : public Router {
   ParameterRefs parameters() override { return {&weight_}; }
 
  private:
-  // By logits, not probabilities: a softmax that underflows to zero would leave ties.
+  // By logits, not probabilities: a softmax that underflows to zero would leave ties. Offsets of probabilities are added in double:
+  // in fp32 one of 1e-3 leaves nothing of a probability below 1e-10.
   [[nodiscard]] at::Tensor choose(const at::Tensor& logits_TE, const at::Tensor& probs_TE, const RouteContext& context) const {
     if (context.replay_ids_TK.defined()) return context.replay_ids_TK.to(logits_TE.device());
     at::Tensor scores_TE = logits_TE.detach();
     if (context.selection_offsets_E.defined() && weight_.training == Training::Trained) {
-      if (context.selection_score == SelectionScore::Probs) scores_TE = probs_TE.detach();
+      if (context.selection_score == SelectionScore::Probs) scores_TE = probs_TE.detach().to(at::kDouble);
       scores_TE = scores_TE.add(context.selection_offsets_E.to(scores_TE.options()));
     }
     return largest_ids(scores_TE, shape_.num_chosen);

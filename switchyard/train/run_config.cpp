@@ -62,6 +62,7 @@ void check_router_learns(const ModelConfig& model, const SectionCheck& check) {
 void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
   const BalanceConfig& balance = config.balance;
   const bool chooses = config.model.num_chosen < config.model.num_experts;
+  const std::string all_experts = config.model.num_experts == 1 ? "the only expert" : join_text("all ", config.model.num_experts, " experts");
   const std::vector<BalanceTerm> terms = all_terms(balance);
   for (size_t i = 0; i < terms.size(); ++i) {
     const BalanceTerm& term = terms[i];
@@ -73,13 +74,13 @@ void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
     check(method.score != Score::Load || chooses, "model.num_chosen", config.model.num_chosen,
           join_text("fewer than num_experts = ", config.model.num_experts, ", because the method '", term.method,
                     "' asks how near an expert is to being chosen"));
-    const bool counts_slots = method.value != nullptr && method.reads == SlopeReads::Fractions && method.counted == Counted::Slots;
-    check(!counts_slots || term.coefficient == 0.0 || chooses, section + "coefficient", term.coefficient,
-          join_text("0, because every token takes all ", config.model.num_experts, " experts: the loss '", term.method,
-                    "' is constant"));
+    const bool counts_slots = method.reads == SlopeReads::Fractions && method.counted == Counted::Slots;
+    const bool constant = method.value != nullptr && !chooses && (counts_slots || config.model.num_experts == 1);
+    check(!constant || term.coefficient == 0.0, section + "coefficient", term.coefficient,
+          join_text("0, because every token takes ", all_experts, ": the loss '", term.method, "' is constant"));
   }
   check(balance.selection.rule == SelectionRule::None || chooses, "balance.selection.rule", to_string(balance.selection.rule),
-        join_text("none, because every token takes all ", config.model.num_experts, " experts"));
+        join_text("none, because every token takes ", all_experts));
   check(balance.orthogonality_coefficient == 0.0 || config.model.num_chosen > 1, "balance.orthogonality_coefficient",
         balance.orthogonality_coefficient, "0, because model.num_chosen = 1 leaves no two experts of a token to compare");
 }

@@ -185,6 +185,28 @@ TEST(Selection, MeanQuantileByHand) {
   EXPECT_THAT(floats(state.selection_offsets_LE), testing::ElementsAre(-3.375F, 1.125F, 1.125F, 1.125F));
 }
 
+// An expert that every token is kept from has no threshold; averaged, it would leave NaN in the offsets of all.
+TEST(Selection, RefusesAThresholdThatIsNotFinite) {
+  for (const SelectionRule rule : {SelectionRule::Quantile, SelectionRule::MeanQuantile}) {
+    at::Tensor logits_TE = fixed_scores()[0].clone();
+    logits_TE.select(1, 0).fill_(-std::numeric_limits<double>::infinity());
+    StepPlan plan = plan_of_micro_batches(0, 1);
+    StepBalance balance({.method = "none", .selection = {.rule = rule}},
+                        {.num_layers = 1, .num_experts = kExperts, .num_chosen = kChosen}, plan, {});
+    balance.record(0, 0, route(logits_TE, balance.selection_offsets_E(0), rule), at::zeros({kTokens}, at::kLong));
+    balance.close_forward(0);
+    balance.close_counting();
+    BalanceState state;
+    if (rule == SelectionRule::Quantile) {  // its histogram has an edge
+      balance.finish(state);
+      EXPECT_TRUE(state.selection_offsets_LE.isfinite().all().item<bool>());
+    } else {
+      EXPECT_THROW(balance.finish(state), ShapeError);
+      EXPECT_FALSE(state.selection_offsets_LE.defined());
+    }
+  }
+}
+
 at::Tensor as_column(const at::Tensor& values_T) { return at::stack({values_T, values_T.flip(0)}, 1).select(1, 0); }
 
 // Segment numbers may be a column of a table, a history the transpose of another one.

@@ -26,6 +26,16 @@ TEST(Orthogonality, ByHand) {
   EXPECT_NEAR(loss_T.const_data_ptr<double>()[1], 0.0, 1e-5);
 }
 
+// Large outputs at nearly right angles: what is left of a token's own squares after they are taken away would be larger than the loss.
+TEST(Orthogonality, KeepsSmallLossesOfLargeOutputsInFloat) {
+  Rng rng(1, "outputs");
+  const at::Tensor noise_TKD = rng.normal_tensor({64, 4, 4}, 1e-2).to(at::kDouble);
+  const at::Tensor outputs_TKD = noise_TKD.add(at::eye(4, at::kDouble), 100.0).to(at::kFloat);
+  const at::Tensor loss_T = orthogonality_loss(outputs_TKD), expected_T = orthogonality_loss(outputs_TKD.to(at::kDouble));
+  EXPECT_GT(loss_T.min().item<float>(), 0.0F);
+  EXPECT_LT(loss_T.sub(expected_T).div(expected_T).abs().max().item<double>(), 1e-3);
+}
+
 // Injected against added to the loss, with a padding token whose outputs are not finite and a second run that must not count.
 TEST(Orthogonality, EntersAsIfItWereAddedToTheLoss) {
   Rng rng(1, "outputs");

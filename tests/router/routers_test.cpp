@@ -91,6 +91,22 @@ TEST(TopK, OffsetsChooseAndDoNotWeigh) {
   }
 }
 
+// Logits 30, 5, 0: probabilities of 1.4e-11 and 9e-14 are nothing beside an offset of .5 in fp32, but not equal.
+TEST(TopK, OffsetsLeaveSmallProbabilitiesTheirOrder) {
+  const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 2, .name_prefix = "gate"};
+  const auto router = make_router("top_k", shape);
+  float* rows = router->parameters().at(0)->master.mutable_data_ptr<float>();
+  rows[0] = 30.0F;
+  rows[1] = 0.0F;
+  rows[2] = 5.0F;
+  RouteContext context;
+  context.selection_offsets_E = offsets_of({0.0F, 0.5F, 0.5F});
+  context.selection_score = SelectionScore::Probs;
+  const Routing routing = router->route(at::full({1, 1}, 1.0, at::kFloat), context);
+  EXPECT_EQ(routing.ids_TK.const_data_ptr<int64_t>()[0], 0);
+  EXPECT_EQ(routing.ids_TK.const_data_ptr<int64_t>()[1], 2);
+}
+
 // A null that offsets could balance would be none.
 TEST(FrozenRandom, OffsetsDoNotChoose) {
   const RouterShape shape{.width = 1, .num_experts = 3, .num_chosen = 1, .name_prefix = "gate"};

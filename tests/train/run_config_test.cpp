@@ -132,6 +132,11 @@ TEST(RunConfig, BalancingThatCannotActIsRefused) {
   EXPECT_EQ(error_of(all + "method = 'gshard'"), "no error");  // of first choices
   EXPECT_THAT(error_of(all + "method = 'none'\n[balance.selection]\nrule = 'bias'"),
               testing::HasSubstr("balance.selection.rule is bias; expected none, because every token takes all 4 experts"));
+  const std::string single = "[model]\nnum_experts = 1\nnum_chosen = 1\nrouter.normalize = 'none'\n[balance]\nmethod = ";
+  for (const char* method : {"lbl", "gshard", "importance_cv2", "variance"}) {  // all its probabilities are 1
+    EXPECT_THAT(error_of(single + "'" + method + "'"), testing::HasSubstr("expected 0, because every token takes the only expert")) << method;
+  }
+  EXPECT_EQ(error_of(single + "'none'\nz_coefficient = 0.1"), "no error");
   const std::string one = "[model]\nnum_chosen = 1\nrouter.normalize = 'none'\n";
   EXPECT_EQ(error_of(one), "no error");
   EXPECT_THAT(error_of(one + "[balance]\northogonality_coefficient = 0.1"),
