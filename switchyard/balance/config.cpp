@@ -22,8 +22,8 @@ constexpr auto kRules = std::to_array<Spelling<SelectionRule>>({{SelectionRule::
                                                                 {SelectionRule::MeanQuantile, "mean_quantile"}});
 
 void check_weight(const std::string& where, std::string_view key, double weight) {
-  SWITCHYARD_CHECK(std::isfinite(weight) && weight >= 0.0, ConfigError, where, key, " = ", weight,
-                   "; expected a finite number, 0 or above");
+  constexpr double kMost = 1e20;  // well within what fp32 knows
+  SWITCHYARD_CHECK(weight >= 0.0 && weight <= kMost, ConfigError, where, key, " = ", weight, "; expected a number from 0 to 1e20");
 }
 
 }  // namespace
@@ -127,6 +127,8 @@ void SelectionConfig::validate(const std::string& where) const {
   const bool by_quantile = rule == SelectionRule::Quantile || rule == SelectionRule::MeanQuantile;
   SWITCHYARD_CHECK(!by_bias || rate > 0.0, ConfigError, prefix, "rate = 0 with rule ", to_string(rule),
                    ", which would then do nothing; expected a number above 0, or rule = \"none\"");
+  SWITCHYARD_CHECK(!by_bias || rate <= 1.0, ConfigError, prefix, "rate = ", rate, ", added to probabilities, so that ",
+                   "from the second step on it alone would choose; expected a number above 0 and up to 1");
   SWITCHYARD_CHECK(!by_bias || decay == 0.0, ConfigError, prefix, "decay = ", decay, ", which the rule ", to_string(rule),
                    " does not have; leave it out (rate says how far a step moves)");
   SWITCHYARD_CHECK(!by_quantile || rate == untouched.rate, ConfigError, prefix, "rate = ", rate, ", which the rule ",

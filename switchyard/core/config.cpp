@@ -31,7 +31,7 @@ std::string place(const std::string& name, const toml::node& node, const std::st
   const toml::source_region& source = node.source();
   std::string text = source.path == nullptr ? name : *source.path;
   if (text == name && source.begin.line > 0) text += ":" + std::to_string(source.begin.line);
-  return text + ": " + path;
+  return text + ": " + printable(path);
 }
 
 std::string describe(const toml::node& node) {
@@ -135,17 +135,21 @@ std::string trimmed(const std::string& text) {
   return text.substr(start, text.find_last_not_of(" \t") - start + 1);
 }
 
+// As TOML writes one: 007 is none.
+bool is_whole_number(std::string_view text) {
+  if (text.starts_with('-') || text.starts_with('+')) text.remove_prefix(1);
+  return !text.empty() && !text.starts_with('0') && text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
 Override parse_override(const std::string& text) {
   const std::string name = "--set " + text;
+  Override result;
+  result.keys = override_path(text);
   const size_t equals = text.find('=');
-  SWITCHYARD_CHECK(equals != std::string::npos && equals > 0, ConfigError, name, ": expected key=value");
-  SWITCHYARD_CHECK(text.find('\n') == std::string::npos, ConfigError, name, ": expected a single line");
   const std::string key = text.substr(0, equals);
   const std::string value = trimmed(text.substr(equals + 1));
-  Override result;
-  result.keys = override_keys(key, name);
-  SWITCHYARD_CHECK(!result.keys.empty(), ConfigError, name, ": expected key=value");
-  const bool must_be_toml = !value.empty() && std::string_view("\"'[{").find(value[0]) != std::string::npos;
+  // Else a number that is too large would become a string.
+  const bool must_be_toml = is_whole_number(value) || (!value.empty() && std::string_view("\"'[{").find(value[0]) != std::string::npos);
   try {
     result.document = toml::parse(join_text(key, " = ", value), name);
   } catch (const toml::parse_error& error) {
@@ -183,15 +187,7 @@ std::string quote(std::string_view text) {
       case '\n': quoted += "\\n"; break;
       case '\t': quoted += "\\t"; break;
       case '\r': quoted += "\\r"; break;
-      default: {
-        const auto code = static_cast<unsigned char>(letter);
-        constexpr std::string_view kDigits = "0123456789ABCDEF";
-        if (code >= 0x20 && code != 0x7F) {
-          quoted += letter;
-        } else {
-          quoted += std::string("\\u00") + kDigits[code >> 4] + kDigits[code & 15];
-        }
-      }
+      default: quoted += printable({&letter, 1});
     }
   }
   return quoted + "\"";
@@ -239,11 +235,21 @@ ConfigNode parse_config_text(std::string_view text, std::string_view name, const
   return ConfigNode(std::make_shared<ConfigNode::Impl>(ConfigNode::Impl{std::move(root), table, std::string(name), ""}));
 }
 
+std::vector<std::string> override_path(const std::string& text) {
+  const std::string name = "--set " + text;
+  const size_t equals = text.find('=');
+  SWITCHYARD_CHECK(equals != std::string::npos && equals > 0, ConfigError, name, ": expected key=value");
+  SWITCHYARD_CHECK(text.find('\n') == std::string::npos, ConfigError, name, ": expected a single line");
+  std::vector<std::string> keys = override_keys(text.substr(0, equals), name);
+  SWITCHYARD_CHECK(!keys.empty(), ConfigError, name, ": expected key=value");
+  return keys;
+}
+
 bool ConfigNode::has(std::string_view key) const { return impl_->table->contains(key); }
 
 std::string ConfigNode::where(std::string_view key) const {
   const toml::node* node = key.empty() ? nullptr : impl_->table->get(key);
-  if (node == nullptr && impl_->path.empty()) return key.empty() ? impl_->name : join_text(impl_->name, ": ", key);
+  if (node == nullptr && impl_->path.empty()) return key.empty() ? impl_->name : join_text(impl_->name, ": ", printable(key));
   return place(impl_->name, node == nullptr ? *impl_->table : *node, join_path(impl_->path, key));
 }
 

@@ -79,6 +79,10 @@ class ConfigNode {
 [[nodiscard]] ConfigNode parse_config_text(std::string_view text, std::string_view name,
                                            const std::vector<std::string>& overrides = {});
 
+/// The keys of an override "a.b=value", here a and b: at least one, without the quotes and blanks of TOML.
+/// @throws ConfigError for what is no override
+[[nodiscard]] std::vector<std::string> override_path(const std::string& text);
+
 /// Throws for each key of `node` that is not in `valid`: names file, line, key, the valid keys and the nearest match.
 void reject_unknown_keys(const ConfigNode& node, const std::vector<std::string>& valid);
 

@@ -28,7 +28,7 @@ const ScopeInfo* find_scope(std::string_view name) {
   const std::string nearest = nearest_name(name, names);
   const ScopeInfo* match = find_scope(nearest);
   const std::string hint = match == nullptr ? "" : join_text(" (did you mean '", match->spelling, "'?)");
-  throw ConfigError(join_text("unknown scope '", given, "'", hint, "; known: ", comma_list(spellings)));
+  throw ConfigError(join_text("unknown scope '", printable(given), "'", hint, "; known: ", comma_list(spellings)));
 }
 
 template <typename Number>

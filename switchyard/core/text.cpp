@@ -77,6 +77,20 @@ std::string_view without_error_name(std::string_view text) {
   return end == kNotFound ? text : text.substr(end + 2);
 }
 
+std::string printable(std::string_view text) {
+  constexpr std::string_view kDigits = "0123456789ABCDEF";
+  std::string result;
+  for (const char letter : text) {
+    const auto code = static_cast<unsigned char>(letter);
+    if (code >= 0x20 && code != 0x7F) {
+      result += letter;
+    } else {
+      result += std::string("\\u00") + kDigits[code >> 4] + kDigits[code & 15];
+    }
+  }
+  return result;
+}
+
 std::string quoted_for_shell(std::string_view text) {
   constexpr std::string_view kPlain =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,@%+";
@@ -93,7 +107,7 @@ bool is_one_of(std::string_view name, std::span<const std::string_view> names) {
 std::string unknown_name(std::string_view what, std::string_view given, std::span<const std::string> known) {
   const std::string nearest = nearest_name(given, known);
   const std::string hint = nearest.empty() ? "" : join_text(" (did you mean '", nearest, "'?)");
-  return join_text("unknown ", what, " '", given, "'", hint, "; known: ", comma_list(known));
+  return join_text("unknown ", what, " '", printable(given), "'", hint, "; known: ", comma_list(known));
 }
 
 }  // namespace switchyard

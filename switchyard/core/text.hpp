@@ -41,6 +41,9 @@ template <class Range, class ToText>
 /// What a library says of an error, without the name it gives the error in front: "[json.exception.parse_error.101] ".
 [[nodiscard]] std::string_view without_error_name(std::string_view text);
 
+/// With control characters as TOML escapes them, \u001B: they would end a message, or steer a terminal.
+[[nodiscard]] std::string printable(std::string_view text);
+
 /// As a word of a shell's command line: in single quotes unless every letter stands for itself.
 [[nodiscard]] std::string quoted_for_shell(std::string_view text);
 

@@ -88,11 +88,11 @@ std::vector<size_t> sample_sources(const std::vector<Source>& sources, int64_t c
 void check_weights(const BatcherConfig& config, const std::vector<std::string>& chosen) {
   for (const auto& [name, weight] : config.weights) {
     SWITCHYARD_CHECK(std::find(chosen.begin(), chosen.end(), name) != chosen.end(), ConfigError,
-                     "weights: ", unknown_name("domain", name, chosen));
+                     "data.weights: ", unknown_name("domain", name, chosen));
   }
   if (config.weights.empty()) return;
   for (const std::string& name : chosen) {
-    SWITCHYARD_CHECK(config.weights.contains(name), ConfigError, "weights: domain '", name,
+    SWITCHYARD_CHECK(config.weights.contains(name), ConfigError, "data.weights: domain '", name,
                      "' has none; give every chosen domain a weight, or leave the table out for equal ones");
   }
 }
@@ -123,7 +123,7 @@ struct Batcher::Impl {
 
   Impl(const Dataset& data, const BatcherConfig& settings, uint64_t number) : dataset(data), config(settings), seed(number) {
     config.validate("batcher");
-    for (const int64_t domain : dataset.select_domains(config.domains)) {
+    for (const int64_t domain : selected_domains()) {
       names.push_back(dataset.manifest().domains[static_cast<size_t>(domain)].name);
       Source source;
       source.domain = domain;
@@ -136,8 +136,24 @@ struct Batcher::Impl {
       sources.push_back(std::move(source));
     }
     check_weights(config, names);
-    for (size_t i = 0; i < names.size() && !config.weights.empty(); ++i) sources[i].weight = config.weights.at(names[i]);
+    take_weights();
     state.drawn_N.assign(sources.size(), 0);
+  }
+
+  [[nodiscard]] std::vector<int64_t> selected_domains() const {
+    try {
+      return dataset.select_domains(config.domains);
+    } catch (const UsageError& error) {
+      throw ConfigError(join_text("data.domains: ", error.what()));
+    }
+  }
+
+  // By a power of two, which changes no share, so small that their sum times M is a number.
+  void take_weights() {
+    if (config.weights.empty()) return;
+    double largest = 0.0;
+    for (const auto& [name, weight] : config.weights) largest = std::max(largest, weight);
+    for (size_t i = 0; i < names.size(); ++i) sources[i].weight = std::ldexp(config.weights.at(names[i]), -std::ilogb(largest));
   }
 
   // The step's windows, micro-batch by micro-batch. The same for both compositions up to their order.

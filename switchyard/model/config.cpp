@@ -39,7 +39,7 @@ void ModelConfig::validate(const std::string& where) const {
   at_least("num_chosen", num_chosen, 1);
   at_least("expert_width", expert_width, 1);
   at_least("shared_expert_width", shared_expert_width, 0);
-  if (!dense_layers.empty()) at_least("dense_width", dense_width, 1);
+  at_least("dense_width", dense_width, 1);
   check(num_heads % num_kv_heads == 0, "num_heads", num_heads,
         join_text("a multiple of num_kv_heads = ", num_kv_heads, ": each key head serves num_heads / num_kv_heads query heads"));
   check(head_width % 2 == 0, "head_width", head_width, "an even number, because the rotary embedding turns pairs");
@@ -54,8 +54,8 @@ void ModelConfig::validate(const std::string& where) const {
     check(in_range && std::isfinite(value), key, value, join_text("a finite number, ", range));
   };
   finite("rope_theta", rope_theta, rope_theta > 0.0, "more than 0");
-  finite("norm_epsilon", norm_epsilon, norm_epsilon >= 1e-20, "1e-20 or more: norms are taken in fp32");
-  finite("init_deviation", init_deviation, init_deviation >= 0.0, "0 or more");
+  finite("norm_epsilon", norm_epsilon, norm_epsilon >= 1e-20 && norm_epsilon <= 1.0, "1e-20 to 1: norms are taken in fp32");
+  finite("init_deviation", init_deviation, init_deviation >= 0.0 && init_deviation <= 1e3, "0 to 1,000: beyond it no gradient is left");
 }
 
 }  // namespace switchyard

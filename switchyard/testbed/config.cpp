@@ -34,8 +34,7 @@ void check_arm(const ArmConfig& arm, const std::string& where) {
                    "; it names folders: expected letters, digits, '_', '-' and '.'");
   check_seeds(arm.seeds, where + ".seeds");
   for (const std::string& change : arm.overrides) {
-    std::string key = change.substr(0, change.find('='));
-    std::erase_if(key, [](unsigned char letter) { return std::isspace(letter) != 0; });
+    const std::string key = override_path(change).front();
     SWITCHYARD_CHECK(key != "seed" && key != "name" && key != "arm", ConfigError, where, ".overrides: '", key,
                      "' is set by the testbed; for other seeds set seeds of the arm");
   }
@@ -64,6 +63,8 @@ void check_claim_config(const TestbedConfig& config, const ClaimConfig& claim, c
                    ": at_least or at_most is nan; expected a number");
   SWITCHYARD_CHECK(claim.at_least > -kInfinity || claim.at_most < kInfinity, ConfigError, where,
                    ": neither at_least nor at_most is given; the claim would hold for anything");
+  SWITCHYARD_CHECK(claim.at_least < kInfinity && claim.at_most > -kInfinity, ConfigError, where, ": at_least = ", claim.at_least,
+                   ", at_most = ", claim.at_most, "; no value could meet that: expected finite bounds, one or both");
   SWITCHYARD_CHECK(claim.at_least <= claim.at_most, ConfigError, where, ": at_least = ", claim.at_least,
                    " is above at_most = ", claim.at_most);
   std::vector<int64_t> seeds = seeds_of(config, find_arm(config, claim.arm, where + ".arm"));
@@ -84,15 +85,14 @@ RunConfig arm_config(const TestbedConfig& config, const ArmConfig& arm) {
     RunConfig run;
     read_config(parse_config_text(to_toml(config.run), name, arm.overrides), run);
     return run;
-  } catch (const ConfigError& error) {
-    throw ConfigError(join_text("arm '", arm.name, "': ", error.what()));
+  } catch (const ConfigError& error) {  // most name the arm as the file that they found it in; those of --set do not
+    const std::string text = error.what();
+    throw ConfigError(text.starts_with(name) ? text : join_text(name, ": ", text));
   }
 }
 
-// Its own resolved file has them with their defaults.
-void check_run_table(const ConfigNode& node) {
-  if (!node.has("run")) return;
-  const ConfigNode run = node.child("run");
+// A resolved file has them with their defaults.
+void check_shared_keys(const ConfigNode& run) {
   int64_t seed = RunConfig().seed;
   if (run.has("seed")) run.get("seed", seed);
   SWITCHYARD_CHECK(seed == RunConfig().seed, ConfigError, run.where("seed"), " is ", seed,
@@ -125,14 +125,18 @@ void TestbedConfig::validate(const std::string& where) const {
 
 TestbedConfig read_testbed_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
   const ConfigNode node = parse_config_file(path, overrides);
-  check_run_table(node);
+  if (node.has("run")) check_shared_keys(node.child("run"));
   TestbedConfig config;
   if (node.has("base")) {
     node.get("base", config.base);
     const std::filesystem::path base = path.parent_path() / config.base;
     SWITCHYARD_CHECK(config.base.empty() || std::filesystem::exists(base), ConfigError, node.where("base"), ": no file ",
                      base.string());
-    if (!config.base.empty()) read_config(parse_config_file(base), config.run);
+    if (!config.base.empty()) {
+      const ConfigNode shared = parse_config_file(base);
+      check_shared_keys(shared);
+      read_config(shared, config.run);
+    }
   }
   read_config(node, config);
   return config;

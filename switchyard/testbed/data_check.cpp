@@ -6,10 +6,12 @@
 
 #include "switchyard/core/error.hpp"
 #include "switchyard/data/few_documents.hpp"
+#include "switchyard/model/compute_type.hpp"
 #include "switchyard/testbed/alike.hpp"
 #include "switchyard/testbed/run_folder.hpp"
 #include "switchyard/train/data_fit.hpp"
 #include "switchyard/train/evaluate.hpp"
+#include "switchyard/train/memory_need.hpp"
 
 namespace switchyard {
 namespace {
@@ -28,9 +30,10 @@ const Dataset& open_once(std::map<std::string, Dataset>& open, const std::string
   return found != open.end() ? found->second : open.try_emplace(path, fs::path(path), ShardCheck::Structure).first->second;
 }
 
-void check_run(const PlannedRun& run, const Dataset& dataset) {
+template <typename Check>
+void check_run(const PlannedRun& run, const Check& check) {
   try {
-    check_data_of_run(run.config, dataset);
+    check();
   } catch (const UsageError& error) {
     throw UsageError(join_text("run ", run.name, ": ", error.what()));
   } catch (const DataError& error) {
@@ -40,12 +43,15 @@ void check_run(const PlannedRun& run, const Dataset& dataset) {
 
 }  // namespace
 
-void check_data(const fs::path& folder, const std::vector<PlannedRun>& runs) {
+void check_needs(const fs::path& folder, const std::vector<PlannedRun>& runs) {
   std::map<std::string, Dataset> open;
   std::set<std::string> seen;
   for (const PlannedRun& run : runs) {
-    if (read_finished_log(folder / run.name) || !seen.insert(data_key(run.config)).second) continue;
-    check_run(run, open_once(open, run.config.data.path));
+    if (read_finished_log(folder / run.name)) continue;
+    check_run(run, [&] { check_memory(run.config, resolve_compute_type(run.config.execution.dtype), 1, 1, machine_memory()); });
+    if (!seen.insert(data_key(run.config)).second) continue;
+    const Dataset& dataset = open_once(open, run.config.data.path);
+    check_run(run, [&] { check_data_of_run(run.config, dataset); });
   }
 }
 

@@ -38,7 +38,7 @@ bool TestbedResult::all_done() const {
 
 TestbedResult run_testbed(const TestbedConfig& config, const RunnerOptions& options, TestbedSink& sink) {
   const std::vector<PlannedRun> runs = expand(config);
-  check_data(options.folder, runs);  // first: every run would fail, and a wrong working folder should get no folder of runs
+  check_needs(options.folder, runs);  // first: every run would fail, and a wrong working folder should get no folder of runs
   create_folder(options.folder);
   const std::unique_ptr<FolderLock> lock = FolderLock::take(options.folder, options.folder.string());
   SWITCHYARD_CHECK(lock != nullptr, UsageError, "another testbed works in ", options.folder.string(),

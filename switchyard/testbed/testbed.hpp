@@ -18,7 +18,7 @@ struct TestbedResult {
 
 /// testbed.json and testbed.toml (the resolved configuration) are written before the first run and again at the end, so
 /// that a report can be made at any time.
-/// @throws UsageError when another process works on the folder; errors of check_data() and Runner, which start nothing
+/// @throws UsageError when another process works on the folder; errors of check_needs() and Runner, which start nothing
 [[nodiscard]] TestbedResult run_testbed(const TestbedConfig& config, const RunnerOptions& options, TestbedSink& sink);
 
 }  // namespace switchyard

@@ -12,6 +12,9 @@ namespace {
 
 constexpr double kGigabyte = 1e9;
 
+constexpr const char* kSizes = "model.vocab_size, width, num_layers, num_experts, expert_width, shared_expert_width, dense_width, num_heads, "
+                               "num_kv_heads or head_width";
+
 double in_gigabytes(double bytes) { return std::round(bytes / kGigabyte * 10.0) / 10.0; }
 
 }  // namespace
@@ -47,7 +50,7 @@ void check_memory(const RunConfig& config, ComputeType compute, int64_t num_rank
   const std::string on_ranks = ranks_here > 1 ? join_text(" on ", ranks_here, " ranks") : "";
   SWITCHYARD_CHECK(model < memory, ConfigError, "the model has ", (weights.experts + weights.others) / 1e6,
                    " million weights: with their moments ", in_gigabytes(model), " GB", on_ranks, ", but this machine has ",
-                   in_gigabytes(memory), "; expected a smaller model.vocab_size, width, num_layers, num_experts or expert_width");
+                   in_gigabytes(memory), "; expected a smaller model: ", kSizes);
   SWITCHYARD_CHECK(model + step < memory, ConfigError, "the tokens of a step need ", in_gigabytes(step), " GB at least", on_ranks,
                    ", beside ", in_gigabytes(model), " GB for weights and moments, but this machine has ", in_gigabytes(memory),
                    "; expected fewer data.micro_batches, sequences_per_micro_batch or a smaller sequence_length, or "

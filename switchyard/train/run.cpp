@@ -14,6 +14,7 @@
 #include "switchyard/core/profile_scope.hpp"
 #include "switchyard/model/compute_type.hpp"
 #include "switchyard/model/flops.hpp"
+#include "switchyard/train/build_info.hpp"
 #include "switchyard/train/checkpoint.hpp"
 #include "switchyard/train/data_fit.hpp"
 #include "switchyard/train/evaluate.hpp"
@@ -74,6 +75,8 @@ class TrainingRun {
 
   /// What cannot be started or resumed leaves no folder: it and the store are written only at the end of this.
   void prepare(ProgressSink& progress) {
+    const BuildInfo program = build_info();
+    ranks_.require_same("program", join_text(program.version, ", commit ", program.commit, ", PyTorch ", program.torch_version));
     ranks_.require_same_config(config_);
     ranks_.require_same("data set (SHA-256 of its manifest)", dataset_.hash());
     ranks_.require_same("compute type", to_string(compute_));
@@ -255,7 +258,9 @@ class TrainingRun {
   void check_learns(double norm, double loss) const {
     if (norm > 0.0) return;
     const std::string problem = join_text("the gradient of step ", state_.step + 1, " is 0 for every weight (loss ", loss,
-                                          "): nothing is learned any more. Lower optimizer.learning_rate");
+                                          "): nothing is learned",
+                                          state_.step == 0 ? ". No rate has acted yet: look at model.init_deviation, model.norm_epsilon and the losses"
+                                                           : " any more. Lower optimizer.learning_rate");
     if (ranks_.size() > 1) throw SharedError(problem);
     throw StateError(problem);
   }

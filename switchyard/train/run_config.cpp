@@ -48,7 +48,7 @@ class Flattener {
   std::map<std::string, std::string>& values_;
 };
 
-bool is_control_character(char letter) { return static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f; }
+constexpr int64_t kMostPermutations = 100'000;
 
 /// A router that learns must hear of the text; where each weight is p / p it does not.
 void check_router_learns(const ModelConfig& model, const SectionCheck& check) {
@@ -67,7 +67,7 @@ void check_balancing_acts(const RunConfig& config, const SectionCheck& check) {
   for (size_t i = 0; i < terms.size(); ++i) {
     const BalanceTerm& term = terms[i];
     const std::string section = i == 0 ? "balance." : join_text("balance.terms[", i - 1, "].");
-    check(term.from_step < config.steps, section + "from_step", term.from_step,
+    check(term.method == "none" || term.from_step < config.steps, section + "from_step", term.from_step,
           join_text("a step below steps = ", config.steps, ": the loss '", term.method, "' over ", to_string(term.scope),
                     " would never act"));
     const StatisticMethod method = find_method(term.method);
@@ -105,14 +105,15 @@ void EvaluationConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(every >= 0, "every", every, "0 (only at the end) or more");
   check(sequences_per_domain >= 1, "sequences_per_domain", sequences_per_domain, "1 or more");
-  check(permutations >= 1, "permutations", permutations, "1 or more (200 for numbers that are reported)");
+  check(permutations >= 1 && permutations <= kMostPermutations, "permutations", permutations,
+        join_text("1 to ", kMostPermutations, " (200 for numbers that are reported): all are held in memory"));
 }
 
 void RunConfig::validate(const std::string& where) const {
   const SectionCheck check(where);
   check(!name.empty(), "name", "empty", "a name");
-  check(std::none_of(name.begin(), name.end(), is_control_character), "name", toml_value(name),
-        "a name without control characters: it is a folder, and shown on screens");
+  check(printable(name) == name, "name", toml_value(name), "a name without control characters: it is a folder, and shown on screens");
+  check(printable(arm) == arm, "arm", toml_value(arm), "a name without control characters: it is shown on screens");
   check(seed >= 0, "seed", seed, "0 or more");
   check(steps >= 1, "steps", steps, "1 or more");
   check_router_learns(model, check);

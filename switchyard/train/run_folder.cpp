@@ -21,12 +21,16 @@ fs::path absolute_folder(const fs::path& path) {
   return result.has_filename() ? result : result.parent_path();
 }
 
-void make_folder(const fs::path& path) {
+/// Those that were missing, the innermost first.
+std::vector<fs::path> make_folder(const fs::path& path) {
   std::error_code error;
   SWITCHYARD_CHECK(!fs::exists(path, error) || is_abandoned_start(path), UsageError, "the run folder ", path.string(),
                    " exists already and is not an empty folder; resume that run with --resume, or give another folder");
+  std::vector<fs::path> made;
+  for (fs::path at = path; at.has_relative_path() && !fs::exists(at, error); at = at.parent_path()) made.push_back(at);
   fs::create_directories(path, error);
   SWITCHYARD_CHECK(!error, DataError, "cannot make the run folder ", path.string(), ": ", error.message());
+  return made;
 }
 
 /// In checkpoints/ all names with a leading point are unfinished or being removed.
@@ -53,7 +57,7 @@ bool is_abandoned_start(const fs::path& folder) {
 
 RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folder(path)) {
   if (resume == Resume::No) {
-    make_folder(path_);
+    made_ = make_folder(path_);
   } else {
     SWITCHYARD_CHECK(path_exists(path_ / kConfigName), UsageError, path_.string(), " is no run folder: it has no ",
                      kConfigName, "; to start a run there, leave --resume out");
@@ -69,11 +73,11 @@ RunFolder::RunFolder(const fs::path& path, Resume resume) : path_(absolute_folde
 
 RunFolder::~RunFolder() {
   if (!lock_->folder_is_in_place()) return;  // what is there is not ours
-  // A run that could not start leaves no folder.
+  // A run that could not start leaves nothing that was not there.
   std::error_code ignored;
   if (!fs::exists(path_ / kConfigName, ignored)) {
     fs::remove(path_ / FolderLock::kFileName, ignored);
-    fs::remove(path_, ignored);  // only if it is empty
+    for (const fs::path& made : made_) fs::remove(made, ignored);  // only if it is empty
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "switchyard/core/folder_lock.hpp"
 #include "switchyard/train/run_config.hpp"
@@ -20,7 +21,7 @@ class RunFolder {
   /// Both remove what a killed process left half written.
   /// @throws UsageError naming the folder, and what to do; also when another process works on it
   RunFolder(const std::filesystem::path& path, Resume resume);
-  ~RunFolder();  // removes a new folder to which no config.toml was written
+  ~RunFolder();  // removes the folders that it made, if no config.toml was written
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
@@ -38,6 +39,7 @@ class RunFolder {
 
  private:
   std::filesystem::path path_;
+  std::vector<std::filesystem::path> made_;  // the innermost first
   std::unique_ptr<FolderLock> lock_;
 };
 

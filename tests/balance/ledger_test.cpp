@@ -291,7 +291,7 @@ TEST(Config, ChecksAndSpellings) {
   };
   broken([](BalanceConfig& c) { c.method = "lbk"; },
          "demo.toml:3: balance: unknown balancing method 'lbk' (did you mean 'lbl'?)");
-  broken([](BalanceConfig& c) { c.coefficient = -1; }, "coefficient = -1; expected a finite number");
+  broken([](BalanceConfig& c) { c.coefficient = -1; }, "coefficient = -1; expected a number from 0 to 1e20");
   broken([](BalanceConfig& c) { c.z_coefficient = std::nan(""); }, "z_coefficient = nan");
   broken([](BalanceConfig& c) { c.scope = {.kind = ScopeKind::Sequences}; }, "at least 1 sequence");
   broken([](BalanceConfig& c) { c.scope = {.kind = ScopeKind::Ema}; }, "expected a decay above 0 and below 1");

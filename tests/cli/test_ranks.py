@@ -77,6 +77,19 @@ def two_ranks(work, config):
     return folder
 
 
+def test_ranks_of_different_programs_are_told(work, config, tmp_path):
+    """Their arithmetic may differ, and so their weights would drift apart."""
+    commit = re.search(r"\((.+?)\)", run("version").stdout)[1]
+    other = tmp_path / "other"
+    other.write_bytes(Path(PROGRAM).read_bytes().replace(commit[:12].encode(), b"0" * 12))
+    other.chmod(0o755)
+    words = ["train", config, "--out", tmp_path / "out"]
+    done = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "1", PROGRAM, *words, ":", "-n", "1", other, *words],
+                          capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0 and "program" in done.stderr and f"commit {commit}" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_ranks_have_the_curve_of_one(work, config, two_ranks):
     run("train", config, "--out", work / "one")
     assert losses(two_ranks) == pytest.approx(losses(work / "one"), rel=1e-4)

@@ -204,6 +204,13 @@ TEST(Override, TakesABareWordAsAString) {
   EXPECT_EQ(read_run("", {"router=/a b/c=d \"e\" #f"}).router, "/a b/c=d \"e\" #f");
   EXPECT_EQ(read_run("", {"router=\"12\""}).router, "12");
   EXPECT_EQ(read_run("", {"router='a\\b'"}).router, "a\\b");
+  EXPECT_EQ(read_run("", {"router=007"}).router, "007");
+  EXPECT_THAT([] { read_run("", {"width=9223372036854775808"}); }, fails_with(HasSubstr("not a TOML value")));
+}
+
+TEST(Override, PathIsThatOfTheKeysItSets) {
+  EXPECT_THAT(override_path("seed=3"), ElementsAre("seed"));
+  EXPECT_THAT(override_path(R"( "a b" . c = 3)"), ElementsAre("a b", "c"));
 }
 
 TEST(Override, ReplacesWholeTablesAndLists) {

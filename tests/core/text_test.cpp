@@ -82,6 +82,7 @@ TEST(UnknownName, SaysWhatWasMeantAndWhatIsKnown) {
   EXPECT_EQ(unknown_name("router", "topkk", kRouters),
             "unknown router 'topkk' (did you mean 'top_k'?); known: top_k, random, expert_choice");
   EXPECT_EQ(unknown_name("router", "gate", kRouters), "unknown router 'gate'; known: top_k, random, expert_choice");
+  EXPECT_THAT(unknown_name("router", std::string_view("\0x\x1b", 3), kRouters), testing::StartsWith("unknown router '\\u0000x\\u001B'; known: "));
 }
 
 TEST(WithoutErrorName, LeavesTheWords) {

@@ -143,6 +143,24 @@ TEST_F(BatcherTest, WeightsAreKeptToWithinOneEveryStepAndExactlyInTheMean) {
                                 ::testing::DoubleNear(0.625, 0.05), ::testing::DoubleNear(0.625, 0.05)));
 }
 
+// A power of two changes no share; their sum would be infinite.
+TEST_F(BatcherTest, WeightsCountByTheirSharesHoweverLarge) {
+  const auto domains_of = [&](double unit) {
+    BatcherConfig config = small_config();
+    config.micro_batches = 5;
+    config.weights = {{"ada", 1.5 * unit}, {"bob", unit}, {"cyd", unit}, {"dan", 0.5 * unit}};
+    Batcher batcher(*dataset_, config, 11);
+    std::vector<int64_t> domains;
+    for (int step = 0; step < 20; ++step) {
+      const std::vector<int64_t> some = micro_batch_domains(batcher.next_step());
+      domains.insert(domains.end(), some.begin(), some.end());
+    }
+    return domains;
+  };
+  EXPECT_EQ(domains_of(std::ldexp(1.0, 1023)), domains_of(1.0));
+  EXPECT_EQ(domains_of(std::ldexp(1.0, -1020)), domains_of(1.0));
+}
+
 TEST_F(BatcherTest, FewerMicroBatchesThanDomainsReachAllDomains) {
   BatcherConfig config = small_config();
   config.micro_batches = 2;
@@ -304,7 +322,7 @@ TEST_F(BatcherTest, ConfigReadsBackAndRejects) {
   EXPECT_THAT(error_of<ConfigError>([&] { Batcher(*dataset_, config, 1); }), HasSubstr("did you mean 'ada'"));
   config = small_config();
   config.domains = {"eve"};
-  EXPECT_THROW(Batcher(*dataset_, config, 1), UsageError);
+  EXPECT_THAT(error_of<ConfigError>([&] { Batcher(*dataset_, config, 1); }), HasSubstr("data.domains: "));
   config.domains = {"ada", "ada"};
   EXPECT_THAT(error_of<UsageError>([&] { Batcher(*dataset_, config, 1); }), HasSubstr("twice"));
   config.domains = {};

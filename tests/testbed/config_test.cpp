@@ -12,6 +12,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 using ::testing::ThrowsMessage;
 
 constexpr const char* kTwoArms = R"(
@@ -97,6 +98,9 @@ TEST(TestbedConfig, ReadsABaseUnderTheRunTable) {
               ThrowsMessage<ConfigError>(HasSubstr("run.seed is 7, but the testbed sets the seed of each run")));
   EXPECT_THAT([&] { (void)read_testbed_config(scratch.path() / "testbed.toml", {"run.arm=b"}); },
               ThrowsMessage<ConfigError>(HasSubstr("arms are named in [[arms]]")));
+  std::ofstream(scratch.path() / "seven.toml") << "seed = 7\n";
+  EXPECT_THAT([&] { (void)read_testbed_config(scratch.path() / "testbed.toml", {"base=seven.toml"}); },
+              ThrowsMessage<ConfigError>(HasSubstr("seed is 7, but the testbed sets the seed of each run")));
   std::ofstream(scratch.path() / "resolved.toml") << to_toml(config);
   EXPECT_EQ(read_testbed_config(scratch.path() / "resolved.toml").run, config.run);
 }
@@ -107,6 +111,7 @@ TEST(TestbedConfig, NamesTheArmWhoseOverrideIsWrong) {
   EXPECT_THAT(error, HasSubstr("did you mean 'scope'?"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"odd\"\noverrides = [\"balance.scope=microbatch\"]\n"),
               HasSubstr("did you mean 'micro_batch'?"));
+  EXPECT_THAT(read_error("[[arms]]\nname = \"odd\"\noverrides = [\"steps=0\"]\n"), StartsWith("arm 'odd': steps is 0"));
 }
 
 TEST(TestbedConfig, RefusesWhatCannotBeRun) {
@@ -114,6 +119,7 @@ TEST(TestbedConfig, RefusesWhatCannotBeRun) {
   EXPECT_THAT(read_error("seeds = []\n[[arms]]\nname = \"a\"\n"), HasSubstr("seeds = []"));
   EXPECT_THAT(read_error("seeds = [2, 2]\n[[arms]]\nname = \"a\"\n"), HasSubstr("given twice"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\noverrides = [\"seed = 3\"]\n"), HasSubstr("'seed' is set by the testbed"));
+  EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\noverrides = ['\"seed\"=3']\n"), HasSubstr("'seed' is set by the testbed"));
   EXPECT_THAT(read_error("seeds = [-1]\n[[arms]]\nname = \"a\"\n"), HasSubstr("negative"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\n[[arms]]\nname = \"a\"\n"), HasSubstr("second arm named 'a'"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"../a\"\n"), HasSubstr("names folders"));
@@ -127,6 +133,8 @@ TEST(TestbedConfig, RefusesClaimsThatNothingCanDecide) {
   EXPECT_THAT(read_error(arms), HasSubstr("would hold for anything"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nat_most = 1\n"), HasSubstr("is above at_most"));
   EXPECT_THAT(read_error(arms + "at_least = nan\n"), HasSubstr("is nan; expected a number"));
+  EXPECT_THAT(read_error(arms + "at_least = inf\n"), HasSubstr("expected finite bounds"));
+  EXPECT_THAT(read_error(arms + "at_most = -inf\n"), HasSubstr("expected finite bounds"));
   EXPECT_THAT(read_error("[[arms]]\nname = \"a\"\n[[claims]]\nat_least = 2\n"), HasSubstr("unknown arm ''; known: a"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"a\"\n"), HasSubstr("is the arm itself"));
   EXPECT_THAT(read_error(arms + "at_least = 2\nagainst = \"c\"\n"), HasSubstr("unknown arm 'c'"));

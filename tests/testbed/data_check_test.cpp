@@ -28,14 +28,17 @@ std::vector<PlannedRun> two_runs(const std::filesystem::path& data) {
 TEST(CheckData, AsksWhatEachRunWouldAsk) {
   const test::ScratchFolder scratch;
   test::write_small_data(scratch.path() / "data", 12);
-  const auto refuses = [&](const std::vector<PlannedRun>& runs) { return [&] { check_data(scratch.path(), runs); }; };
+  const auto refuses = [&](const std::vector<PlannedRun>& runs) { return [&] { check_needs(scratch.path(), runs); }; };
   std::vector<PlannedRun> runs = two_runs(scratch.path() / "data");
-  EXPECT_NO_THROW(check_data(scratch.path(), runs));
+  EXPECT_NO_THROW(check_needs(scratch.path(), runs));
   runs[1].config.model.vocab_size = 17;
   EXPECT_THAT(refuses(runs), ThrowsMessage<UsageError>(HasSubstr("run two: model.vocab_size is 17; the data set")));
   runs = two_runs(scratch.path() / "data");
   runs[1].config.data.batcher.domains = {"bop"};
-  EXPECT_THAT(refuses(runs), ThrowsMessage<UsageError>(AllOf(HasSubstr("run two: "), HasSubstr("did you mean 'bob'"))));
+  EXPECT_THAT(refuses(runs), ThrowsMessage<UsageError>(AllOf(HasSubstr("run two: data.domains: "), HasSubstr("did you mean 'bob'"))));
+  runs = two_runs(scratch.path() / "data");
+  runs[1].config.model.head_width = int64_t{1} << 50;
+  EXPECT_THAT(refuses(runs), ThrowsMessage<UsageError>(AllOf(HasSubstr("run two: "), HasSubstr("million weights"), HasSubstr("head_width"))));
   runs = two_runs(scratch.path() / "data");
   runs[1].config.evaluation.sequences_per_domain = 24;
   EXPECT_THAT(refuses(runs), ThrowsMessage<DataError>(AllOf(HasSubstr("run two: "), HasSubstr("has 240 held-out tokens"))));

@@ -70,7 +70,7 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[execution]\ntime_limit = 31536001"), testing::HasSubstr("expected 1 to 31536000 seconds (a year)"));
   EXPECT_THAT(error_of("[execution]\ntime_limit = 9223372036854775807"), testing::HasSubstr("execution.time_limit is 9223372036854775807"));
   EXPECT_EQ(error_of("[execution]\ntime_limit = 31536000"), "no error");
-  EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("init_deviation is -1; expected a finite"));
+  EXPECT_THAT(error_of("[model.router]\ninit_deviation = -1.0"), testing::HasSubstr("model.router.init_deviation is -1; expected a number from 0"));
   EXPECT_THAT(error_of("steps = 9\n[balance]\nfrom_step = 9"), testing::HasSubstr("balance.from_step is 9; expected a step below"));
   EXPECT_THAT(error_of("steps = 9\n[[balance.terms]]\nfrom_step = 10"),
               testing::HasSubstr("balance.terms[0].from_step is 10; expected a step below steps = 9"));
@@ -79,7 +79,12 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 0.0"), testing::HasSubstr("would then do nothing"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\ndecay = 0.5"), testing::HasSubstr("does not have"));
   EXPECT_THAT(error_of("[balance.selection]\nrule = 'quantile'\nrate = 0.5"), testing::HasSubstr("does not have"));
-  EXPECT_THAT(error_of("[optimizer]\nepsilon = 1e-46"), testing::HasSubstr("optimizer.epsilon is 1e-46; expected a finite number, 1e-20 or more"));
+  EXPECT_THAT(error_of("[optimizer]\nepsilon = 1e-46"), testing::HasSubstr("optimizer.epsilon is 1e-46; expected a number from 1e-20 to 1e20"));
+  EXPECT_THAT(error_of("[evaluation]\npermutations = 100001"), testing::HasSubstr("evaluation.permutations is 100001; expected 1 to 100000"));
+  EXPECT_THAT(error_of("[model]\ndense_width = -1"), testing::HasSubstr("model.dense_width is -1; expected at least 1"));
+  EXPECT_THAT(error_of("\n[model]\nrouter.name = 'topk'"),
+              testing::AllOf(testing::HasSubstr("run.toml:3: model.router.name is \"topk\"; expected one of top_k, "), testing::HasSubstr("did you mean 'top_k'?")));
+  EXPECT_EQ(error_of("steps = 3\n[balance]\nmethod = 'none'\nfrom_step = 5"), "no error");
   EXPECT_THAT(error_of("[data]\npath = ''"), testing::HasSubstr("data.path is empty"));
   EXPECT_THAT(error_of("[execution]\nexact = 'recompute'"), testing::HasSubstr("execution.recompute is none; expected layers"));
   EXPECT_THAT(error_of("[execution]\non_replay_mismatch = 'replay'"), testing::HasSubstr("execution.on_replay_mismatch"));
@@ -93,6 +98,7 @@ TEST(RunConfig, BadValuesNameFileLineAndKey) {
 TEST(RunConfig, NamesHaveNoControlCharacters) {
   for (const char* name : {R"("x\u0000y")", R"("x\u001b[31m")", R"("x\u007f")"}) {
     EXPECT_THAT(error_of(join_text("name = ", name)), testing::HasSubstr("name is \"x\\")) << name;
+    EXPECT_THAT(error_of(join_text("arm = ", name)), testing::HasSubstr("arm is \"x\\")) << name;
   }
   EXPECT_THAT(error_of(R"(data.path = "data\u0000mix8")"), testing::AllOf(testing::HasSubstr("data.path is \"data\\u0000mix8\""), testing::HasSubstr("NUL")));
   EXPECT_EQ(read(R"(data.path = "two\nlines")").data.path, "two\nlines");
@@ -102,9 +108,22 @@ TEST(RunConfig, NumbersMustBeFinite) {
   for (const char* key : {"optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "optimizer.clip_norm",
                           "model.rope_theta", "model.norm_epsilon", "model.init_deviation", "model.router.init_deviation"}) {
     for (const char* value : {"inf", "nan"}) {
-      EXPECT_THAT(error_of(join_text(key, " = ", value)), testing::HasSubstr("expected a finite number")) << key;
+      EXPECT_THAT(error_of(join_text(key, " = ", value)), testing::ContainsRegex("expected (a finite|a|0 .no clipping., or a) number")) << key;
     }
   }
+}
+
+// fp32 would make 0 or infinity of them, and a run would do nothing, or end with advice that does not help.
+TEST(RunConfig, NumbersMustBeWhatFp32Knows) {
+  for (const char* given : {"optimizer.learning_rate = 1e-60", "optimizer.learning_rate = 1e39", "optimizer.epsilon = 1e39", "optimizer.clip_norm = 1e-60",
+                            "optimizer.weight_decay = 1e39", "model.norm_epsilon = 1e39", "model.init_deviation = 1e10", "model.router.init_deviation = 1e10"}) {
+    EXPECT_THAT(error_of(given), testing::HasSubstr("expected ")) << given;
+  }
+  for (const char* key : {"coefficient", "z_coefficient", "simbal_coefficient", "orthogonality_coefficient"}) {
+    EXPECT_THAT(error_of(join_text("balance.", key, " = 1e39")), testing::HasSubstr("expected a number from 0 to 1e20")) << key;
+  }
+  EXPECT_THAT(error_of("[balance.selection]\nrule = 'bias'\nrate = 1.5"), testing::HasSubstr("expected a number above 0 and up to 1"));
+  EXPECT_EQ(error_of("[optimizer]\nclip_norm = 0.0"), "no error");
 }
 
 TEST(RunConfig, ARouterWithoutBalancingNamesWhatAsksForIt) {

@@ -365,6 +365,11 @@ TEST_F(RunTest, RunThatCannotStartLeavesNoFolder) {
   run.data.path = (scratch_.path() / "nowhere").string();
   EXPECT_THROW(start(run, "a"), DataError);
   EXPECT_FALSE(fs::exists(folder("a")));
+  EXPECT_THROW(start(run, "b/c/d"), DataError);
+  EXPECT_FALSE(fs::exists(folder("b")));
+  fs::create_directories(folder("mine"));  // not made by the run
+  EXPECT_THROW(start(run, "mine"), DataError);
+  EXPECT_TRUE(fs::is_empty(folder("mine")));
 }
 
 TEST_F(RunTest, OneProcessAtATime) {
