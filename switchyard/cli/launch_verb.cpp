@@ -1,10 +1,13 @@
+#include <poll.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <csignal>
+#include <limits>
 #include <memory>
 #include <optional>
 
+#include "switchyard/cli/relay.hpp"
 #include "switchyard/cli/terminal.hpp"
 #include "switchyard/cli/verbs.hpp"
 #include "switchyard/comm/launch.hpp"
@@ -18,6 +21,7 @@ namespace {
 constexpr std::chrono::milliseconds kLookAgain{50};  // a signal ends the wait at once
 constexpr std::chrono::seconds kTellAgain{1};
 constexpr std::chrono::seconds kStart{10};  // ranks listen long before
+constexpr size_t kMostHeld = size_t{1} << 20U;
 
 using Clock = std::chrono::steady_clock;
 
@@ -28,7 +32,7 @@ struct LaunchArguments {
 };
 
 std::unique_ptr<ChildProcess> start_mpirun(const std::vector<std::string>& command) {
-  ChildCommand child{.arguments = command, .output = ChildOutput::Inherited};
+  ChildCommand child{.arguments = command, .output = ChildOutput::Piped};
   // mpirun gives the ranks a terminal of its own, whatever ours is.
   if (detect_screen(STDOUT_FILENO) == Screen::Plain) child.environment["NO_COLOR"] = "1";
   try {
@@ -38,21 +42,43 @@ std::unique_ptr<ChildProcess> start_mpirun(const std::vector<std::string>& comma
   }
 }
 
+// mpirun ends its ranks when what it writes finds no reader, and is stopped by a terminal with `stty tostop`; so it writes to us.
+struct Relays {
+  Relay output;
+  Relay errors;
+};
+
+// @param most_held  see Relay
+void wait_for_output(const Relays& relays, size_t most_held) {
+  std::vector<pollfd> polled = relays.output.awaited(most_held);
+  const std::vector<pollfd> errors = relays.errors.awaited(most_held);
+  polled.insert(polled.end(), errors.begin(), errors.end());
+  poll(polled.data(), polled.size(), static_cast<int>(kLookAgain.count()));
+}
+
 /// Exit code of mpirun, 128 + signal when one ended it. Ctrl-C does not reach mpirun, which would kill the ranks before they have
 /// saved: a wish to stop is handed to them, and they save and end. While they are being started mpirun may lose it, so then it is
-/// told again and again; later once, for at its own end mpirun would be ended by it.
-int wait_for_ranks(ChildProcess& mpirun, const Session& session) {
+/// told again and again. Before it listens, and at its own end when it no longer does, it would be ended by that.
+int wait_for_ranks(ChildProcess& mpirun, Relays& relays, const Session& session) {
   const Clock::time_point begin = Clock::now();
   Clock::time_point told{};
   while (mpirun.running()) {
     const Clock::time_point now = Clock::now();
     const bool starting = now - begin < kStart;
-    if (session.stop->load() && (told == Clock::time_point{} || (starting && now - told > kTellAgain))) {
+    const bool stops = session.stop->load();
+    if (stops && (told == Clock::time_point{} || (starting && now - told > kTellAgain)) && mpirun.catches(SIGUSR1)) {
       mpirun.signal(SIGUSR1);
       told = now;
     }
-    wait_for_any({&mpirun}, kLookAgain);
+    // An mpirun that waits for us to take its output hands nothing on.
+    const size_t most_held = stops ? std::numeric_limits<size_t>::max() : kMostHeld;
+    relays.output.move(most_held);
+    relays.errors.move(most_held);
+    wait_for_output(relays, most_held);
   }
+  relays.output.move(std::numeric_limits<size_t>::max());
+  relays.errors.finish();  // before we may wait for the reader of the other
+  relays.output.finish();
   return mpirun.exit_code().value();
 }
 
@@ -63,6 +89,7 @@ std::string what_ended(const ChildProcess& mpirun) {
                      "theirs may be left");
   }
   const int code = mpirun.exit_code().value();
+  if (code == kExitFailed) return "mpirun ended without a word of its ranks (its exit code is 1), as it does when it is told to end";
   return join_text("a rank was ended", code > 128 ? join_text(" by signal ", code - 128) : "", " (mpirun's exit code is ", code,
                    "), and mpirun ended the others");
 }
@@ -79,8 +106,12 @@ int launch(const LaunchArguments& arguments, Session& session) {
   if (arguments.num_threads > 0) program.insert(program.end(), {"--set", join_text("execution.threads=", arguments.num_threads)});
   const std::vector<std::string> command = mpirun_command(arguments.num_ranks, arguments.num_threads, program);
   const std::unique_ptr<ChildProcess> mpirun = start_mpirun(command);
-  const int code = wait_for_ranks(*mpirun, session);
-  if (code == kExitDone || code == kExitFailed || code == kExitWrongUse) return code;
+  Relays relays = {.output = Relay(mpirun->output_descriptor(), STDOUT_FILENO),
+                   .errors = Relay(mpirun->error_descriptor(), STDERR_FILENO)};
+  const int code = wait_for_ranks(*mpirun, relays, session);
+  if (relays.output.failed()) session.out.setstate(std::ios::badbit);  // told as that of any other verb
+  const bool told = relays.errors.tail().find("switchyard: ") != std::string::npos;
+  if (code == kExitDone || code == kExitWrongUse || (code == kExitFailed && told)) return code;
   // Ranks that are asked to stop before they listen are ended by the asking.
   throw DataError(join_text(session.stop->load() ? "stopped, perhaps before all could save: " : "", what_ended(*mpirun),
                             "; what was saved can be resumed: switchyard launch -n ", arguments.num_ranks,

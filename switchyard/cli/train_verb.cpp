@@ -152,6 +152,9 @@ RunConfig read_run(const TrainArguments& arguments) {
   SWITCHYARD_CHECK(arguments.resume.empty() || path_exists(fs::path(arguments.resume) / "config.toml"), UsageError,
                    arguments.resume, " is no run folder: it has no config.toml; start a run there with --out instead");
   const fs::path path = arguments.config.empty() ? fs::path(arguments.resume) / "config.toml" : fs::path(arguments.config);
+  SWITCHYARD_CHECK(!started_by_mpi() || !path_exists(path) || fs::is_regular_file(path), UsageError, path.string(),
+                   " is no regular file: each rank reads the configuration itself, and none has the standard input of launch or "
+                   "mpirun; write it into a file and give that as CONFIG");
   RunConfig config;
   read_config(parse_config_file(path, arguments.overrides), config);
   return config;

@@ -9,6 +9,8 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <fstream>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -55,15 +57,13 @@ std::vector<std::string> child_environment(const std::map<std::string, std::stri
 }
 
 // Between fork and exec only calls that are safe in a signal handler: other threads of the parent may hold locks.
-// @param output, error  -1: those of the parent
 [[noreturn]] void become(char** arguments, char** environment, const char* folder, pid_t parent, int orphaned, int output,
                          int error, int failure) {
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, orphaned);
   const int nothing = open("/dev/null", O_RDONLY);
-  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 &&
-      (output < 0 || dup2(output, STDOUT_FILENO) >= 0) && (error < 0 || dup2(error, STDERR_FILENO) >= 0) &&
-      chdir(folder) == 0) {
+  if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0 && dup2(output, STDOUT_FILENO) >= 0 &&
+      dup2(error, STDERR_FILENO) >= 0 && chdir(folder) == 0) {
     // What is ignored would stay so through exec.
     for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGPIPE, SIGXFSZ}) ::signal(number, SIG_DFL);
     execvpe(arguments[0], arguments, environment);
@@ -94,15 +94,14 @@ std::string take_from(int& descriptor) {
 
 }  // namespace
 
-ChildProcess::ChildProcess(const ChildCommand& command) {
+ChildProcess::ChildProcess(const ChildCommand& command) : reading_(command.output) {
   SWITCHYARD_CHECK(!command.arguments.empty(), UsageError, "a child process needs a program to run");
   std::vector<std::string> arguments = command.arguments;
   std::vector<std::string> environment = child_environment(command.environment);
   const std::vector<char*> argument_pointers = pointers(arguments);
   const std::vector<char*> environment_pointers = pointers(environment);
-  const bool reads = command.output == ChildOutput::Read;
-  Pipe output = reads ? open_pipe() : Pipe();
-  Pipe error = reads ? open_pipe() : Pipe();
+  Pipe output = open_pipe();
+  Pipe error = open_pipe();
   Pipe failure = open_pipe();  // carries errno when exec fails; exec closes it otherwise
   const std::string folder = command.folder.empty() ? "." : command.folder.string();
   const pid_t parent = getpid();
@@ -130,7 +129,6 @@ ChildProcess::ChildProcess(const ChildCommand& command) {
   }
   output_ = output.read_end;
   error_ = error.read_end;
-  if (!reads) return;
   fcntl(output_, F_SETFL, O_NONBLOCK);
   fcntl(error_, F_SETFL, O_NONBLOCK);
 }
@@ -162,6 +160,7 @@ std::string ChildProcess::read_output() {
 }
 
 void ChildProcess::read_available() {
+  if (reading_ == ChildOutput::Piped) return;
   unread_ += take_from(output_);
   error_tail_ += take_from(error_);
   if (error_tail_.size() > kErrorTailBytes) error_tail_.erase(0, error_tail_.size() - kErrorTailBytes);
@@ -188,7 +187,8 @@ bool ChildProcess::running() {
 
 int ChildProcess::wait() {
   // Both outputs at once: a child that fills one while we wait on the other would hang.
-  for (read_available(); output_ >= 0 || error_ >= 0; read_available()) wait_for_any({this}, std::chrono::milliseconds(-1));
+  const auto reads = [this] { return reading_ == ChildOutput::Read && (output_ >= 0 || error_ >= 0); };
+  for (read_available(); reads(); read_available()) wait_for_any({this}, std::chrono::milliseconds(-1));
   if (exit_code_) return *exit_code_;
   int status = 0;
   while (waitpid(pid_, &status, 0) < 0) {
@@ -199,6 +199,16 @@ int ChildProcess::wait() {
 
 void ChildProcess::signal(int number) {
   if (!exit_code_) kill(pid_, number);
+}
+
+bool ChildProcess::catches(int number) const {
+  if (exit_code_) return false;
+  std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    constexpr std::string_view kCaught = "SigCgt:";  // a set, as a number in base 16
+    if (line.starts_with(kCaught)) return (std::stoull(line.substr(kCaught.size()), nullptr, 16) >> (number - 1) & 1U) != 0;
+  }
+  return false;
 }
 
 ChildResult run_child(const ChildCommand& command) {

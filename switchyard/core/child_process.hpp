@@ -14,8 +14,8 @@
 namespace switchyard {
 
 enum class ChildOutput {
-  Read,       // by the ChildProcess
-  Inherited,  // goes where that of this process goes; there is nothing to read then
+  Read,   // by the ChildProcess
+  Piped,  // by its owner, from the descriptors; the ChildProcess reads nothing then
 };
 
 struct ChildCommand {
@@ -27,7 +27,8 @@ struct ChildCommand {
 };
 
 /// Runs with an empty standard input, in a process group of its own, so that Ctrl-C reaches only the parent, which decides;
-/// gets a signal when the parent, or the thread of it that made this object, dies. Its output is read without blocking.
+/// gets a signal when the parent, or the thread of it that made this object, dies. Its output is read without blocking. It is
+/// never the parent's own: a child in another process group is stopped when it writes to a terminal with `stty tostop`.
 class ChildProcess {
  public:
   /// @throws DataError when the program cannot be started, with the reason
@@ -45,7 +46,8 @@ class ChildProcess {
   [[nodiscard]] const std::string& error_tail() const { return error_tail_; }
   /// False once the child has ended; its last lines may still be read then.
   [[nodiscard]] bool running();
-  /// Reads on until the child has ended and returns its exit code. Its output may still be read then.
+  /// Reads on until the child has ended and returns its exit code. Its output may still be read then. A Piped one must not write
+  /// more than a pipe holds.
   int wait();
   /// Exit code; 128 + signal when a signal ended it. None while running.
   [[nodiscard]] std::optional<int> exit_code() const { return exit_code_; }
@@ -54,6 +56,8 @@ class ChildProcess {
   [[nodiscard]] std::optional<int> ending_signal() const { return ending_signal_; }
   /// Sends the signal if the child still runs.
   void signal(int number);
+  /// Whether the child has a handler for the signal now.
+  [[nodiscard]] bool catches(int number) const;
 
   [[nodiscard]] int output_descriptor() const { return output_; }
   [[nodiscard]] int error_descriptor() const { return error_; }
@@ -61,6 +65,7 @@ class ChildProcess {
  private:
   void read_available();
   int note_end(int status);
+  ChildOutput reading_ = ChildOutput::Read;
   pid_t pid_ = -1;
   int output_ = -1;
   int error_ = -1;

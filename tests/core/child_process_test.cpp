@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
 
 #include "switchyard/core/error.hpp"
@@ -43,18 +44,28 @@ TEST(ChildProcess, HasTheEnvironmentItIsGivenAndNoInput) {
   EXPECT_THAT(run_to_end(child), ElementsAre("a b", "end"));
 }
 
-TEST(ChildProcess, MayWriteWhereItsParentDoes) {
-  ::testing::internal::CaptureStdout();
-  ::testing::internal::CaptureStderr();
+TEST(ChildProcess, LeavesToItsOwnerWhatIsPiped) {
   ChildCommand command = shell("echo said; echo wrong >&2; kill -PIPE $$; echo lives");
-  command.output = ChildOutput::Inherited;
+  command.output = ChildOutput::Piped;
   const auto handler = std::signal(SIGPIPE, SIG_IGN);
   ChildProcess child(command);
   EXPECT_EQ(child.wait(), 128 + SIGPIPE) << "what this process ignores ends the child";
   std::signal(SIGPIPE, handler);
   EXPECT_THAT(child.read_lines(), ElementsAre());
-  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "said\n");
-  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "wrong\n");
+  EXPECT_EQ(child.error_tail(), "");
+  std::array<char, 16> buffer{};
+  EXPECT_EQ(std::string(buffer.data(), read(child.output_descriptor(), buffer.data(), buffer.size())), "said\n");
+  EXPECT_EQ(std::string(buffer.data(), read(child.error_descriptor(), buffer.data(), buffer.size())), "wrong\n");
+}
+
+TEST(ChildProcess, TellsWhatItCatches) {
+  ChildProcess child(shell("trap : USR1; echo ready; while true; do read x < /dev/zero; done"));
+  while (child.read_lines().empty()) wait_for_any({&child}, kWait);
+  EXPECT_TRUE(child.catches(SIGUSR1));
+  EXPECT_FALSE(child.catches(SIGUSR2));
+  child.signal(SIGKILL);
+  (void)child.wait();
+  EXPECT_FALSE(child.catches(SIGUSR1));
 }
 
 TEST(ChildProcess, KeepsTheEndOfALongErrorOutput) {
@@ -83,10 +94,9 @@ TEST(ChildProcess, GetsTheSignalItIsToGetWhenItsParentDies) {
   ASSERT_EQ(pipe(ends), 0);
   const pid_t parent = fork();
   if (parent == 0) {
-    ChildCommand command = shell("trap 'echo told; exit 0' USR1; echo ready; while true; do true; done");
-    command.output = ChildOutput::Inherited;
+    const std::string ours = std::to_string(ends[1]);
+    ChildCommand command = shell("exec >&" + ours + "; trap 'echo told; exit 0' USR1; echo ready; while true; do true; done");
     command.orphaned = SIGUSR1;
-    dup2(ends[1], STDOUT_FILENO);
     const ChildProcess orphan(command);
     close(ends[1]);
     while (true) pause();
