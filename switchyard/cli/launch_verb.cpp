@@ -89,7 +89,7 @@ std::string what_ended(const ChildProcess& mpirun) {
                      "theirs may be left");
   }
   const int code = mpirun.exit_code().value();
-  if (code == kExitFailed) return "mpirun ended without a word of its ranks (its exit code is 1), as it does when it is told to end";
+  if (code == kExitFailed) return "mpirun ended with exit code 1 and no rank said why, as where mpirun itself is told to end";
   return join_text("a rank was ended", code > 128 ? join_text(" by signal ", code - 128) : "", " (mpirun's exit code is ", code,
                    "), and mpirun ended the others");
 }

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from switchyard_program import PROGRAM, has_checkpoint, make_corpus, run, start, stop, wait_until, write_config
 
 LIMIT_SECONDS = 30
+UNWRITTEN = "switchyard: the output could not be written (disk full or pipe closed)\n"
 
 
 @pytest.fixture(scope="session")
@@ -253,6 +255,109 @@ def test_a_parent_that_ignores_its_children_learns_of_the_failure(work):
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     run("launch", "-n", 2, "--", "train", work / "nothing.toml", code=2, preexec_fn=ignore)
+
+
+def test_a_reader_who_goes_away_does_not_end_the_run(work, config):
+    folder = work / "unread"
+    process = start("launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", folder, "--json",
+                    "--set", "steps=40", "--set", "evaluation.every=1")
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(LIMIT_SECONDS) == 1
+    assert err.endswith(UNWRITTEN) and "SIGPIPE" not in err
+    assert (len(losses(folder)), records(folder, "end")[-1]["reason"]) == (40, "done")
+
+
+def test_output_that_cannot_be_written_is_no_success(work, config):
+    words = [PROGRAM, "launch", "-n", "2", "--threads", "1", "--", "train", config, "--set", "steps=1", "--out"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*words, work / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT_SECONDS)
+    assert (done.returncode, done.stderr) == (1, UNWRITTEN)
+    done = subprocess.run([*words, work / "closed"], stderr=subprocess.PIPE, text=True, timeout=LIMIT_SECONDS,
+                          preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, UNWRITTEN)
+    assert records(work / "closed", "end")[-1]["reason"] == "done"
+
+
+def test_a_terminal_that_stops_writers_in_the_background_shows_progress(work, config):
+    import pty
+    import select
+    import termios
+
+    ours, terminal = pty.openpty()
+    attributes = termios.tcgetattr(terminal)
+    attributes[3] |= termios.TOSTOP
+    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+    def take_terminal():
+        import fcntl
+
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    words = [PROGRAM, "launch", "-n", "2", "--threads", "1", "--", "train", config, "--out", work / "terminal"]
+    environment = {**{name: text for name, text in os.environ.items() if name != "NO_COLOR"}, "TERM": "xterm"}
+    process = subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, preexec_fn=take_terminal)
+    os.close(terminal)
+    shown = b""
+    try:
+        while select.select([ours], [], [], LIMIT_SECONDS)[0]:
+            shown += os.read(ours, 4096)
+    except OSError:  # everybody has closed the terminal
+        assert process.wait(LIMIT_SECONDS) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"\r\x1b[J" in shown and b"done: " in shown
+
+
+def test_a_configuration_that_ranks_cannot_read_is_refused(work, config):
+    words = ["train", "/dev/stdin", "--set", "steps=1", "--out"]
+    for ranks in (1, 2):
+        with open(config) as text:
+            refused = run("launch", "-n", ranks, "--threads", 1, "--", *words, work / "stdin", stdin=text, code=2)
+        assert refused.stderr.count("switchyard: /dev/stdin is no regular file") == 1
+    assert not (work / "stdin").exists()
+    with open(config) as text:
+        run(*words, work / "stdin", stdin=text)
+    assert losses(work / "stdin")
+
+
+def with_mpirun(folder, text):
+    """An environment in which that program is mpirun."""
+    folder.mkdir()
+    (folder / "mpirun").write_text(f"#!{sys.executable}\n{text}")
+    (folder / "mpirun").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+# Told while it does not listen it would be ended, so it says how often it is.
+LISTENS_FOR_A_WHILE = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("starting", flush=True)
+early = signal.sigtimedwait({signal.SIGUSR1}, 0.3)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+told = signal.sigtimedwait({signal.SIGUSR1}, 20)
+signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+late = signal.sigtimedwait({signal.SIGUSR1}, 1.5)
+print([wish is not None for wish in (early, told, late)])
+"""
+
+
+def test_mpirun_is_told_to_stop_only_while_it_listens(work, config):
+    process = start("launch", "-n", "2", "--", "train", config, env=with_mpirun(work / "listens", LISTENS_FOR_A_WHILE))
+    assert process.stdout.readline() == "starting\n"
+    code, out, err = stop(process, signal.SIGINT)
+    assert (code, out, err) == (0, "[False, True, False]\n", "")
+
+
+def test_an_mpirun_that_ends_without_a_word_is_told(work, config):
+    silent = run("launch", "-n", 2, "--", "train", config, env=with_mpirun(work / "silent", "exit(1)"), code=1)
+    assert "mpirun ended with exit code 1 and no rank said why" in silent.stderr and "what was saved can be resumed" in silent.stderr
+    told = "import sys; sys.exit('switchyard: told')"
+    assert run("launch", "-n", 2, "--", "train", config, env=with_mpirun(work / "talks", told), code=1).stderr == "switchyard: told\n"
 
 
 def test_wrong_use_is_told_once_with_its_exit_code(work, config):
