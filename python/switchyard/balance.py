@@ -203,7 +203,7 @@ class BalanceLoss:
         self._step, self.frame = None, None
         self.step_number += 1
         if report.tokens > 0:
-            self._remember(report.counts_LE)
+            self._remember(report.counts_LE.clone())  # the report is the caller's
         return report
 
     def change(self, *, scope: Optional[str] = None, coefficient: Optional[float] = None) -> None:
@@ -242,11 +242,11 @@ class BalanceLoss:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within it forwards leave no trace: for an evaluation in the middle of a step. Run it under torch.no_grad()."""
-        frame, self.frame = self.frame, None
+        frame, step, self.frame = self.frame, self._step, None
         try:
             yield
         finally:
-            self.frame = frame
+            self.frame = frame if self._step is step else None  # its step may have ended meanwhile
 
     # State from step to step.
 
@@ -258,6 +258,9 @@ class BalanceLoss:
                 "ema_fractions_LE": self._ema_fractions_LE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._step is not None:
+            raise StateError(f"step {self.step_number}: load_state_dict() within a step; call it between steps, after close_step() or "
+                             "abandon_step()")
         shape = (self.config.num_layers, self.config.num_experts)
         for name, dtype in (("previous_counts_LE", torch.int64), ("ema_fractions_LE", wide_type(self.device))):
             kept_LE = state[name]

@@ -58,7 +58,7 @@ class Frame:
         self.ops = ops
         self.place = place
         self._faults = faults
-        self.segment_T = segment_T
+        self.segment_T = segment_T.clone()  # backward reads it, when the caller may use its memory for the next batch
         self.num_segments = num_segments
         device, wide = segment_T.device, wide_type(segment_T.device)
         layers, experts = config.num_layers, config.num_experts
@@ -152,7 +152,8 @@ class Frame:
         """
         if not self._has_layer(layer):
             return
-        if ids.dim() < 2 or ids.numel() != self.segment_T.shape[0] * ids.shape[-1] or ids.is_floating_point():
+        counts_experts = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if ids.dim() < 2 or ids.shape[-1] == 0 or ids.numel() != self.segment_T.shape[0] * ids.shape[-1] or not counts_experts:
             self._faults.add(ShapeError(f"{self.place}, layer {layer}: choices are {ids.dtype} {list(ids.shape)}; expected int64 "
                                         f"[{self.segment_T.shape[0]}, K], one row per token of the forward"))
             return

@@ -71,6 +71,7 @@ class PlannedStep(Step):
 
     def _close(self, micro_batch: int, frame: Frame) -> None:
         if micro_batch < self._num_closed:  # given up
+            self._fill_with_nothing(frame)
             return
         self._unfilled.append(micro_batch)
         self._add_up(micro_batch, frame, self._problems_of(micro_batch))
@@ -80,8 +81,13 @@ class PlannedStep(Step):
     def _give_up(self) -> None:
         self._add_up_missing()
         for frame in self.frames.values():
-            if not frame.filled:  # a backward that raised would leave the others in the sum of close_step()
-                frame.fill(torch.zeros_like(frame.prob_sums_LSE), 0.0, 0.0)
+            self._fill_with_nothing(frame)
+
+    @staticmethod
+    def _fill_with_nothing(frame: Frame) -> None:
+        """A backward that raised would leave the other ranks in the sum of close_step()."""
+        if not frame.filled:
+            frame.fill(torch.zeros_like(frame.prob_sums_LSE), 0.0, 0.0)
 
     def _without_backward(self) -> list[Frame]:
         """A step without any backward trains nothing, so no loss is missing beside another: its batches were skipped."""

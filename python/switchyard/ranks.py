@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import ConfigError
+
 
 class Ranks:
     """Adds numbers up over the ranks among which the tokens of a micro-batch are divided.
@@ -26,6 +28,8 @@ class Ranks:
         initialised = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size(self._group) if initialised else 1
         self.rank = dist.get_rank(self._group) if initialised else 0
+        if self.size < 1:  # torch says -1, and leaves sums out with a warning
+            raise ConfigError("this process is not in the process_group that was given; give each rank a group that it belongs to")
 
     def start_sum(self, values: Tensor) -> Optional[dist.Work]:
         """Begins to add up in place. Wait for what is returned, if anything."""

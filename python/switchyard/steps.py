@@ -80,6 +80,8 @@ class Step(abc.ABC):
         if micro_batch in self.closed:
             return
         if micro_batch == len(self.closed):
+            if self.ranks.size == 1:  # before anything is booked: the forward may be run again
+                self._raise_problems(micro_batch, self._problems_of(micro_batch))
             self.closed.append(micro_batch)
             self._close(micro_batch, frame)
             return

@@ -318,3 +318,118 @@ def test_state_of_another_shape():
     state["previous_counts_LE"] = None
     with pytest.raises(ConfigError, match="is of scope 'previous_step'"):
         make_loss("ema(0.5)").load_state_dict(state)
+
+
+def test_state_is_loaded_between_steps_only():
+    loss = make_loss("previous_step")
+    state = loss.state_dict()
+    loss.begin_step([[4, 2]])
+    with pytest.raises(StateError, match=r"load_state_dict\(\) within a step"):
+        loss.load_state_dict(state)
+
+
+def step_of(loss, weights, batches, before=lambda: None):
+    """Values and gradients of a step whose forwards all come before its backwards."""
+    loss.begin_step([batch.tokens for batch in batches])
+    before()
+    outs = [forward(loss, weights, batch, number) for number, batch in enumerate(batches)]
+    loss.close_counting()
+    return [gradients(out, weights) for out in outs], loss.close_step()
+
+
+@pytest.mark.parametrize("scope", ["optimizer_batch", "sequences(2)", "prefix"])
+def test_a_forward_that_failed_may_be_run_again(scope):
+    """What close_forward() refused is not booked: the step is that of a loss to which it never happened."""
+    weights, batches = make_weights(), [batch_of(4, 2), batch_of(3, 3)]
+    expected, _ = step_of(make_loss(scope), weights, batches)
+    loss = make_loss(scope)
+
+    def fail():
+        loss.begin_forward(batches[0].segments)
+        skip_record(loss, weights, batches[0].x)
+        with pytest.raises(StateError, match="no choices were recorded"):
+            loss.close_forward()
+
+    got, _ = step_of(loss, weights, batches, fail)
+    for got_of, expected_of in zip(got, expected):
+        assert all(torch.equal(a, b) for a, b in zip(got_of, expected_of))
+
+
+def test_the_report_is_the_callers():
+    weights, batches = make_weights(), [batch_of(4, 2)]
+    first, second = make_loss("previous_step"), make_loss("previous_step")
+    step_of(first, weights, batches)
+    _, report = step_of(second, weights, batches)
+    report.counts_LE.add_(torch.arange(E))
+    for a, b in zip(step_of(first, weights, batches)[0][0], step_of(second, weights, batches)[0][0]):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("ops", ["compiled", "composite"])
+def test_segments_may_be_overwritten_before_backward(ops):
+    weights, batch = make_weights(), batch_of(4, 2)
+    expected, _ = step_of(make_loss("micro_batch", ops=ops), weights, [batch])
+    loss = make_loss("micro_batch", ops=ops)
+    loss.begin_step([batch.tokens])
+    buffer = batch.segments.clone()
+    loss.begin_forward(buffer)
+    out = whole(loss, weights, batch.x) * 0.0
+    loss.close_forward()
+    buffer.fill_(-1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(out, weights), expected[0]))
+
+
+@pytest.mark.parametrize("ids", [torch.ones(8, E, dtype=torch.bool), torch.zeros(8, 2, dtype=torch.complex64), torch.zeros(8, 0, dtype=torch.int64)])
+def test_choices_that_name_no_expert(ids):
+    """A map of booleans would count as experts 0 and 1."""
+    batch = batch_of(4, 2)
+    loss = make_loss("prefix")
+    loss.begin_step([[4, 2]])
+    loss.begin_forward(batch.segments)
+    with pytest.raises(ShapeError, match="choices are torch"):
+        loss.record(0, ids)
+
+
+def test_a_pause_over_the_end_of_a_step_leaves_no_forward():
+    weights, batch = make_weights(), batch_of(4, 2)
+    loss = make_loss("micro_batch")
+    loss.begin_step([batch.tokens])
+    gradients(forward(loss, weights, batch, 0), weights)
+    with loss.paused():
+        loss.close_step()
+    assert loss.frame is None
+
+
+def test_a_group_of_others(monkeypatch):
+    """torch says that it has -1 ranks, leaves sums out, and a mean over ranks would turn the gradient round."""
+    loss = make_loss("ranks", ("mean", "mean"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: -1)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: -1)
+    with pytest.raises(ConfigError, match="not in the process_group"):
+        loss.begin_step()
+
+
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch", "optimizer_batch"])
+def test_forwards_after_a_rank_has_given_up(scope):
+    """Their backward is left alone, for the others wait in the sum of close_step(), where all are told."""
+    weights, batch = make_weights(), batch_of(4, 2)
+    found = [None, None]
+
+    def work(rank, ranks):
+        loss = make_loss(scope, ("mean", "mean"), ranks)
+        loss.begin_step([batch.tokens])
+        try:
+            if rank == 1:
+                with torch.no_grad():
+                    forward(loss, weights, batch, 5)
+            own = [weight.detach().clone().requires_grad_() for weight in weights]
+            out = forward(loss, own, batch, 0)
+            loss.close_counting()
+            gradients(out, own)
+            loss.close_step()
+        except switchyard.SwitchyardError as error:
+            found[rank] = str(error)
+
+    run_ranks(2, work)
+    assert "another rank" in found[0] and "micro-batch 5" in found[1]

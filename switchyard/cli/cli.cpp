@@ -58,7 +58,11 @@ size_t place_of_unknown_verb(const CLI::App& app, const std::vector<std::string>
   if (verb.get_require_subcommand_min() == 0 || !verb.get_subcommands().empty()) return kNotFound;
   const std::string name = full_name(verb);
   const auto depth = static_cast<size_t>(std::count(name.begin(), name.end(), ' '));
-  return depth < arguments.size() && !arguments[depth].starts_with("-") ? depth : kNotFound;
+  size_t words = 0;  // options such as --help may stand before them
+  for (size_t place = 0; place < arguments.size(); ++place) {
+    if (!arguments[place].starts_with("-") && words++ == depth) return place;
+  }
+  return kNotFound;
 }
 
 // For `--set a=1 b=2`.

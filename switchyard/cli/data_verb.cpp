@@ -99,6 +99,8 @@ BuildOptions build_options(const BuildArguments& arguments) {
     const double cap = *arguments.cap_megabytes;
     SWITCHYARD_CHECK(cap >= 0.0 && cap <= kLargestCapMegabytes, UsageError, "--cap is ", cap, "; expected 0 (no limit) to ",
                      kLargestCapMegabytes, " MB");
+    SWITCHYARD_CHECK(cap == 0.0 || cap * static_cast<double>(kBytesPerMegabyte) >= 1.0, UsageError, "--cap is ", cap,
+                     " MB, less than a byte; expected 0 (no limit), or more");
     options.cap_bytes = static_cast<int64_t>(cap * static_cast<double>(kBytesPerMegabyte));
   }
   options.tokenizer.vocab_size = arguments.vocab_size;

@@ -47,8 +47,11 @@ int export_model(const ExportArguments& arguments, Session& session) {
   export_hf(load_checkpoint_model(checkpoint, ComputeType::Float32), staged.path(), dataset.end_of_document());
   export_tokenizer_for_transformers(dataset.tokenizer_path(), staged.path());
   staged.commit();
+  // transformers' default products over experts want rows of a multiple of 16 bytes.
+  const bool odd = info.config.model.width % 4 != 0 || info.config.model.expert_width % 4 != 0;
   session.out << "exported " << checkpoint.string() << " to " << arguments.folder
-              << "\nload it with transformers.AutoModelForCausalLM and AutoTokenizer\n";
+              << "\nload it with transformers.AutoModelForCausalLM and AutoTokenizer"
+              << (odd ? "; its widths are no multiples of 4, so pass experts_implementation=\"eager\"\n" : "\n");
   return kExitDone;
 }
 

@@ -1,7 +1,12 @@
 #include "switchyard/data/manifest.hpp"
 
+#include <algorithm>
+#include <cctype>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
 
 namespace switchyard {
@@ -31,13 +36,22 @@ Json to_json(const DomainRecord& domain) {
           {"documents", domain.documents}, {"train", to_json(domain.train)},    {"heldout", to_json(domain.heldout)}};
 }
 
+// The library would cut a fraction off, and wrap a number that is too large.
+int64_t whole_number(const Json& json, const char* key) {
+  const Json& value = json.at(key);
+  const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()}
+                                               : value.is_number_integer() && value.get<int64_t>() >= 0;
+  SWITCHYARD_CHECK(fits, DataError, "'", key, "' is ", value.dump(), ", no whole number of 0 or more");
+  return value.get<int64_t>();
+}
+
 PackageRecord package_from(const Json& json) {
   PackageRecord package;
   json.at("name").get_to(package.name);
   json.at("version").get_to(package.version);
   json.at("file").get_to(package.file);
   json.at("sha256").get_to(package.sha256);
-  json.at("bytes").get_to(package.bytes);
+  package.bytes = whole_number(json, "bytes");
   return package;
 }
 
@@ -45,8 +59,8 @@ SplitRecord split_from(const Json& json) {
   SplitRecord split;
   json.at("file").get_to(split.file);
   json.at("sha256").get_to(split.sha256);
-  json.at("documents").get_to(split.documents);
-  json.at("tokens").get_to(split.tokens);
+  split.documents = whole_number(json, "documents");
+  split.tokens = whole_number(json, "tokens");
   return split;
 }
 
@@ -55,13 +69,45 @@ DomainRecord domain_from(const Json& json) {
   json.at("name").get_to(domain.name);
   json.at("description").get_to(domain.description);
   json.at("license").get_to(domain.license);
+  SWITCHYARD_CHECK(json.at("packages").is_array(), DataError, "'packages' is no list");
   for (const Json& package : json.at("packages")) domain.packages.push_back(package_from(package));
   json.at("text_sha256").get_to(domain.text_sha256);
-  json.at("text_bytes").get_to(domain.text_bytes);
-  json.at("documents").get_to(domain.documents);
+  domain.text_bytes = whole_number(json, "text_bytes");
+  domain.documents = whole_number(json, "documents");
   domain.train = split_from(json.at("train"));
   domain.heldout = split_from(json.at("heldout"));
   return domain;
+}
+
+void check_domains(const Manifest& manifest) {
+  std::set<std::string> names, files;
+  for (const DomainRecord& domain : manifest.domains) {
+    SWITCHYARD_CHECK(is_domain_name(domain.name), DataError, toml_value(domain.name), " is no name of a domain");
+    SWITCHYARD_CHECK(names.insert(domain.name).second, DataError, "two domains are named '", domain.name, "'");
+    for (const SplitRecord* split : {&domain.train, &domain.heldout}) {
+      SWITCHYARD_CHECK(files.insert(split->file).second, DataError, "the shard ", split->file, " is named twice");
+    }
+    SWITCHYARD_CHECK(domain.documents == domain.train.documents + domain.heldout.documents, DataError, "domain '", domain.name, "' has ",
+                     domain.documents, " documents, but its shards ", domain.train.documents, " and ", domain.heldout.documents);
+  }
+}
+
+Manifest manifest_from(const Json& json) {
+  Manifest manifest;
+  json.at("source").get_to(manifest.source);
+  manifest.cap_bytes = whole_number(json, "cap_bytes");
+  manifest.vocab_size = whole_number(json, "vocab_size");
+  manifest.end_of_document = whole_number(json, "end_of_document");
+  SWITCHYARD_CHECK(manifest.end_of_document < manifest.vocab_size, DataError, "'end_of_document' is ", manifest.end_of_document,
+                   ", which a vocabulary of ", manifest.vocab_size, " does not have");
+  json.at("tokenizer_sha256").get_to(manifest.tokenizer_sha256);
+  json.at("heldout_fraction").get_to(manifest.heldout_fraction);
+  SWITCHYARD_CHECK(manifest.heldout_fraction > 0.0 && manifest.heldout_fraction <= 0.5, DataError, "'heldout_fraction' is ",
+                   manifest.heldout_fraction, ", which is not in (0, 0.5]");
+  SWITCHYARD_CHECK(json.at("domains").is_array(), DataError, "'domains' is no list");
+  for (const Json& domain : json.at("domains")) manifest.domains.push_back(domain_from(domain));
+  check_domains(manifest);
+  return manifest;
 }
 
 // Without the library's name for it: "[json.exception.out_of_range.403] key 'version' not found".
@@ -88,25 +134,29 @@ std::string manifest_to_json(const Manifest& manifest) {
   return json.dump(2) + "\n";
 }
 
+bool is_domain_name(std::string_view name) {
+  return !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char letter) {
+    return std::isalnum(letter) != 0 || letter == '_' || letter == '-';
+  });
+}
+
 Manifest manifest_from_json(std::string_view text, std::string_view name) {
+  const auto problem = [name](std::string_view what) {
+    return DataError(join_text(name, ": not a data set manifest: ", what, "; build the data set again"));
+  };
+  Json json;
+  int64_t version = 0;
   try {
-    const Json json = Json::parse(text);
-    SWITCHYARD_CHECK(json.at("format").get<std::string>() == kFormat, DataError, name, ": 'format' is not '", kFormat, "'; build the data set again");
-    const auto version = json.at("version").get<int64_t>();
-    SWITCHYARD_CHECK(version == kDatasetVersion, DataError, name, ": data set version ", version, ", this program reads ",
-                     kDatasetVersion, "; build the data set again");
-    Manifest manifest;
-    json.at("source").get_to(manifest.source);
-    json.at("cap_bytes").get_to(manifest.cap_bytes);
-    json.at("vocab_size").get_to(manifest.vocab_size);
-    json.at("end_of_document").get_to(manifest.end_of_document);
-    json.at("tokenizer_sha256").get_to(manifest.tokenizer_sha256);
-    json.at("heldout_fraction").get_to(manifest.heldout_fraction);
-    for (const Json& domain : json.at("domains")) manifest.domains.push_back(domain_from(domain));
-    return manifest;
+    json = Json::parse(text);
+    SWITCHYARD_CHECK(json.at("format").get<std::string>() == kFormat, DataError, "'format' is not '", kFormat, "'");
+    version = whole_number(json, "version");
+    if (version == kDatasetVersion) return manifest_from(json);
   } catch (const nlohmann::json::exception& error) {
-    throw DataError(join_text(name, ": not a data set manifest: ", plain_text(error), "; build the data set again"));
+    throw problem(plain_text(error));
+  } catch (const DataError& error) {
+    throw problem(error.what());
   }
+  throw DataError(join_text(name, ": data set version ", version, ", this program reads ", kDatasetVersion, "; build the data set again"));
 }
 
 }  // namespace switchyard

@@ -58,11 +58,14 @@ struct Manifest {
   bool operator==(const Manifest&) const = default;
 };
 
+/// Names become file names and config keys: letters, digits, '_' and '-' only.
+[[nodiscard]] bool is_domain_name(std::string_view name);
+
 /// JSON, two-space indent, keys in the order above.
 [[nodiscard]] std::string manifest_to_json(const Manifest& manifest);
 
 /// @param name  of the file, for messages
-/// @throws DataError naming the file, and the key that is missing or of the wrong type
+/// @throws DataError naming the file, and the key that is missing, of the wrong type or out of range
 [[nodiscard]] Manifest manifest_from_json(std::string_view text, std::string_view name);
 
 }  // namespace switchyard

@@ -55,13 +55,8 @@ SourceDomain extract_domain(const Recipe& recipe, const PackagePaths& paths, int
   return domain;
 }
 
-// Names become file names and config keys.
 void check_domain_name(const fs::path& folder) {
-  const std::string name = folder.filename().string();
-  const bool good = std::all_of(name.begin(), name.end(), [](unsigned char letter) {
-    return std::isalnum(letter) != 0 || letter == '_' || letter == '-';
-  });
-  SWITCHYARD_CHECK(good, DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
+  SWITCHYARD_CHECK(is_domain_name(folder.filename().string()), DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
 }
 
 // A link that leads nowhere is text that its owner believes to be there.
@@ -85,6 +80,7 @@ fs::path real_folder(const fs::path& folder, const std::vector<fs::path>& way) {
   return real;
 }
 
+// @param keep  of fs::file_type
 template <typename Keep>
 std::vector<fs::path> visible_entries(const fs::path& folder, const Keep& keep) {
   std::vector<fs::path> found;
@@ -92,7 +88,10 @@ std::vector<fs::path> visible_entries(const fs::path& folder, const Keep& keep) 
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     if (entry->path().filename().string().starts_with('.')) continue;
     check_link(*entry);
-    if (keep(*entry)) found.push_back(entry->path());
+    std::error_code unseen;  // a folder may be read and not be entered
+    const fs::file_type type = entry->status(unseen).type();
+    SWITCHYARD_CHECK(!unseen, DataError, "cannot look at ", entry->path().string(), ": ", unseen.message());
+    if (keep(type)) found.push_back(entry->path());
   }
   SWITCHYARD_CHECK(!error, DataError, "cannot read folder ", folder.string(), ": ", error.message());
   std::sort(found.begin(), found.end());
@@ -103,9 +102,9 @@ std::vector<fs::path> visible_entries(const fs::path& folder, const Keep& keep) 
 // @param way  the folders down to this one
 void collect_files(const fs::path& folder, std::vector<fs::path>& way, std::vector<fs::path>& files) {
   way.push_back(real_folder(folder, way));
-  const auto wanted = [](const fs::directory_entry& entry) { return entry.is_directory() || entry.is_regular_file(); };
+  const auto wanted = [](fs::file_type type) { return type == fs::file_type::directory || type == fs::file_type::regular; };
   for (const fs::path& path : visible_entries(folder, wanted)) {
-    if (fs::is_directory(path)) {
+    if (folder_exists(path)) {
       collect_files(path, way, files);
     } else {
       files.push_back(path);
@@ -185,7 +184,7 @@ std::vector<SourceDomain> load_preset(const BuildOptions& options, PackageFetche
 
 std::vector<SourceDomain> load_folder(const BuildOptions& options, Progress& progress) {
   const std::vector<fs::path> folders =
-      visible_entries(options.from, [](const fs::directory_entry& entry) { return entry.is_directory(); });
+      visible_entries(options.from, [](fs::file_type type) { return type == fs::file_type::directory; });
   SWITCHYARD_CHECK(!folders.empty(), DataError, options.from.string(),
                    " holds no folder; expected one folder of text files per domain");
   for (const fs::path& folder : folders) static_cast<void>(real_folder(folder, {fs::canonical(options.from)}));

@@ -104,8 +104,13 @@ std::string train_tokenizer(std::span<const std::vector<std::string_view>> domai
   LineIterator iterator(lines);
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(trainer_settings(options), &iterator, &model);
-  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size, " pieces could be learned (",
-                   reason_of(status.ToString()), "); give more text or a smaller vocabulary");
+  const std::string reason = reason_of(status.ToString());
+  // It goes on with advice about options that are not ours.
+  const bool has_many_characters = reason.find("smaller than required_chars") != kNotFound;
+  SWITCHYARD_CHECK(!has_many_characters, DataError, "a vocabulary of ", options.vocab_size,
+                   " pieces cannot hold all characters of the text (", reason.substr(0, reason.find(". Increase")), "); give a larger one (--vocab-size)");
+  SWITCHYARD_CHECK(status.ok(), DataError, "no tokenizer of ", options.vocab_size, " pieces could be learned (", reason,
+                   "); give more text or a smaller vocabulary");
   return model;
 }
 

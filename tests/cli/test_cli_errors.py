@@ -92,6 +92,16 @@ def test_too_little_text_for_the_tokenizer_says_how_much_it_bears(tmp_path):
     assert "a smaller vocabulary" in done.stderr and ".cc(" not in done.stderr
 
 
+def test_too_small_a_vocabulary_for_the_characters_is_not_said_to_be_too_large(tmp_path):
+    """Its library advises options that this program does not have."""
+    (tmp_path / "text" / "many").mkdir(parents=True)
+    for number in range(20):
+        (tmp_path / "text" / "many" / f"{number}.txt").write_text("".join(chr(0x4E00 + (number + i) % 300) for i in range(300)) * 20)
+    done = run("data", "build", "--from", tmp_path / "text", "--out", tmp_path / "data", "--vocab-size", 300, code=1)
+    assert "cannot hold all characters of the text" in done.stderr and "give a larger one (--vocab-size)" in done.stderr
+    assert "coverage" not in done.stderr and "Increase" not in done.stderr
+
+
 def test_a_folder_without_checkpoint_cannot_be_exported(tmp_path):
     assert "holds no checkpoint" in error_of("export", tmp_path, tmp_path / "out", code=1)
 

@@ -56,6 +56,28 @@ TEST_F(DatasetTest, ManifestReadsBack) {
   EXPECT_EQ(manifest_from_json(manifest_to_json(manifest), "m"), manifest);
 }
 
+// The library that reads JSON would cut 1.9 to 1, and make -1 of 2^64 - 1.
+TEST_F(DatasetTest, NumbersAndNamesOfTheManifestAreChecked) {
+  const std::string good = manifest_to_json(Dataset(folder()).manifest());
+  const auto refused = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+    return error_of<DataError>([&] { (void)manifest_from_json(text, "m"); });
+  };
+  EXPECT_THAT(refused("\"version\": 1", "\"version\": 1.9"), HasSubstr("m: not a data set manifest: 'version' is 1.9, no whole number"));
+  EXPECT_THAT(refused("\"cap_bytes\": 0", "\"cap_bytes\": 18446744073709551615"), HasSubstr("'cap_bytes' is 18446744073709551615"));
+  EXPECT_THAT(refused("\"tokens\": 5", "\"tokens\": -5"), HasSubstr("'tokens' is -5"));
+  EXPECT_THAT(refused("\"tokens\": 5", "\"tokens\": true"), HasSubstr("'tokens' is true"));
+  EXPECT_THAT(refused("\"heldout_fraction\": 0", "\"heldout_fraction\": 70"), HasSubstr("which is not in (0, 0.5]"));
+  EXPECT_THAT(refused("\"end_of_document\": ", "\"end_of_document\": 1000000"), HasSubstr("does not have"));
+  EXPECT_THAT(refused("\"packages\": []", "\"packages\": null"), HasSubstr("'packages' is no list"));
+  EXPECT_THAT(refused("\"name\": \"ada\"", "\"name\": \"bob\""), HasSubstr("two domains are named 'bob'"));
+  EXPECT_THAT(refused("\"name\": \"ada\"", "\"name\": \"../ada\""), HasSubstr("is no name of a domain"));
+  EXPECT_THAT(refused("ada.heldout.tokens", "ada.train.tokens"), HasSubstr("the shard ada.train.tokens is named twice"));
+}
+
 TEST_F(DatasetTest, WhatDoesNotFitIsRefused) {
   EXPECT_THAT(error_of<DataError>([this] { Dataset dataset(scratch_.path()); }), HasSubstr("no data set in"));
   replace_in_manifest("\"version\": 1", "\"version\": 2");
