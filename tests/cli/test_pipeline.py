@@ -226,20 +226,28 @@ def test_a_changed_testbed_is_refused(testbed):
 def test_a_failed_run_leaves_the_others(work, testbed):
     toml, _, _ = testbed
     broken = work / "broken.toml"
-    broken.write_text(toml.read_text() + '[[arms]]\nname = "broken"\noverrides = ["model.width=1073741824"]\n')
+    broken.write_text(toml.read_text() + '[[arms]]\nname = "broken"\noverrides = ["optimizer.learning_rate=1e20"]\n')
     done = run("testbed", broken, "--out", work / "broken", "--set", "seeds=[0]", "--set", "run.steps=2", code=1)
-    assert "run broken-seed0 failed" in done.stderr and "million weights" in done.stderr
+    assert "run broken-seed0 failed" in done.stderr and "router probabilities summed" in done.stderr
     assert "The other runs are kept" in done.stderr
     assert "optimizer_batch" in done.stdout and (work / "broken" / "report.html").exists()
 
 
 def test_nothing_is_said_to_be_kept_where_all_failed(work, testbed):
     toml, _, _ = testbed
-    huge = work / "huge.toml"
-    huge.write_text(toml.read_text().split("[[arms]]")[0] + '[[arms]]\nname = "huge"\noverrides = ["model.width=1073741824"]\n')
-    done = run("testbed", huge, "--out", work / "huge", "--set", "seeds=[0]", code=1)
-    assert "run huge-seed0 failed" in done.stderr and "Repeat the same command" in done.stderr
+    wild = work / "wild.toml"
+    wild.write_text(toml.read_text().split("[[arms]]")[0] + '[[arms]]\nname = "wild"\noverrides = ["optimizer.learning_rate=1e20"]\n')
+    done = run("testbed", wild, "--out", work / "wild", "--set", "seeds=[0]", code=1)
+    assert "run wild-seed0 failed" in done.stderr and "Repeat the same command" in done.stderr
     assert "kept" not in done.stderr
+
+
+def test_a_model_that_cannot_fit_is_refused_before_the_first_run(work, testbed):
+    toml, _, _ = testbed
+    huge = work / "huge.toml"
+    huge.write_text(toml.read_text() + '[[arms]]\nname = "huge"\noverrides = ["model.width=1073741824"]\n')
+    done = run("testbed", huge, "--out", work / "huge", code=2)
+    assert "run huge-seed0: the model has " in done.stderr and not (work / "huge").exists()
 
 
 def test_s_of_one_document_a_domain_is_told(work):
