@@ -8,6 +8,7 @@
 
 #include "switchyard/core/config.hpp"
 #include "switchyard/core/error.hpp"
+#include "switchyard/core/text.hpp"
 
 namespace switchyard {
 namespace {
@@ -110,13 +111,6 @@ Manifest manifest_from(const Json& json) {
   return manifest;
 }
 
-// Without the library's name for it: "[json.exception.out_of_range.403] key 'version' not found".
-std::string plain_text(const nlohmann::json::exception& error) {
-  const std::string text = error.what();
-  const size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
-  return end == std::string::npos ? text : text.substr(end + 2);
-}
-
 }  // namespace
 
 std::string manifest_to_json(const Manifest& manifest) {
@@ -152,7 +146,7 @@ Manifest manifest_from_json(std::string_view text, std::string_view name) {
     version = whole_number(json, "version");
     if (version == kDatasetVersion) return manifest_from(json);
   } catch (const nlohmann::json::exception& error) {
-    throw problem(plain_text(error));
+    throw problem(without_error_name(error.what()));
   } catch (const DataError& error) {
     throw problem(error.what());
   }
