@@ -114,8 +114,6 @@ class PlannedStep(Step):
     def _add_up(self, micro_batch: int, frame: Optional[Frame], problems: Tensor) -> None:
         """Takes part in the sum of a micro-batch over ranks, also where this rank has none."""
         self._num_closed = micro_batch + 1
-        if self.ranks.size == 1:  # several ranks tell each other in the sum, or where there is none in close_step()
-            self._raise_problems(micro_batch, problems)
         if not self._shared:
             self._fill_known()
             return

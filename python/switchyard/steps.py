@@ -80,7 +80,9 @@ class Step(abc.ABC):
         if micro_batch in self.closed:
             return
         if micro_batch == len(self.closed):
-            if self.ranks.size == 1:  # before anything is booked: the forward may be run again
+            # Before anything is booked: the forward may be run again. Several ranks tell each other in the sum, or where there is none
+            # in close_step().
+            if self.ranks.size == 1:
                 self._raise_problems(micro_batch, self._problems_of(micro_batch))
             self.closed.append(micro_batch)
             self._close(micro_batch, frame)

@@ -56,7 +56,8 @@ SourceDomain extract_domain(const Recipe& recipe, const PackagePaths& paths, int
 }
 
 void check_domain_name(const fs::path& folder) {
-  SWITCHYARD_CHECK(is_domain_name(folder.filename().string()), DataError, "folder ", folder.string(), " cannot name a domain; use letters, digits, '_' and '-' only");
+  SWITCHYARD_CHECK(is_domain_name(folder.filename().string()), DataError, "folder ", folder.string(),
+                   " cannot name a domain; use letters, digits, '_' and '-' only");
 }
 
 // A link that leads nowhere is text that its owner believes to be there.
